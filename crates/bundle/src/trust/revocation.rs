@@ -1,0 +1,130 @@
+//! Certificate revocation lists: they only ever restrict what is trusted.
+
+use cutover_core::model::Instant;
+use der::Decode;
+use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject as _};
+use webpki::{BorrowedCertRevocationList, CertRevocationList};
+use x509_cert::crl::CertificateList;
+
+use super::error::{TrustError, printable};
+
+/// Most bytes of revocation lists.
+const BYTES_MAX: usize = 16 << 20;
+/// Most revocation lists.
+const LISTS_MAX: usize = 64;
+
+/// Revocation lists as an operator gives them. Each is checked for its authority's signature only when a path needs it.
+#[derive(Clone, Debug, Default)]
+pub struct RevocationLists {
+    lists: Vec<List>,
+}
+
+#[derive(Clone, Debug)]
+struct List {
+    der: Vec<u8>,
+    issuer: String,
+    this_update: Instant,
+    next_update: Instant,
+}
+
+impl RevocationLists {
+    /// No lists: nothing is known to be revoked.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Whether there are no lists.
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+
+    /// Reads one list in DER, or any number of them in PEM.
+    ///
+    /// # Errors
+    /// [`TrustError::RevocationInvalid`]: also when there is none, so that a wrong file is not taken for "none revoked".
+    pub fn parse(bytes: &[u8]) -> Result<Self, TrustError> {
+        let mut lists = Self::none();
+        lists.add(bytes)?;
+        Ok(lists)
+    }
+
+    /// Adds what [`RevocationLists::parse`] would read.
+    ///
+    /// # Errors
+    /// As [`RevocationLists::parse`].
+    pub fn add(&mut self, bytes: &[u8]) -> Result<(), TrustError> {
+        let invalid = |reason: String| TrustError::RevocationInvalid { reason };
+        if bytes.len() > BYTES_MAX {
+            return Err(invalid(format!("it has more than {BYTES_MAX} bytes")));
+        }
+        let before = self.lists.len();
+        if bytes.first() == Some(&0x30) {
+            self.lists.push(List::read(bytes)?);
+        } else {
+            for list in CertificateRevocationListDer::pem_slice_iter(bytes) {
+                let list = list.map_err(|error| invalid(error.to_string()))?;
+                self.lists.push(List::read(&list)?);
+                if self.lists.len() > LISTS_MAX {
+                    return Err(invalid(format!("there are more than {LISTS_MAX} lists")));
+                }
+            }
+        }
+        if self.lists.len() == before {
+            return Err(invalid("there is no revocation list in the file".to_owned()));
+        }
+        // The newest list of an authority speaks for it.
+        self.lists.sort_by_key(|list| std::cmp::Reverse((list.this_update, list.next_update)));
+        Ok(())
+    }
+
+    /// The lists for a path search at `now`.
+    pub(super) fn at(&self, now: Instant) -> Result<Vec<CertRevocationList<'_>>, TrustError> {
+        if let Some(list) = self.lists.iter().find(|list| list.this_update > now) {
+            return Err(TrustError::RevocationInvalid {
+                reason: format!("the list of `{}` is from {}; it is {now}", list.issuer, list.this_update),
+            });
+        }
+        self.lists
+            .iter()
+            .map(|list| {
+                BorrowedCertRevocationList::from_der(&list.der).map(CertRevocationList::from).map_err(
+                    |error| TrustError::RevocationInvalid {
+                        reason: format!("the list of `{}`: {error}", list.issuer),
+                    },
+                )
+            })
+            .collect()
+    }
+
+    /// Says which list ended at `next_update`.
+    pub(super) fn stale(&self, next_update: Instant, now: Instant) -> TrustError {
+        let issuer = self
+            .lists
+            .iter()
+            .find(|list| list.next_update == next_update)
+            .map_or_else(|| "?".to_owned(), |list| list.issuer.clone());
+        TrustError::RevocationStale { issuer, next_update, now }
+    }
+}
+
+impl List {
+    fn read(der: &[u8]) -> Result<Self, TrustError> {
+        let invalid = |reason: String| TrustError::RevocationInvalid { reason };
+        let parsed: CertificateList =
+            CertificateList::from_der(der).map_err(|error| invalid(error.to_string()))?;
+        let issuer = printable(&parsed.tbs_cert_list.issuer.to_string());
+        let time = |time: x509_cert::time::Time| {
+            i64::try_from(time.to_unix_duration().as_secs())
+                .ok()
+                .and_then(Instant::from_unix)
+                .ok_or_else(|| invalid(format!("the list of `{issuer}` has a time out of range")))
+        };
+        let this_update = time(parsed.tbs_cert_list.this_update)?;
+        let next_update = parsed
+            .tbs_cert_list
+            .next_update
+            .ok_or_else(|| invalid(format!("the list of `{issuer}` does not say until when it holds")))?;
+        let next_update = time(next_update)?;
+        Ok(Self { der: der.to_vec(), this_update, next_update, issuer })
+    }
+}

@@ -1,0 +1,12 @@
+//! The crate through its public API: containers, payloads, anchors, and other people's tools.
+
+#![allow(missing_docs, unreachable_pub, clippy::disallowed_methods)]
+
+mod anchor;
+mod container;
+mod hostile;
+mod openssl;
+mod payload;
+mod pkcs11;
+mod seeds;
+mod support;

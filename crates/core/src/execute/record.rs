@@ -1,0 +1,146 @@
+//! Journal records: what is durable about one execution. Format: `docs/formats/journal.md`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{Digest, Instant},
+    plan::Plan,
+};
+
+/// One thing that a journal tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Record {
+    /// The first record: the whole plan.
+    Planned {
+        /// The plan.
+        plan: Box<Plan>,
+    },
+    /// A step is about to be performed.
+    Intent {
+        /// Index of the step in the plan.
+        step: usize,
+    },
+    /// A step's effect is durable.
+    Done {
+        /// Index of the step in the plan.
+        step: usize,
+        /// Digest of what the step wrote and a later reader must find unaltered: the restore point's manifest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence: Option<Digest>,
+    },
+    /// A step failed; everything started is undone from here on.
+    Failed {
+        /// Index of the step in the plan.
+        step: usize,
+        /// Why, for people.
+        error: String,
+    },
+    /// A later process took over after an interruption.
+    Resumed,
+    /// Somebody decided to go back.
+    TurnedBack {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A step is about to be undone.
+    UndoIntent {
+        /// Index of the step in the plan.
+        step: usize,
+    },
+    /// A step's effect is durably gone.
+    Undone {
+        /// Index of the step in the plan.
+        step: usize,
+    },
+    /// A step could not be undone.
+    UndoFailed {
+        /// Index of the step in the plan.
+        step: usize,
+        /// Why, for people.
+        error: String,
+    },
+    /// The execution has ended. An end in [`Outcome::Stuck`] is not recorded: it can be taken up again.
+    Finished {
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// How an execution ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Outcome {
+    /// The new state is current and good.
+    Confirmed,
+    /// A step failed or was interrupted; everything is as before.
+    Undone {
+        /// Why.
+        reason: String,
+    },
+    /// A probe failed after the switch; everything is as before.
+    ProbeFailed {
+        /// Why.
+        reason: String,
+    },
+    /// A probe failed after the switch and the new release was kept, as the plan says.
+    KeptUnconfirmed,
+    /// Going back failed; somebody must act.
+    Stuck {
+        /// Why it went back.
+        reason: String,
+    },
+}
+
+/// Why a line is no record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The checksum does not match: torn or altered.
+    #[error("its checksum does not match")]
+    Checksum,
+    /// The checksum matches but the content is unknown: written by a newer program.
+    #[error("it cannot be read: {0}")]
+    Syntax(String),
+}
+
+/// Timestamped records as written; the time is for people and decides nothing.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<T> {
+    at: Instant,
+    #[serde(rename = "do")]
+    records: T,
+}
+
+impl Record {
+    /// The journal line of `records`, ending in a newline: 16 hexadecimal digits of the SHA-256 of the JSON, a space, the
+    /// JSON. What is written together (a step's outcome and the next one's intent) is one line, so that a torn write can
+    /// only ever damage the last line and never leaves one of them without the other.
+    pub fn to_line(records: &[Self], at: Instant) -> Vec<u8> {
+        checked_line(&serde_json::to_string(&Line { at, records }).expect("records always serialise"))
+    }
+
+    /// Reads a line without its newline.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn from_line(line: &[u8]) -> Result<(Instant, Vec<Self>), RecordError> {
+        let json = checked_json(line).ok_or(RecordError::Checksum)?;
+        let line: Line<Vec<Self>> =
+            serde_json::from_slice(json).map_err(|error| RecordError::Syntax(error.to_string()))?;
+        Ok((line.at, line.records))
+    }
+}
+
+/// Wraps one line of JSON with its checksum. Journal and state log share this form.
+pub(crate) fn checked_line(json: &str) -> Vec<u8> {
+    let digest = Digest::of(json.as_bytes()).to_string();
+    format!("{} {json}\n", &digest[..16]).into_bytes()
+}
+
+/// The JSON of a line whose checksum holds.
+pub(crate) fn checked_json(line: &[u8]) -> Option<&[u8]> {
+    let (checksum, json) = (line.get(..16)?, line.get(17..)?);
+    let digest = Digest::of(json).to_string();
+    (line[16] == b' ' && checksum == &digest.as_bytes()[..16]).then_some(json)
+}

@@ -1,0 +1,26 @@
+//! The nouns every other part speaks: versions, digests, safe paths, manifests, restore points.
+//!
+//! Parsing is strict and happens once; a value of these types is valid for as long as it lives.
+
+mod constraint;
+mod digest;
+mod id;
+mod manifest;
+mod path;
+mod release;
+mod restore_point;
+mod time;
+mod version;
+
+pub use constraint::{Constraint, ConstraintError};
+pub use digest::{Digest, DigestError, Hasher};
+pub use id::{IdError, Name, RestorePointId};
+pub use manifest::{
+    BuildInfo, Conflict, Encoding, FileEntry, FileKind, FileMode, Listen, MANIFEST_FORMAT, Manifest,
+    ManifestError, ManifestLimits, ObjectEntry, Priority, Ready, Requirement, Schema, ServiceHints, Symlink,
+};
+pub use path::{PathError, SafePath, SafePathSet};
+pub use release::{ReleaseName, ReleaseRef};
+pub use restore_point::{RestorePoint, RestorePointError, SeenFile, SeenKind, SeenTree};
+pub use time::{Instant, TimeError};
+pub use version::{Version, VersionError};

@@ -1,0 +1,273 @@
+//! Executions folded from journals, cut and continued at every record.
+
+use cutover_core::{
+    execute::{Direction, Execution, FoldError, Next, Outcome, Record, RecordError, StepState},
+    model::{FileKind, Instant},
+    plan::{Layout, OnProbeFailure, Plan, Policy, plan_update},
+};
+use proptest::prelude::*;
+
+use crate::fixtures::{manifest, observation, policy, release};
+
+fn plan(on_probe_failure: OnProbeFailure) -> Plan {
+    let old = manifest("1.0.0", &[("bin/db", FileKind::Executable, "old")]);
+    let new = manifest("1.1.0", &[("bin/db", FileKind::Executable, "new")]);
+    let policy = Policy { on_probe_failure, ..policy() };
+    plan_update(&observation(Layout::Versioned, Some(&old)), &release(&new), &new, &policy).expect("a plan")
+}
+
+const STAGE: usize = 0;
+const SWITCH: usize = 3;
+const PROBE: usize = 5;
+const CONFIRM: usize = 6;
+
+/// A world that performs steps by a script and remembers what is in effect.
+struct World {
+    journal: Vec<Record>,
+    /// Which steps have taken effect and were not undone.
+    effects: [bool; 7],
+    probes: u32,
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        Self { journal: vec![Record::Planned { plan: Box::new(plan) }], effects: [false; 7], probes: 0 }
+    }
+
+    fn execution(&self) -> Execution {
+        Execution::fold(self.journal.iter().cloned()).expect("own journal")
+    }
+
+    /// Runs until the end, or until `crash_after` more actions (records and effects) have happened. `fails` says whether
+    /// performing this step fails.
+    fn run(&mut self, fails: impl Fn(usize) -> bool, crash_after: usize) -> Option<Outcome> {
+        let mut actions = 0;
+        let mut crashed = || {
+            actions += 1;
+            actions > crash_after
+        };
+        loop {
+            let execution = self.execution();
+            match execution.next() {
+                Next::Ended(outcome) => return Some(outcome.clone()),
+                Next::Finish(Outcome::Stuck { reason }) => return Some(Outcome::Stuck { reason }),
+                Next::Finish(outcome) => {
+                    if crashed() {
+                        return None;
+                    }
+                    self.journal.push(Record::Finished { outcome });
+                }
+                Next::Perform(step, _) => {
+                    if crashed() {
+                        return None;
+                    }
+                    self.journal.push(Record::Intent { step });
+                    if crashed() {
+                        return None;
+                    }
+                    self.probes += u32::from(step == PROBE);
+                    self.effects[step] = true;
+                    if crashed() {
+                        return None;
+                    }
+                    self.journal.push(match fails(step) {
+                        true => Record::Failed { step, error: "scripted".to_owned() },
+                        false => Record::Done { step, evidence: None },
+                    });
+                }
+                Next::Undo(step, _) => {
+                    if crashed() {
+                        return None;
+                    }
+                    self.journal.push(Record::UndoIntent { step });
+                    if crashed() {
+                        return None;
+                    }
+                    self.effects[step] = false;
+                    if crashed() {
+                        return None;
+                    }
+                    self.journal.push(Record::Undone { step });
+                }
+            }
+        }
+    }
+
+    fn resume(&mut self) {
+        self.journal.push(Record::Resumed);
+    }
+}
+
+// E9
+#[test]
+fn good_run_performs_every_step_once_and_confirms() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Confirmed));
+    assert_eq!((world.effects, world.probes), ([true; 7], 1));
+}
+
+// E10
+#[test]
+fn failed_probe_undoes_every_started_step_in_reverse() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    let outcome = world.run(|step| step == PROBE, usize::MAX);
+    assert_eq!(outcome, Some(Outcome::ProbeFailed { reason: "scripted".to_owned() }));
+    let undone: Vec<usize> = world
+        .journal
+        .iter()
+        .filter_map(|record| if let Record::UndoIntent { step } = record { Some(*step) } else { None })
+        .collect();
+    assert_eq!(undone, [5, 4, 3, 2, 1, 0]);
+    assert_eq!(world.effects, [false; 7]);
+}
+
+// E11
+#[test]
+fn failed_probe_is_kept_when_the_plan_says_so() {
+    let mut world = World::new(plan(OnProbeFailure::Keep));
+    assert_eq!(world.run(|step| step == PROBE, usize::MAX), Some(Outcome::KeptUnconfirmed));
+    assert!(world.effects[SWITCH] && !world.effects[CONFIRM]);
+    assert!(!world.journal.iter().any(|record| matches!(record, Record::UndoIntent { .. })));
+}
+
+#[test]
+fn step_that_fails_before_the_switch_ends_as_before() {
+    let mut world = World::new(plan(OnProbeFailure::Keep));
+    assert_eq!(
+        world.run(|step| step == STAGE, usize::MAX),
+        Some(Outcome::Undone { reason: "scripted".to_owned() })
+    );
+    assert_eq!(world.effects, [false; 7]);
+}
+
+#[test]
+fn interruption_before_the_switch_turns_back_and_after_it_goes_on() {
+    for crash_after in 0..40 {
+        let mut world = World::new(plan(OnProbeFailure::Restore));
+        if world.run(|_| false, crash_after).is_some() {
+            assert!(crash_after >= 21);
+            return;
+        }
+        let switched = world.execution().has_started_switch();
+        world.resume();
+        let outcome = world.run(|_| false, usize::MAX).expect("it ends");
+        assert_eq!(outcome == Outcome::Confirmed, switched, "crash after {crash_after}");
+        assert_eq!(world.effects, [switched; 7], "crash after {crash_after}");
+    }
+    panic!("the run never got to its end");
+}
+
+#[test]
+fn execution_that_is_interrupted_again_and_again_turns_back() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    while !matches!(world.execution().next(), Next::Perform(PROBE, _)) {
+        world.run(|_| false, 3);
+    }
+    for _ in 0..4 {
+        assert_eq!(world.execution().direction(), &Direction::Forward);
+        world.run(|_| false, 1);
+        world.resume();
+    }
+    let reason = "interrupted 4 times".to_owned();
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Undone { reason }));
+}
+
+#[test]
+fn failed_undo_is_stuck_and_taken_up_again_on_resume() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    world.journal.extend([
+        Record::Intent { step: STAGE },
+        Record::Failed { step: STAGE, error: "disk full".to_owned() },
+        Record::UndoIntent { step: STAGE },
+        Record::UndoFailed { step: STAGE, error: "still full".to_owned() },
+    ]);
+    assert!(matches!(world.execution().next(), Next::Finish(Outcome::Stuck { .. })));
+    world.resume();
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Undone { reason: "disk full".to_owned() }));
+}
+
+#[test]
+fn confirmed_execution_never_turns_back() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    for step in 0..7 {
+        world.journal.extend([Record::Intent { step }, Record::Done { step, evidence: None }]);
+    }
+    assert!(world.execution().is_confirmed());
+    let mut back = world.execution();
+    assert!(back.apply(&Record::TurnedBack { reason: "no".to_owned() }).is_err());
+    (0..9).for_each(|_| world.resume());
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Confirmed));
+}
+
+#[test]
+fn journal_that_cannot_have_happened_is_refused() {
+    let planned = Record::Planned { plan: Box::new(plan(OnProbeFailure::Restore)) };
+    let fold =
+        |records: &[Record]| Execution::fold(std::iter::once(planned.clone()).chain(records.iter().cloned()));
+    assert_eq!(Execution::fold([]), Err(FoldError::Empty));
+    assert_eq!(Execution::fold([Record::Resumed]), Err(FoldError::Plan(0)));
+    assert_eq!(fold(std::slice::from_ref(&planned)), Err(FoldError::Plan(1)));
+    for records in [
+        vec![Record::Done { step: 0, evidence: None }],
+        vec![Record::Intent { step: 7 }],
+        vec![Record::UndoIntent { step: 0 }],
+        vec![Record::Finished { outcome: Outcome::Confirmed }, Record::Resumed],
+        vec![
+            Record::Intent { step: 0 },
+            Record::Failed { step: 0, error: String::new() },
+            Record::Intent { step: 1 },
+        ],
+    ] {
+        assert!(matches!(fold(&records), Err(FoldError::Order { .. })), "{records:?}");
+    }
+}
+
+// S12
+#[test]
+fn line_round_trips_and_any_changed_or_missing_byte_is_noticed() {
+    let at = Instant::from_unix(0).expect("the epoch");
+    let records = vec![
+        Record::Failed { step: 3, error: "no \"space\"\nleft".to_owned() },
+        Record::UndoIntent { step: 3 },
+    ];
+    let line = Record::to_line(&records, at);
+    let (end, line) = line.split_last().expect("not empty");
+    assert_eq!((*end, line.contains(&b'\n')), (b'\n', false));
+    assert_eq!(Record::from_line(line), Ok((at, records)));
+    for index in 0..line.len() {
+        let mut bad = line.to_vec();
+        bad[index] ^= 1;
+        assert!(Record::from_line(&bad).is_err(), "byte {index}");
+        assert_eq!(Record::from_line(&line[..index]), Err(RecordError::Checksum), "cut at {index}");
+    }
+}
+
+proptest! {
+    // I5, I6: whatever fails and wherever it crashes, however often, the end is all or nothing.
+    #[test]
+    fn every_run_ends_entirely_old_or_entirely_new(
+        failing in proptest::option::of(0..7usize),
+        crashes in proptest::collection::vec(0..30usize, 0..6),
+    ) {
+        let mut world = World::new(plan(OnProbeFailure::Restore));
+        let fails = |step| Some(step) == failing;
+        let mut ended = None;
+        for crash_after in crashes {
+            ended = world.run(fails, crash_after);
+            if ended.is_some() {
+                break;
+            }
+            world.resume();
+        }
+        let outcome = ended.or_else(|| world.run(fails, usize::MAX)).expect("it ends");
+        let new = outcome == Outcome::Confirmed;
+        prop_assert_eq!(world.effects, [new; 7]);
+        prop_assert!(!(new && failing.is_some()));
+        let settled = |state: &StepState| match new {
+            true => *state == StepState::Done,
+            false => matches!(state, StepState::Undone | StepState::Waiting),
+        };
+        let all_settled = world.execution().steps().iter().all(settled);
+        prop_assert!(all_settled);
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of core through its public API.
+
+mod execution;
+mod fixtures;
+mod plan;

@@ -1,0 +1,480 @@
+//! Arguments: every command and flag, as typed. The doc comments are the help texts and the reference page.
+//!
+//! Nothing here acts. Read [`Cli`] first, then [`Command`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use cutover_core::{
+    model::{Instant, RestorePointId},
+    plan::Layout,
+};
+
+/// Moves running services from one release to the next, safely.
+///
+/// Builds and signs releases, installs them all-or-nothing with a way back, hands connections over without dropping
+/// one, probes the new release and restores the old one by itself.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cutover",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed and nothing changed, 2 usage, 3 nothing to do, 10 already in \
+                  progress, 11 not trusted, 12 preflight, 13 policy, 14 probe failed and restored, 15 restore \
+                  failed: act now, 16 unsafe content, 17 damaged local state, 18 probe failed and kept."
+)]
+pub(crate) struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EVERY: &str = "Options of every command";
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Prints the result as one JSON document with a format number.
+    #[arg(long, global = true, help_heading = EVERY)]
+    pub(crate) json: bool,
+    /// How progress is shown on stderr.
+    #[arg(long, global = true, value_enum, default_value_t = ProgressForm::Auto, value_name = "FORM", help_heading = EVERY)]
+    pub(crate) progress: ProgressForm,
+    /// The settings file. Default: `cutover.toml` in the root, else `/etc/cutover/cutover.toml`.
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERY)]
+    pub(crate) config: Option<PathBuf>,
+    /// Sets one setting for this run, such as `--set retention.keep=5`. May be repeated.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", help_heading = EVERY)]
+    pub(crate) settings: Vec<String>,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressForm {
+    /// A bar on a terminal, otherwise one line for each step.
+    Auto,
+    /// One line for each step.
+    Lines,
+    /// One JSON object for each event.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows the whole story on this machine; needs no network, no root and no settings.
+    ///
+    /// Makes a PKI, builds and signs releases, installs them under the supervisor with 1,000 connections open,
+    /// updates, refuses hostile bundles, restores a failing release, repairs a damaged file, survives SIGKILL. Every
+    /// line is checked; the exit code is 0 only when all hold.
+    Demo(Demo),
+    /// Makes a root authority and certificates for signing releases.
+    #[command(subcommand)]
+    Pki(Pki),
+    /// Puts a trust anchor into a copy of this program, or shows this program's.
+    #[command(subcommand)]
+    Trust(Trust),
+    /// Builds, signs, verifies and unpacks bundles.
+    #[command(subcommand)]
+    Bundle(Bundle),
+    /// Shows what `apply` would do.
+    Plan(Plan),
+    /// Installs a bundle, all or nothing.
+    ///
+    /// Verifies the signature, plans, checks this host, then stages, makes a restore point, switches, hands the service
+    /// over, probes and confirms. A failed probe brings the old release back.
+    Apply(Apply),
+    /// Shows what is installed, what runs, and what is unfinished.
+    Status(AtRoot),
+    /// Lists past updates and rollbacks, newest first.
+    History(History),
+    /// Hashes every installed file and compares it with the signed manifest.
+    Verify(Verify),
+    /// Goes back to a restore point; without ID, to the newest.
+    Rollback(Rollback),
+    /// Lists restore points, newest first.
+    RestorePoints(AtRoot),
+    /// Finishes or undoes an interrupted run, cleans up, and resets the state `failed`.
+    Recover(Recover),
+    /// Removes restore points, trees and objects that the retention settings no longer keep.
+    Prune(Prune),
+    /// Supervises the service: holds its sockets, restarts it after crashes, hands over to new releases.
+    Run(AtRoot),
+    /// Shows and checks settings.
+    #[command(subcommand)]
+    Config(Config),
+    /// Prints completions for a shell.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages.
+    Man {
+        /// The directory to write to.
+        dir: PathBuf,
+    },
+    /// Prints a reference page.
+    #[command(name = "__reference", hide = true)]
+    Reference {
+        /// Which page.
+        #[arg(value_enum)]
+        page: ReferencePage,
+    },
+    /// The service of the demo.
+    #[command(name = "demo-service", hide = true)]
+    DemoService(DemoService),
+}
+
+/// Pages that are printed from the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReferencePage {
+    /// Commands and flags.
+    Cli,
+    /// Exit codes.
+    ExitCodes,
+    /// Settings.
+    Settings,
+}
+
+/// `demo`.
+#[derive(Args, Debug)]
+pub(crate) struct Demo {
+    /// Works in this directory, which must be empty or new, and keeps it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Fewer connections and requests: a few seconds instead of a minute.
+    #[arg(long)]
+    pub(crate) quick: bool,
+}
+
+/// `demo-service`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoService {
+    /// A file with `version = "…"` and optionally `sick = true`.
+    #[arg(long)]
+    pub(crate) release: PathBuf,
+    /// Longest time to finish open connections, in seconds.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) drain_s: u64,
+}
+
+/// `pki`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pki {
+    /// Makes a root authority and one signer: `root.pem`, `root.key`, `signer.pem`, `signer.key` (ECDSA P-256).
+    Init {
+        /// The directory to write to; it must not hold a PKI yet.
+        dir: PathBuf,
+        /// Your organization, as it stands in the certificates.
+        #[arg(long, value_name = "NAME")]
+        org: String,
+        /// Days the root is valid.
+        #[arg(long, default_value_t = 3650)]
+        root_days: u32,
+        /// Days the signer's certificate is valid.
+        #[arg(long, default_value_t = 825)]
+        days: u32,
+    },
+    /// Issues one more signer's certificate from the root in DIR: `NAME.pem`, `NAME.key`.
+    Issue {
+        /// The directory of `pki init`.
+        dir: PathBuf,
+        /// The signer's name; also the name of its files.
+        #[arg(long)]
+        name: String,
+        /// Your organization, as it stands in the certificate.
+        #[arg(long, value_name = "NAME")]
+        org: String,
+        /// Days the certificate is valid.
+        #[arg(long, default_value_t = 825)]
+        days: u32,
+    },
+    /// Makes a revocation list from the root in DIR.
+    Revoke {
+        /// The directory of `pki init`.
+        dir: PathBuf,
+        /// Serial numbers of all revoked certificates, as `bundle verify` shows them; none makes an empty list.
+        #[arg(value_name = "SERIAL")]
+        serials: Vec<String>,
+        /// The list's number, which must grow from list to list.
+        #[arg(long)]
+        number: u64,
+        /// Days until the next list is due.
+        #[arg(long, default_value_t = 30)]
+        days: u32,
+        /// The file to write.
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+/// `trust`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trust {
+    /// Writes a copy of this program that trusts the given root.
+    Embed {
+        /// The root certificates in PEM; or an anchor file with `threshold` and `revocation` lines.
+        #[arg(long, value_name = "PEM")]
+        anchor: PathBuf,
+        /// How many signers with distinct keys a release needs.
+        #[arg(long, value_name = "N")]
+        threshold: Option<usize>,
+        /// Refuse every release while no current revocation list is configured.
+        #[arg(long)]
+        require_crl: bool,
+        /// The file to write.
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Shows whom this program trusts.
+    Show,
+}
+
+/// `bundle`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bundle {
+    /// Packs a directory into a bundle; signs it when a key is given.
+    Create(Create),
+    /// Signs a bundle.
+    Sign {
+        /// The bundle.
+        bundle: PathBuf,
+        /// The file to write. Default: the bundle is replaced.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Adds to the present signatures instead of replacing them.
+        #[arg(long)]
+        add: bool,
+        /// Who signs.
+        #[command(flatten)]
+        signing: Signing,
+    },
+    /// Verifies signature, manifest and every payload byte against this program's trust anchor.
+    Verify {
+        /// The bundle.
+        bundle: PathBuf,
+    },
+    /// Shows what a bundle claims about itself; verifies nothing.
+    Inspect {
+        /// The bundle.
+        bundle: PathBuf,
+        /// Prints the manifest's exact bytes.
+        #[arg(long)]
+        manifest: bool,
+    },
+    /// Unpacks the files of a verified bundle into a new directory.
+    Extract {
+        /// The bundle.
+        bundle: PathBuf,
+        /// The directory to make.
+        #[arg(long, short, value_name = "DIR")]
+        output: PathBuf,
+    },
+}
+
+/// `bundle create`.
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    /// The directory that holds the release's files.
+    pub(crate) dir: PathBuf,
+    /// What is released: `release.toml`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: PathBuf,
+    /// The version, in place of the one in the specification.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) release_version: Option<cutover_core::model::Version>,
+    /// The file to write.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// When it was released, such as `2026-01-02T03:04:05Z`. Default: `SOURCE_DATE_EPOCH`, else now.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) released_at: Option<Instant>,
+    /// Zstandard level, 1 (fast) to 22 (small).
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..=22))]
+    pub(crate) level: i32,
+    /// Who signs.
+    #[command(flatten)]
+    pub(crate) signing: Signing,
+}
+
+/// Who signs, and with what.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Signing {
+    /// A private key (PKCS#8 in PEM). With several signers, one for each `--sign-cert`, in the same order.
+    #[arg(long, value_name = "FILE", requires = "sign_cert", conflicts_with_all = ["pkcs11", "sign_command"])]
+    pub(crate) sign_key: Vec<PathBuf>,
+    /// A signer's certificate in PEM, followed by the authorities between it and the root.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sign_cert: Vec<PathBuf>,
+    /// A key in a token: `pkcs11:token=…;object=…?module-path=…&pin-source=file:…`; without `--sign-cert` its
+    /// certificate is read from the token too.
+    #[arg(long, value_name = "URI", conflicts_with = "sign_command")]
+    pub(crate) pkcs11: Option<String>,
+    /// A command that gets the bytes to be signed on stdin and writes the signature to stdout; it runs in `sh -c`
+    /// with `CUTOVER_SCHEME` (such as `ecdsa-p256-sha256`) and `CUTOVER_CERTIFICATE`.
+    #[arg(long, value_name = "COMMAND", requires = "sign_cert")]
+    pub(crate) sign_command: Option<String>,
+}
+
+/// The root a command works on.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AtRoot {
+    /// Where the package is installed.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: PathBuf,
+}
+
+/// What decides about an update besides settings.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UpdateFlags {
+    /// How a new root is laid out [setting: install.layout].
+    #[arg(long, value_name = "LAYOUT", value_parser = layout)]
+    pub(crate) layout: Option<Layout>,
+    /// Replaces config files that were changed where they are installed; the restore point keeps them [setting:
+    /// install.local_changes].
+    #[arg(long)]
+    pub(crate) replace_changed: bool,
+    /// Keeps the new release when a probe fails, instead of restoring the old one [setting: probes.on_failure].
+    #[arg(long)]
+    pub(crate) keep_on_probe_failure: bool,
+}
+
+fn layout(text: &str) -> Result<Layout, String> {
+    match text {
+        "versioned" => Ok(Layout::Versioned),
+        "exchange" => Ok(Layout::Exchange),
+        "in-place" => Ok(Layout::InPlace),
+        _ => Err("a layout is `versioned`, `exchange` or `in-place`".to_owned()),
+    }
+}
+
+/// `plan`.
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    /// The bundle.
+    pub(crate) bundle: PathBuf,
+    /// Where it would be installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// What decides besides settings.
+    #[command(flatten)]
+    pub(crate) update: UpdateFlags,
+    /// Writes the plan to a file that `apply --plan` takes.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// `apply`.
+#[derive(Args, Debug)]
+pub(crate) struct Apply {
+    /// The bundle.
+    pub(crate) bundle: PathBuf,
+    /// Where it is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// What decides besides settings.
+    #[command(flatten)]
+    pub(crate) update: UpdateFlags,
+    /// Verifies, plans and checks as a real run does, and changes nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Executes exactly this plan of `plan --output`, or refuses if the root has changed since.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Stops this process (SIGSTOP) once the intent of STEP is durable; for tests.
+    #[arg(long, value_name = "STEP", hide = true)]
+    pub(crate) stop_at: Option<String>,
+}
+
+/// `history`.
+#[derive(Args, Debug)]
+pub(crate) struct History {
+    /// Where the package is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// At most this many entries.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Removes all entries instead of listing them.
+    #[arg(long, conflicts_with = "limit")]
+    pub(crate) clear: bool,
+}
+
+/// `verify`.
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// Where the package is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// Brings damaged and missing files back from the object store.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// With `--repair`: config files that were edited become as installed too; the edits are lost.
+    #[arg(long, requires = "repair")]
+    pub(crate) replace_edited: bool,
+}
+
+/// `recover`.
+#[derive(Args, Debug)]
+pub(crate) struct Recover {
+    /// Where the package is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// First waits until the supervisor of this root answers; it starts recovery so.
+    #[arg(long, hide = true)]
+    pub(crate) wait_for_supervisor: bool,
+}
+
+/// `rollback`.
+#[derive(Args, Debug)]
+pub(crate) struct Rollback {
+    /// The restore point. Default: the newest.
+    pub(crate) id: Option<RestorePointId>,
+    /// Where the package is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// Shows what would be done and changes nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Stops this process (SIGSTOP) once the intent of STEP is durable; for tests.
+    #[arg(long, value_name = "STEP", hide = true)]
+    pub(crate) stop_at: Option<String>,
+}
+
+/// `prune`.
+#[derive(Args, Debug)]
+pub(crate) struct Prune {
+    /// Where the package is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// Keeps this many restore points [setting: retention.keep].
+    #[arg(long, value_name = "N")]
+    pub(crate) keep: Option<usize>,
+}
+
+/// `config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Prints the settings in force; secrets are masked.
+    Show {
+        /// Says where each value came from.
+        #[arg(long)]
+        origin: bool,
+        /// Also reads the settings of this root.
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+    },
+    /// Reads the settings and says whether they are valid.
+    Check {
+        /// Also reads the settings of this root.
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+    },
+}

@@ -1,0 +1,446 @@
+//! `bundle create | sign | verify | inspect | extract`, and opening bundles for installing them.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+};
+
+use cutover_bundle::{
+    Bundle as OpenBundle, Level, Limits, VerifiedBundle,
+    signer::{CertificateChain, CommandSigner, FileSigner, Pin, Pkcs11Signer, Pkcs11Uri, Signer},
+};
+use cutover_core::model::{Encoding, Instant, Manifest};
+use zeroize::Zeroizing;
+
+use super::trust;
+use crate::{
+    args::{Bundle, Create, Signing},
+    commands::Context,
+    exit::Exit,
+    failure::Failure,
+    files::{self, Existing},
+    output::{self, Form},
+    settings::Settings,
+    spec::{self, ReleaseSpec},
+};
+
+/// A bundle that this program's anchor vouches for.
+pub(super) type Verified = VerifiedBundle<File>;
+
+pub(super) fn run(command: Bundle, context: &Context) -> Result<Exit, Failure> {
+    match command {
+        Bundle::Create(create) => self::create(&create, context),
+        Bundle::Sign { bundle, output, add, signing } => {
+            sign(&bundle, output.as_deref(), add, &signing, context)
+        }
+        Bundle::Verify { bundle } => verify(&bundle, context),
+        Bundle::Inspect { bundle, manifest } => inspect(&bundle, manifest, context),
+        Bundle::Extract { bundle, output } => extract(&bundle, &output, context),
+    }
+}
+
+fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
+    let signers = signers(&create.signing)?;
+    let spec = ReleaseSpec::read(&create.spec)?;
+    let released_at = released_at(create, context)?;
+    let spool = tempfile::tempfile()
+        .map_err(|source| Failure::io("make a file in", &std::env::temp_dir(), source))?;
+    let level = Level::new(create.level).ok_or_else(|| Failure::usage("a level is 1 to 22"))?;
+    let packed = spec::pack(&spec, create.release_version.as_ref(), &create.dir, released_at, level, spool)?;
+    for path in &packed.left_out {
+        output::note(format!("warning: `{path}` is an empty directory, which a release does not hold"));
+    }
+    let manifest = packed.manifest.to_bytes()?;
+    let signature = match signers.as_slice() {
+        [] => Vec::new(),
+        signers => {
+            let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
+            cutover_bundle::sign_manifest(&manifest, &signers, context.now)?
+        }
+    };
+    let payload_bytes = packed.payload.bytes;
+    files::write(&create.output, 0o644, Existing::Replace, |out| {
+        cutover_bundle::assemble(&manifest, &signature, packed.payload.into_reader(), out, &Limits::default())
+            .map_err(|error| Failure::about(error, format!("failed to write `{}`", create.output.display())))
+    })?;
+    report_written(&create.output, &packed.manifest, &manifest, payload_bytes, signers.len(), context)
+}
+
+fn released_at(create: &Create, context: &Context) -> Result<Instant, Failure> {
+    match (create.released_at, &context.source_date) {
+        (Some(at), _) => Ok(at),
+        (None, Some(text)) => text
+            .trim()
+            .parse()
+            .ok()
+            .and_then(Instant::from_unix)
+            .ok_or_else(|| Failure::usage("SOURCE_DATE_EPOCH is no number of seconds")),
+        (None, None) => Ok(context.now),
+    }
+}
+
+fn report_written(
+    path: &Path,
+    manifest: &Manifest,
+    manifest_bytes: &[u8],
+    payload_bytes: u64,
+    signers: usize,
+    context: &Context,
+) -> Result<Exit, Failure> {
+    let sha256 = cutover_core::model::Digest::of(manifest_bytes);
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "bundle": path,
+            "package": manifest.package,
+            "version": manifest.version,
+            "manifest_sha256": sha256,
+            "files": manifest.files.len(),
+            "bytes": manifest.total_bytes(),
+            "payload_bytes": payload_bytes,
+            "signers": signers,
+        }))?,
+        Form::Text => {
+            output::line(format!(
+                "{}: {} {}, {} files, {} in {}, manifest {}",
+                path.display(),
+                manifest.package,
+                manifest.version,
+                manifest.files.len(),
+                output::bytes(manifest.total_bytes()),
+                output::bytes(payload_bytes),
+                sha256.short(),
+            ));
+        }
+    }
+    if signers == 0 {
+        output::note("the bundle is not signed, so no host will install it");
+        output::note(format!(
+            "hint: sign it with `cutover bundle sign {} --sign-key signer.key --sign-cert signer.pem`",
+            path.display()
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+fn sign(
+    path: &Path,
+    output: Option<&Path>,
+    add: bool,
+    signing: &Signing,
+    context: &Context,
+) -> Result<Exit, Failure> {
+    let signers = signers(signing)?;
+    let output = output.unwrap_or(path);
+    let bundle = open(path)?;
+    let failed = |error| Failure::about(error, format!("failed to sign `{}`", path.display()));
+    match (signers.as_slice(), add) {
+        ([], _) => {
+            return Err(Failure::usage("nobody to sign with")
+                .hint("pass --sign-key and --sign-cert, --pkcs11, or --sign-command"));
+        }
+        ([signer], true) => files::write(output, 0o644, Existing::Replace, |out| {
+            bundle.cosign(signer.as_ref(), context.now, out).map_err(failed)
+        })?,
+        (_, true) => return Err(Failure::usage("--add takes one signer at a time")),
+        (signers, false) => {
+            let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
+            files::write(output, 0o644, Existing::Replace, |out| {
+                bundle.sign(&signers, context.now, out).map_err(failed)
+            })?;
+        }
+    }
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({ "bundle": output, "signers": signers.len() }))?,
+        Form::Text => output::line(format!("{}: signed", output.display())),
+    }
+    Ok(Exit::Done)
+}
+
+/// Opens the keys that `signing` names.
+fn signers(signing: &Signing) -> Result<Vec<Box<dyn Signer>>, Failure> {
+    let chain = |path: &Path| {
+        let pem = files::read("the certificate", path)?;
+        CertificateChain::from_pem(&pem)
+            .map_err(|error| Failure::about(error, format!("cannot sign with `{}`", path.display())))
+    };
+    let first_chain = || signing.sign_cert.first().map(|path| chain(path)).transpose();
+    if let Some(uri) = &signing.pkcs11 {
+        let uri: Pkcs11Uri = uri.parse()?;
+        return Ok(vec![Box::new(Pkcs11Signer::open(&uri, pin(&uri)?.as_ref(), first_chain()?)?)]);
+    }
+    if let Some(command) = &signing.sign_command {
+        let Some(certificate) = signing.sign_cert.first() else {
+            return Err(Failure::usage("--sign-command needs --sign-cert"));
+        };
+        let chain = chain(certificate)?;
+        let (command, certificate, scheme) = (command.clone(), certificate.clone(), chain.scheme().name());
+        let ask = move |message: &[u8]| ask_command(&command, &certificate, scheme, message);
+        return Ok(vec![Box::new(CommandSigner::new(chain, ask))]);
+    }
+    if signing.sign_key.len() != signing.sign_cert.len() {
+        return Err(Failure::usage("there must be one --sign-cert for each --sign-key, in the same order"));
+    }
+    let pairs = signing.sign_key.iter().zip(&signing.sign_cert);
+    pairs
+        .map(|(key, certificate)| {
+            let pem = Zeroizing::new(files::read("the private key", key)?);
+            let signer = FileSigner::from_pem(&pem, chain(certificate)?)
+                .map_err(|error| Failure::about(error, format!("cannot sign with `{}`", key.display())))?;
+            Ok(Box::new(signer) as Box<dyn Signer>)
+        })
+        .collect()
+}
+
+fn pin(uri: &Pkcs11Uri) -> Result<Option<Pin>, Failure> {
+    let Some(source) = uri.pin_source() else { return Ok(None) };
+    let path = Path::new(source.strip_prefix("file:").unwrap_or(source));
+    let text = String::from_utf8(files::read("the PIN", path)?)
+        .map_err(|_| Failure::usage(format!("`{}` holds no PIN", path.display())))?;
+    Ok(Some(Pin::new(text)))
+}
+
+/// Runs an operator's command with the bytes to be signed on stdin; its stdout is the signature.
+fn ask_command(command: &str, certificate: &Path, scheme: &str, message: &[u8]) -> io::Result<Vec<u8>> {
+    use std::process::{Command, Stdio};
+
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", command])
+        .env("CUTOVER_SCHEME", scheme)
+        .env("CUTOVER_CERTIFICATE", certificate)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().ok_or_else(|| io::Error::other("it has no stdin"))?;
+    let message = message.to_vec();
+    // Written aside, so that a command that answers before it has read everything cannot block us.
+    let writer = std::thread::spawn(move || stdin.write_all(&message));
+    let output = child.wait_with_output()?;
+    let written = writer.join().map_err(|_| io::Error::other("the writer panicked"))?;
+    if !output.status.success() {
+        return Err(io::Error::other(format!("`{command}` ended with {}", output.status)));
+    }
+    match written {
+        // It ended well without reading everything; whether it signed all the same is checked by whoever asked.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(output.stdout),
+        written => written.map(|()| output.stdout),
+    }
+}
+
+/// Opens a bundle and believes nothing of it.
+///
+/// # Errors
+/// The file cannot be opened, or is no bundle.
+pub(super) fn open(path: &Path) -> Result<OpenBundle<File>, Failure> {
+    let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
+    OpenBundle::open(file, &Limits::default())
+        .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))
+}
+
+/// Opens a bundle and verifies its signature and manifest against this program's anchor.
+///
+/// # Errors
+/// As a real installation: exit code 11, 13 or 16.
+pub(super) fn open_verified(path: &Path, settings: &Settings, now: Instant) -> Result<Verified, Failure> {
+    let anchor = trust::anchor()?;
+    let lists = trust::revocation_lists(&settings.trust_policy)?;
+    let verified = open(path)?.verify(&anchor, &lists, now).map_err(|error| {
+        tracing::warn!(bundle = %path.display(), code = error.code(), %error, "bundle refused");
+        Failure::about(error, format!("refused `{}`", path.display()))
+    })?;
+    check_policy(verified.manifest(), settings).map_err(|reason| {
+        Failure::new(Exit::Policy, format!("refused `{}`: {reason}", path.display()))
+            .hint("`cutover config show --origin` says where these settings come from")
+    })?;
+    Ok(verified)
+}
+
+/// What the settings say about releases beyond their signature.
+fn check_policy(manifest: &Manifest, settings: &Settings) -> Result<(), String> {
+    if let Some(name) = &settings.package.name
+        && *name != manifest.package
+    {
+        return Err(format!(
+            "it is of package `{}`, and `package.name` allows `{name}` only",
+            manifest.package
+        ));
+    }
+    let channels = &settings.trust_policy.channels;
+    if !channels.is_empty() && !channels.contains(&manifest.channel) {
+        let allowed: Vec<&str> = channels.iter().map(cutover_core::model::Name::as_str).collect();
+        return Err(format!(
+            "it is of channel `{}`, and `trust-policy.channels` allows {} only",
+            manifest.channel,
+            allowed.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
+    let settings = context.settings(None, [])?.settings;
+    let bundle = open_verified(path, &settings, context.now)?;
+    bundle.check_objects().map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
+    let manifest = bundle.manifest();
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "bundle": path,
+            "verified": true,
+            "package": manifest.package,
+            "version": manifest.version,
+            "manifest_sha256": bundle.release().manifest,
+            "files": manifest.files.len(),
+            "bytes": manifest.total_bytes(),
+            "signers": bundle.signers().iter().map(signer_json).collect::<Vec<_>>(),
+        }))?,
+        Form::Text => {
+            output::line(format!(
+                "{}: verification passed: {} {}, {} files, {}",
+                path.display(),
+                manifest.package,
+                manifest.version,
+                manifest.files.len(),
+                output::bytes(manifest.total_bytes())
+            ));
+            for signer in bundle.signers() {
+                output::line(format!(
+                    "signed by {}, issued by {}, serial {}",
+                    output::printable(&signer.subject),
+                    output::printable(&signer.issuer),
+                    signer.serial
+                ));
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn signer_json(signer: &cutover_bundle::SignedBy) -> serde_json::Value {
+    serde_json::json!({
+        "subject": signer.subject,
+        "issuer": signer.issuer,
+        "serial": signer.serial,
+        "not_after": signer.not_after,
+        "key_sha256": signer.key_sha256,
+    })
+}
+
+fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, Failure> {
+    let bundle = open(path)?;
+    if raw_manifest {
+        let text = String::from_utf8_lossy(bundle.untrusted_manifest_bytes()).into_owned();
+        output::line(output::printable(text.trim_end_matches('\n')));
+        return Ok(Exit::Done);
+    }
+    let view = bundle.inspect_untrusted();
+    let manifest = view
+        .claimed_manifest
+        .map_err(|error| Failure::about(error, format!("the manifest of `{}` is refused", path.display())))?;
+    let signers = view.claimed_signers;
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "bundle": path,
+            "verified": false,
+            "manifest_sha256": view.manifest_sha256,
+            "payload_bytes": view.payload_bytes,
+            "signers": signers.iter().flatten().map(signer_json).collect::<Vec<_>>(),
+            "manifest": manifest,
+        }))?,
+        Form::Text => {
+            output::line(format!("{}: NOT VERIFIED; it says about itself:", path.display()));
+            output::line(summary(&manifest));
+            match signers {
+                Ok(signers) => {
+                    for signer in signers {
+                        output::line(format!("signer    {}", output::printable(&signer.subject)));
+                    }
+                }
+                Err(error) => output::line(format!("signature {}", output::printable(&error.to_string()))),
+            }
+            output::line(output::table(
+                &["path", "kind", "mode", "size", "sha256"],
+                manifest
+                    .files
+                    .iter()
+                    .map(|file| {
+                        vec![
+                            file.path.to_string(),
+                            format!("{:?}", file.kind).to_lowercase(),
+                            format!("{:04o}", file.mode.bits()),
+                            file.size.to_string(),
+                            file.sha256.short(),
+                        ]
+                    })
+                    .collect(),
+            ));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn summary(manifest: &Manifest) -> String {
+    let packed = manifest.objects.iter().filter(|object| object.encoding == Encoding::Zstd).count();
+    format!(
+        "release   {} {}\nplatform  {}\nchannel   {}\nreleased  {}\nfiles     {}, {}\nobjects   {}, {} compressed, {}",
+        manifest.package,
+        manifest.version,
+        manifest.platform,
+        manifest.channel,
+        manifest.released_at,
+        manifest.files.len(),
+        output::bytes(manifest.total_bytes()),
+        manifest.objects.len(),
+        packed,
+        output::bytes(manifest.payload_bytes()),
+    )
+}
+
+fn extract(path: &Path, target: &Path, context: &Context) -> Result<Exit, Failure> {
+    use cutover_host::disk::{Disk as _, RealDisk};
+
+    let settings = context.settings(None, [])?.settings;
+    let bundle = open_verified(path, &settings, context.now)?;
+    if target.exists() {
+        return Err(Failure::usage(format!("`{}` exists already", target.display())));
+    }
+    files::make_directory(target, 0o755)?;
+    let failed = |what: &Path| {
+        let at = target.join(what);
+        move |source| Failure::io("write", &at, source)
+    };
+    let disk = RealDisk::open(target).map_err(failed(Path::new("")))?;
+    let manifest = bundle.manifest();
+    let paths =
+        manifest.files.iter().map(|file| &file.path).chain(manifest.symlinks.iter().map(|link| &link.path));
+    for directory in paths.flat_map(|path| path.ancestors().collect::<Vec<_>>()) {
+        match disk.create_dir(directory.as_path(), 0o755) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(directory.as_path())(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    for file in &manifest.files {
+        let entry = manifest
+            .objects
+            .iter()
+            .find(|object| object.sha256 == file.sha256)
+            .expect("a checked manifest has an object for every file");
+        let mut out = disk.create(file.path.as_path(), 0o600).map_err(failed(file.path.as_path()))?;
+        bundle
+            .copy_object(entry, &mut out, &mut io::sink())
+            .map_err(|error| Failure::about(error, format!("failed to unpack `{}`", file.path)))?;
+        out.set_mode(file.mode.bits()).map_err(failed(file.path.as_path()))?;
+    }
+    for link in &manifest.symlinks {
+        disk.symlink(&link.target, link.path.as_path()).map_err(failed(link.path.as_path()))?;
+    }
+    disk.sync_all().map_err(failed(Path::new("")))?;
+    match context.form {
+        Form::Json => {
+            output::json(&serde_json::json!({ "directory": target, "files": manifest.files.len() }))?
+        }
+        Form::Text => output::line(format!("{}: {} files", target.display(), manifest.files.len())),
+    }
+    Ok(Exit::Done)
+}

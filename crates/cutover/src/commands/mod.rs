@@ -1,0 +1,161 @@
+//! The commands. Each takes its arguments and the [`Context`], prints its result, and returns how it ended.
+
+mod bundle;
+mod config;
+mod node;
+mod pki;
+mod run;
+mod site;
+mod trust;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use cutover_core::model::Instant;
+
+use crate::{
+    args::{Cli, Command, Global, ProgressForm},
+    demo,
+    exit::Exit,
+    failure::Failure,
+    output::{self, Form},
+    reference,
+    settings::{self, Resolved, Sources},
+};
+
+/// What every command needs to know about this run.
+pub(crate) struct Context {
+    pub(crate) form: Form,
+    pub(crate) progress: ProgressForm,
+    config: Option<PathBuf>,
+    flags: Vec<(String, String, String)>,
+    environment: Vec<(String, String)>,
+    /// When the run started.
+    pub(crate) now: Instant,
+    /// `SOURCE_DATE_EPOCH`, if it is set.
+    pub(crate) source_date: Option<String>,
+}
+
+impl Context {
+    /// The context of a run with these arguments.
+    ///
+    /// # Errors
+    /// A `--set` that is no `KEY=VALUE`.
+    pub(crate) fn new(global: &Global, now: Instant) -> Result<Self, Failure> {
+        let flags = global
+            .settings
+            .iter()
+            .map(|text| match text.split_once('=') {
+                Some((key, value)) => {
+                    Ok((key.trim().to_owned(), value.trim().to_owned(), "--set".to_owned()))
+                }
+                None => Err(Failure::usage(format!("`--set {text}`: a setting is written KEY=VALUE"))),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            form: if global.json { Form::Json } else { Form::Text },
+            progress: global.progress,
+            config: global.config.clone(),
+            flags,
+            environment: settings::environment(),
+            now,
+            source_date: std::env::var("SOURCE_DATE_EPOCH").ok(),
+        })
+    }
+
+    /// The arguments that give another run of this program the same settings.
+    pub(crate) fn settings_arguments(&self) -> Vec<OsString> {
+        let file = self.config.iter().flat_map(|file| ["--config".into(), file.clone().into_os_string()]);
+        let set =
+            self.flags.iter().flat_map(|(key, value, _)| ["--set".into(), format!("{key}={value}").into()]);
+        file.chain(set).collect()
+    }
+
+    /// Settings for a root, or for a command that has none; `flags` are this command's own.
+    ///
+    /// # Errors
+    /// See [`settings::SettingsError`].
+    pub(crate) fn settings(
+        &self,
+        root: Option<&Path>,
+        flags: impl IntoIterator<Item = (&'static str, String, &'static str)>,
+    ) -> Result<Resolved, Failure> {
+        let own = flags.into_iter().map(|(key, value, flag)| (key.to_owned(), value, flag.to_owned()));
+        let resolved = Resolved::load(&Sources {
+            file: self.config.clone(),
+            root: root.map(Path::to_owned),
+            environment: self.environment.clone(),
+            flags: self.flags.iter().cloned().chain(own).collect(),
+        })?;
+        for key in &resolved.masked {
+            output::note(format!("warning: setting `{key}` holds the mask of a secret and stays unset"));
+        }
+        Ok(resolved)
+    }
+}
+
+/// Runs one command.
+///
+/// # Errors
+/// Why it did not do what was asked.
+pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
+    // M10: whoever tries to set the anchor is told, whatever the command.
+    settings::refuse_anchor_in(&context.environment)?;
+    match cli.command {
+        Command::Pki(command) => pki::run(command, context),
+        Command::Trust(command) => trust::run(command, context),
+        Command::Bundle(command) => bundle::run(command, context),
+        Command::Config(command) => config::run(command, context),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(
+                shell,
+                &mut <Cli as clap::CommandFactory>::command(),
+                "cutover",
+                &mut script,
+            );
+            output::line(String::from_utf8_lossy(&script).trim_end());
+            Ok(Exit::Done)
+        }
+        Command::Man { dir } => man(&dir),
+        Command::Reference { page } => {
+            output::line(reference::page(page).trim_end());
+            Ok(Exit::Done)
+        }
+        Command::Plan(command) => node::plan(&command, context),
+        Command::Apply(command) => node::apply(&command, context),
+        Command::Status(at) => node::status(&at, context),
+        Command::History(command) => node::history(&command, context),
+        Command::Verify(command) => node::verify(&command, context),
+        Command::Rollback(command) => node::rollback(&command, context),
+        Command::RestorePoints(at) => node::restore_points(&at, context),
+        Command::Recover(command) => node::recover(&command, context),
+        Command::Prune(command) => node::prune(&command, context),
+        Command::Run(at) => run::run(&at, context),
+        Command::Demo(command) => demo::play(&command, context),
+        Command::DemoService(command) => demo::run_service(&command),
+    }
+}
+
+fn man(directory: &Path) -> Result<Exit, Failure> {
+    crate::files::make_directory(directory, 0o755)?;
+    let failed = |source| Failure::io("write the manual pages to", directory, source);
+    let mut root = <Cli as clap::CommandFactory>::command();
+    root.build();
+    let mut pending = vec![root];
+    while let Some(command) = pending.pop() {
+        let page = clap_mangen::Man::new(command.clone());
+        let path = directory.join(page.get_filename());
+        let mut text = Vec::new();
+        page.render(&mut text).map_err(failed)?;
+        crate::files::write(&path, 0o644, crate::files::Existing::Replace, |out| {
+            out.write_all(&text).map_err(|source| Failure::io("write", &path, source))
+        })?;
+        pending.extend(
+            command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help").cloned(),
+        );
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,73 @@
+//! `run`: supervises the service of a root.
+
+use std::{
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use cutover_core::plan::Layout;
+use cutover_host::service::{
+    ServiceMode, ServiceState,
+    supervisor::{self, Current, Start, SupervisorOptions},
+};
+
+use super::{
+    Context, node,
+    site::{Missing, Site},
+};
+use crate::{args::AtRoot, exit::Exit, failure::Failure, output};
+
+/// How long recovery waits for the supervisor that started it.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(super) fn run(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
+    let settings = context.settings(Some(&at.root), [])?.settings;
+    if settings.service.mode != ServiceMode::Supervised {
+        return Err(Failure::usage("`service.mode` says that somebody else runs the service")
+            .hint("set `service.mode = \"supervised\"`, or do without `cutover run`"));
+    }
+    let site = Arc::new(Site::open(&at.root, settings.clone(), Missing::Make, "run")?);
+    if supervisor::start() == Start::Fresh && site.node.status()?.in_flight.is_some() {
+        recover_beside(&site, context)?;
+    }
+    let asked = Arc::clone(&site);
+    let current = move || current(&asked).map_err(|failure| Box::new(failure) as _);
+    supervisor::run(SupervisorOptions::new(&site.root, settings.service, current))?;
+    Ok(Exit::Done)
+}
+
+/// The release to run. While an interrupted in-place update has a tree in between, nothing is run: recovery, which was
+/// started beside, ends it and hands its result over.
+fn current(site: &Site) -> Result<Option<Current>, Failure> {
+    let status = site.node.status()?;
+    if status.layout == Some(Layout::InPlace) && status.in_flight.is_some() {
+        return Ok(None);
+    }
+    Ok(node::current_tree(site)?.map(|(release, tree, manifest)| (release, tree, manifest.service)))
+}
+
+/// Ends an interrupted run in a process of its own: it may have to ask this supervisor to hand over and to probe the
+/// result, so it can only go on once this supervisor answers.
+fn recover_beside(site: &Site, context: &Context) -> Result<(), Failure> {
+    let program = std::path::Path::new("/proc/self/exe");
+    let mut command = Command::new(program);
+    command.args(["recover", "--wait-for-supervisor", "--progress", "lines", "--root"]).arg(&site.root);
+    command.args(context.settings_arguments());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    output::note("an interrupted run is ended beside the supervisor");
+    command.spawn().map(drop).map_err(|source| Failure::io("start", program, source))
+}
+
+/// Waits until the supervisor of this root answers; recovery goes on without it when it does not.
+pub(super) fn wait_for_supervisor(site: &Site) {
+    let started = Instant::now();
+    while started.elapsed() < WAIT_MAX {
+        match site.service.status() {
+            Ok(status) if status.state == ServiceState::NoSupervisor => std::thread::sleep(LOOK_EVERY),
+            Ok(_) => return,
+            Err(_) => std::thread::sleep(LOOK_EVERY),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! One root with everything around it: settings, node, service, probes. Shared by all commands that work on a root.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cutover_core::{
+    model::{Instant, Manifest, Name, Version},
+    plan::{OnProbeFailure, Plan, Policy, Step},
+};
+use cutover_host::{
+    clock::Clock,
+    disk::RealDisk,
+    node::{CatalogPort, Node, NodeLock, NodeOptions, NodePorts, Ports, Report},
+    preflight::{
+        Check, DependencyCheck, DiskCheck, MemoryCheck, PreflightReport, SameFileSystemCheck, ServiceCheck,
+        WritableCheck, available_memory, disk_space, run_checks,
+    },
+    probe::{OnFailure, Probes},
+    service::{ServiceManager, service_manager},
+};
+
+use super::Context;
+use crate::{clock, exit::Exit, failure::Failure, output, progress, settings::Settings};
+
+struct WallClock;
+
+impl Clock for WallClock {
+    fn now(&self) -> Instant {
+        clock::now()
+    }
+}
+
+/// What becomes of a root that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// It is made: this is its first use.
+    Make,
+    /// It is looked at as if it were an empty directory.
+    Imagine,
+    /// Whatever was asked, the answer is that nothing is there.
+    Refuse,
+}
+
+/// One root with everything around it.
+pub(super) struct Site {
+    pub(super) root: PathBuf,
+    pub(super) settings: Settings,
+    pub(super) node: Node,
+    pub(super) service: Arc<dyn ServiceManager>,
+    packages: BTreeMap<Name, Version>,
+    probes: Probes,
+    /// The empty directory that stands for a root that is not there.
+    _imagined: Option<tempfile::TempDir>,
+}
+
+impl Site {
+    /// Opens a root.
+    ///
+    /// # Errors
+    /// It is not there, was laid out otherwise, or is damaged.
+    pub(super) fn open(
+        root: &Path,
+        settings: Settings,
+        missing: Missing,
+        command: &str,
+    ) -> Result<Self, Failure> {
+        let mut imagined = None;
+        let root = match (root.is_dir(), missing) {
+            (false, Missing::Refuse) => {
+                return Err(Failure::usage(format!("there is no root `{}`", root.display()))
+                    .hint("the first `cutover apply BUNDLE --root DIR` makes it"));
+            }
+            (false, Missing::Imagine) => {
+                let directory = tempfile::tempdir()
+                    .map_err(|source| Failure::io("make a directory in", &std::env::temp_dir(), source))?;
+                imagined = Some(directory);
+                std::path::absolute(root)
+            }
+            (false, Missing::Make) => {
+                crate::files::make_directory(root, 0o755)?;
+                root.canonicalize()
+            }
+            (true, _) => root.canonicalize(),
+        }
+        .map_err(|source| Failure::io("find", root, source))?;
+        let packages = packages(&settings)?;
+        let looked_at = imagined.as_ref().map_or(root.as_path(), tempfile::TempDir::path);
+        let node = node_at(looked_at, &settings, packages.clone(), command)?;
+        let service: Arc<dyn ServiceManager> = Arc::from(service_manager(&settings.service, &root));
+        let probes = Probes::new(&settings.probes, Arc::clone(&service));
+        Ok(Self { root, settings, node, service, packages, probes, _imagined: imagined })
+    }
+
+    /// What the operator wants, for the planner.
+    ///
+    /// # Errors
+    /// This platform has no name.
+    pub(super) fn policy(&self, now: Instant) -> Result<Policy, Failure> {
+        Ok(Policy {
+            platform: platform(&self.settings)?,
+            on_probe_failure: match self.settings.probes.on_failure {
+                OnFailure::Restore => OnProbeFailure::Restore,
+                OnFailure::Keep => OnProbeFailure::Keep,
+            },
+            local_changes: self.settings.install.local_changes,
+            now,
+        })
+    }
+
+    /// Whom an execution talks to.
+    pub(super) fn ports(&self, context: &Context, stop_at: Option<&String>) -> Ports<'_> {
+        Ports {
+            service: self.service.as_ref(),
+            prober: &self.probes,
+            observer: progress::observer(context.progress, stop_at.cloned()),
+        }
+    }
+
+    /// Takes the lock, and first of all ends what an interrupted run left.
+    ///
+    /// # Errors
+    /// Another run holds the lock; or going back failed, and nothing may be begun before somebody has acted.
+    pub(super) fn lock_and_recover(&self, context: &Context) -> Result<NodeLock, Failure> {
+        let lock = self.node.lock()?;
+        if let Some(report) = self.node.recover(&lock, &self.ports(context, None))? {
+            output::note(format!(
+                "an interrupted run was ended first: {}",
+                output::printable(&report.message)
+            ));
+            let exit = crate::failure::exit_of_outcome(&report.outcome);
+            if exit == Exit::RestoreFailed {
+                return Err(super::node::failure_of(&report));
+            }
+        }
+        Ok(lock)
+    }
+
+    /// Checks this host before anything changes.
+    ///
+    /// # Errors
+    /// Exit code 12 with the first reason; all results are printed.
+    pub(super) fn preflight(
+        &self,
+        plan: &Plan,
+        wanted: Option<&Manifest>,
+    ) -> Result<PreflightReport, Failure> {
+        let settings = &self.settings.preflight;
+        let meta = self.root.join(".cutover");
+        let mut checks: Vec<Box<dyn Check>> = vec![
+            Box::new(DiskCheck::new(self.root.clone(), plan.bytes.need, entries(plan), disk_space)),
+            Box::new(WritableCheck::new(vec![self.root.clone(), meta.clone()])),
+            Box::new(SameFileSystemCheck::new(vec![meta, self.root.clone(), self.root.join("releases")])),
+            Box::new(ServiceCheck::new(Arc::clone(&self.service))),
+        ];
+        if settings.memory_mib > 0 {
+            checks.push(Box::new(MemoryCheck::new(settings.memory_mib << 20, available_memory)));
+        }
+        if let Some(manifest) = wanted {
+            let packages = self.packages.clone();
+            checks.push(Box::new(DependencyCheck::new(
+                manifest.requires.clone(),
+                manifest.conflicts.clone(),
+                move || Ok(packages.clone()),
+            )));
+        }
+        let report = run_checks(checks, settings.budget());
+        match report.refusal(settings.unknown) {
+            None => Ok(report),
+            Some(reason) => Err(Failure::new(Exit::Preflight, format!("preflight refused: {reason}"))
+                .hint("mend this and apply again; nothing was changed")),
+        }
+    }
+
+    /// Runs a plan.
+    ///
+    /// # Errors
+    /// Refusals before anything is done.
+    pub(super) fn execute(
+        &self,
+        lock: &NodeLock,
+        plan: &Plan,
+        payload: Option<&dyn cutover_host::payload::Payload>,
+        context: &Context,
+        stop_at: Option<&String>,
+    ) -> Result<Report, Failure> {
+        Ok(self.node.execute(lock, plan, payload, &self.ports(context, stop_at))?)
+    }
+}
+
+/// Files and directories a plan makes, generously.
+fn entries(plan: &Plan) -> u64 {
+    let staged = plan.steps.iter().map(|step| match step {
+        Step::Stage(stage) => stage.files.len() + stage.symlinks.len() + stage.shared.len(),
+        Step::CheckTree(_)
+        | Step::RestorePoint { .. }
+        | Step::Quiesce
+        | Step::Switch(_)
+        | Step::Activate
+        | Step::Probe
+        | Step::Confirm => 0,
+    });
+    // Each file may bring an object for the store and a directory.
+    64 + 3 * staged.sum::<usize>() as u64
+}
+
+/// This host's platform.
+fn platform(settings: &Settings) -> Result<Name, Failure> {
+    match &settings.package.platform {
+        Some(platform) => Ok(platform.clone()),
+        None => format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
+            .parse()
+            .map_err(|_| Failure::usage("this platform has no name; set `package.platform`")),
+    }
+}
+
+/// Other packages of this host: those that are named, and those in other roots.
+fn packages(settings: &Settings) -> Result<BTreeMap<Name, Version>, Failure> {
+    let mut packages = settings.preflight.packages.clone();
+    for root in &settings.package.roots {
+        if !root.is_dir() {
+            return Err(Failure::usage(format!(
+                "`package.roots` names `{}`, which is not there",
+                root.display()
+            )));
+        }
+        let status = node_at(root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
+        if let Some(release) = status.installed {
+            packages.insert(release.package, release.version);
+        }
+    }
+    Ok(packages)
+}
+
+fn node_at(
+    root: &Path,
+    settings: &Settings,
+    packages: BTreeMap<Name, Version>,
+    command: &str,
+) -> Result<Node, Failure> {
+    let disk = RealDisk::open(root).map_err(|source| Failure::io("open the root", root, source))?;
+    let defaults = NodeOptions::default();
+    let options = NodeOptions {
+        layout: settings.install.layout,
+        packages,
+        threads: NonZeroUsize::new(settings.install.jobs).unwrap_or(defaults.threads),
+        holder: format!("pid {}, `cutover {command}`", std::process::id()),
+    };
+    let ports = NodePorts { disk: Arc::new(disk), catalog: CatalogPort::OnDisk, clock: Arc::new(WallClock) };
+    Ok(Node::open(ports, options)?)
+}

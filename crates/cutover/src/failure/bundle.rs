@@ -1,0 +1,222 @@
+//! Exit codes of the errors of `cutover-bundle`.
+
+use cutover_bundle::{
+    BundleError, ContainerError, ObjectError, SignError, TrustError, WriteError, anchor::AnchorError,
+    pki::PkiError, signer::SignerError,
+};
+
+use super::Classify;
+use crate::exit::Exit;
+
+impl Classify for ContainerError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Io(_) => Exit::Failed,
+            Self::NotABundle | Self::Version(_) | Self::Truncated { .. } | Self::TooLarge { .. } => {
+                Exit::UnsafeContent
+            }
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Truncated { .. } => {
+                vec!["get the file again; `cutover bundle verify` checks all of it".to_owned()]
+            }
+            Self::Version(_) => vec!["install a newer cutover on this host first".to_owned()],
+            Self::Io(_) | Self::NotABundle | Self::TooLarge { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Classify for BundleError {
+    fn code(&self) -> Option<&'static str> {
+        Some(BundleError::code(self))
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Container(error) => error.exit(),
+            Self::Trust(error) => error.exit(),
+            Self::Manifest(error) => error.exit(),
+            Self::PayloadSize { .. } => Exit::UnsafeContent,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Container(error) => error.hints(),
+            Self::Trust(error) => error.hints(),
+            Self::Manifest(error) => error.hints(),
+            Self::PayloadSize { .. } => vec!["get the file again; it was cut off or lengthened".to_owned()],
+        }
+    }
+}
+
+impl Classify for TrustError {
+    fn code(&self) -> Option<&'static str> {
+        Some(TrustError::code(self))
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NoSignature
+            | Self::TooLarge { .. }
+            | Self::Profile(_)
+            | Self::WeakAlgorithm { .. }
+            | Self::WeakKey { .. }
+            | Self::Certificate { .. }
+            | Self::ManifestAltered
+            | Self::SignatureWrong { .. }
+            | Self::SignerCount { .. }
+            | Self::SameKey { .. }
+            | Self::Untrusted { .. }
+            | Self::Expired { .. }
+            | Self::NotYetValid { .. }
+            | Self::WrongUsage { .. }
+            | Self::PathLength { .. }
+            | Self::Revoked { .. }
+            | Self::RevocationUnknown { .. }
+            | Self::RevocationStale { .. }
+            | Self::RevocationInvalid { .. }
+            | Self::RevocationRequired
+            | Self::Path { .. }
+            | Self::Clock(_) => Exit::NotTrusted,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::NoSignature => "ask whoever built it to run `cutover bundle sign`",
+            Self::SignerCount { .. } => "add the missing signatures with `cutover bundle sign --add`",
+            Self::Untrusted { .. } => "`cutover trust show` says whom this program trusts",
+            Self::Expired { .. } => {
+                "sign the bundle again with a current certificate, and check this host's clock"
+            }
+            Self::NotYetValid { .. } | Self::Clock(_) => "check this host's clock with `date -u`",
+            Self::RevocationStale { .. }
+            | Self::RevocationUnknown { .. }
+            | Self::RevocationInvalid { .. } => {
+                "get current revocation lists and name them in `trust-policy.crl`"
+            }
+            Self::RevocationRequired => "name current revocation lists in `trust-policy.crl`",
+            Self::ManifestAltered | Self::SignatureWrong { .. } => {
+                "do not install this file; get it again from whoever built it"
+            }
+            Self::Revoked { .. } => {
+                "do not install this file; ask whoever built it which certificate replaces it"
+            }
+            Self::TooLarge { .. }
+            | Self::Profile(_)
+            | Self::WeakAlgorithm { .. }
+            | Self::WeakKey { .. }
+            | Self::Certificate { .. }
+            | Self::SameKey { .. }
+            | Self::WrongUsage { .. }
+            | Self::PathLength { .. }
+            | Self::Path { .. } => "`cutover bundle inspect` shows what the file says about itself",
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+impl Classify for ObjectError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Read { .. } | Self::Write { .. } => Exit::Failed,
+            Self::NotInRelease(_)
+            | Self::StoredSize { .. }
+            | Self::Size { .. }
+            | Self::Digest { .. }
+            | Self::Frame { .. } => Exit::UnsafeContent,
+        }
+    }
+}
+
+impl Classify for WriteError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Read(_) | Self::Write(_) | Self::Compress(_) => Exit::Failed,
+            Self::Manifest(error) => error.exit(),
+            Self::SignatureSize { .. } => Exit::Usage,
+            Self::PayloadSize { .. } => Exit::UnsafeContent,
+            Self::Sign(error) => error.exit(),
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Manifest(error) => error.hints(),
+            Self::Sign(error) => error.hints(),
+            Self::Read(_)
+            | Self::Write(_)
+            | Self::Compress(_)
+            | Self::SignatureSize { .. }
+            | Self::PayloadSize { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Classify for SignError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NoSigner | Self::KeyMismatch { .. } => Exit::Usage,
+            Self::Signer(error) => error.exit(),
+            Self::Refused(error) => error.exit(),
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoSigner => vec!["pass --sign-key and --sign-cert, --pkcs11, or --sign-command".to_owned()],
+            Self::KeyMismatch { .. } => vec!["pass the certificate that was issued for this key".to_owned()],
+            Self::Signer(error) => error.hints(),
+            Self::Refused(_) => {
+                vec!["sign with a current code-signing certificate; `cutover pki issue` makes one".to_owned()]
+            }
+        }
+    }
+}
+
+impl Classify for SignerError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Certificates(_) | Self::Key(_) | Self::Uri(_) => Exit::Usage,
+            Self::Certificate(error) => error.exit(),
+            Self::Token { .. } | Self::Command(_) | Self::Failed => Exit::Failed,
+        }
+    }
+}
+
+impl Classify for AnchorError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Io { .. } => Exit::Failed,
+            Self::Line { .. } | Self::NoAuthority | Self::TooLarge { .. } => Exit::Usage,
+            Self::Certificate(error) => error.exit(),
+            Self::Damaged(_) | Self::TwoAnchors => Exit::NotTrusted,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Damaged(_) | Self::TwoAnchors => {
+                vec!["install this program again from where you got it".to_owned()]
+            }
+            Self::Io { .. }
+            | Self::Line { .. }
+            | Self::NoAuthority
+            | Self::TooLarge { .. }
+            | Self::Certificate(_) => Vec::new(),
+        }
+    }
+}
+
+impl Classify for PkiError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Random => Exit::Failed,
+            Self::Validity | Self::Serial(_) | Self::Certificate { .. } => Exit::Usage,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Exit codes of the errors of `cutover-host`.
+
+use cutover_host::{
+    catalog::CatalogError,
+    node::{NodeError, PointError, StageError, StateError, StoreError},
+    service::ServiceError,
+};
+
+use super::Classify;
+use crate::exit::Exit;
+
+impl Classify for NodeError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::AlreadyRunning { .. } => Exit::InProgress,
+            Self::Catalog(error) => error.exit(),
+            Self::Point(error) => error.exit(),
+            Self::Stage(error) => error.exit(),
+            Self::Store(error) => error.exit(),
+            Self::State(error) => error.exit(),
+            Self::Damaged { .. } | Self::Journal { .. } | Self::Manifest { .. } => Exit::Damaged,
+            Self::Layout { .. } | Self::Needed(_) => Exit::Policy,
+            Self::NoSpace { .. } => Exit::Preflight,
+            Self::Stopped(_) => Exit::RestoreFailed,
+            Self::Fs(_)
+            | Self::Changed
+            | Self::Violation(_)
+            | Self::Payload
+            | Self::Unfinished(_)
+            | Self::UnknownRelease(_) => Exit::Failed,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::AlreadyRunning { .. } => "wait until it has ended, then look with `cutover status`",
+            Self::Point(_) => "choose another one from `cutover restore-points`",
+            Self::Catalog(error) => return error.hints(),
+            Self::Store(_) => {
+                "`cutover verify` shows what is damaged; apply the bundle again to fill the store"
+            }
+            Self::State(_) | Self::Unfinished(_) | Self::Stopped(_) => "run `cutover recover`",
+            Self::Damaged { .. } | Self::Journal { .. } | Self::Manifest { .. } => {
+                "keep a copy of `.cutover`, move the named file away, then run `cutover recover`"
+            }
+            Self::Layout { .. } => "leave out `--layout` and `install.layout`, or use another root",
+            Self::NoSpace { .. } => "free some space, for example with `cutover prune --keep 1`",
+            Self::Changed => "run `cutover plan` again and look at the new plan",
+            Self::Needed(_) => "prune the restore point that needs it first",
+            Self::UnknownRelease(_) => "`cutover history` lists what was installed here",
+            Self::Payload => "pass the bundle the plan was made for",
+            Self::Fs(_) | Self::Stage(_) | Self::Violation(_) => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+impl Classify for PointError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Manifest { .. } | Self::File { .. } | Self::Unsealed(_) => Exit::Damaged,
+            Self::Fs(_) => Exit::Failed,
+        }
+    }
+}
+
+impl Classify for StageError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Payload { source, .. } => source.exit(),
+            Self::Store { source, .. } => source.exit(),
+            Self::Differs { .. } | Self::NoPayload(_) | Self::NotInPoint { .. } | Self::Directory(_) => {
+                Exit::Failed
+            }
+        }
+    }
+}
+
+impl Classify for StoreError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Missing(_) | Self::Object(_) => Exit::Damaged,
+            Self::Fs(_) => Exit::Failed,
+        }
+    }
+}
+
+impl Classify for StateError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Refused(_) | Self::Fs(_) => Exit::Failed,
+        }
+    }
+}
+
+impl Classify for CatalogError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Sqlite { .. } | Self::Io { .. } => Exit::Failed,
+            Self::Newer(_) => Exit::Damaged,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Newer(_) => vec!["use the newer cutover that wrote it".to_owned()],
+            Self::Sqlite { .. } | Self::Io { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Classify for ServiceError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Settings(_) => Exit::Usage,
+            Self::AlreadySupervised(_) => Exit::InProgress,
+            Self::NotReady { .. }
+            | Self::NotStopped(_)
+            | Self::Superseded(_)
+            | Self::Command(_)
+            | Self::Supervisor { .. }
+            | Self::Io { .. } => Exit::Failed,
+        }
+    }
+}

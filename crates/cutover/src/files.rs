@@ -1,0 +1,115 @@
+//! Files outside installed roots: reading what the operator names, and writing results whole or not at all.
+//!
+//! Results go through the same disk port as updates do: written aside, flushed, renamed, directory flushed.
+
+use std::{
+    io::{self, BufWriter, Read as _, Write},
+    path::{Path, PathBuf},
+};
+
+use cutover_host::disk::{Disk as _, NewFile, RealDisk};
+
+use crate::failure::Failure;
+
+/// The largest key, certificate, list or plan that is read, in bytes.
+const READ_MAX: u64 = 64 << 20;
+
+/// What to do when there is a file already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// Refuse.
+    Keep,
+    /// Replace it, in one step.
+    Replace,
+}
+
+/// Reads a small file whole.
+///
+/// # Errors
+/// It cannot be read, or is not small.
+pub(crate) fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |source| Failure::io(&format!("read {what}"), path, source);
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(READ_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > READ_MAX {
+        return Err(failed(io::Error::from(io::ErrorKind::FileTooLarge)));
+    }
+    Ok(bytes)
+}
+
+/// Writes `path` whole or not at all: `fill` writes aside, and only what is durable gets the name.
+///
+/// # Errors
+/// Whatever `fill` reports; or the file exists and must be kept, or cannot be written.
+pub(crate) fn write(
+    path: &Path,
+    mode: u32,
+    existing: Existing,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let failed = |what: &'static str| move |source| Failure::io(what, path, source);
+    let (directory, name) = split(path)?;
+    let disk =
+        RealDisk::open(&directory).map_err(|source| Failure::io("open directory", &directory, source))?;
+    let is_there = disk.metadata(Path::new(&name)).map_err(failed("look at"))?.is_some();
+    if is_there && existing == Existing::Keep {
+        return Err(Failure::io("create", path, io::Error::from(io::ErrorKind::AlreadyExists))
+            .hint("choose another name, or move the file away"));
+    }
+    let aside = PathBuf::from(format!(".{name}.{}.tmp", std::process::id()));
+    let result = write_aside(&disk, &aside, mode, fill, path)
+        .and_then(|()| disk.rename(&aside, Path::new(&name)).map_err(failed("put in place")))
+        .and_then(|()| disk.sync_dir(Path::new("")).map_err(failed("flush the directory of")));
+    if result.is_err() {
+        // The first error is the one to report; a left-over file is named so that it can be recognised.
+        let _ = disk.remove_file(&aside);
+    }
+    result
+}
+
+fn write_aside(
+    disk: &RealDisk,
+    aside: &Path,
+    mode: u32,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
+    path: &Path,
+) -> Result<(), Failure> {
+    let failed = |source| Failure::io("write", path, source);
+    let _ = disk.remove_file(aside);
+    let mut buffered = BufWriter::with_capacity(1 << 17, disk.create(aside, 0o600).map_err(failed)?);
+    fill(&mut buffered)?;
+    let mut file: Box<dyn NewFile + '_> =
+        buffered.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.set_mode(mode).map_err(failed)?;
+    file.sync().map_err(failed)
+}
+
+/// Makes a directory, with those above it.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let (directory, name) = split(path)?;
+    make_directory(&directory, 0o755)?;
+    let failed = |source| Failure::io("make directory", path, source);
+    let disk = RealDisk::open(&directory).map_err(failed)?;
+    disk.create_dir(Path::new(&name), mode).map_err(failed)?;
+    disk.sync_dir(Path::new("")).map_err(failed)
+}
+
+/// The directory of a path, and its last component.
+fn split(path: &Path) -> Result<(PathBuf, String), Failure> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or_else(|| Failure::usage(format!("`{}` is no name of a file", path.display())))?;
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        Some(_) | None => PathBuf::from("."),
+    };
+    Ok((directory, name.to_owned()))
+}

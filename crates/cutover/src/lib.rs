@@ -1,0 +1,79 @@
+//! Talks: the command line, settings, rendering and exit codes; and the library that people embed.
+//!
+//! Owns what people and scripts see of Cutover. It never decides about an update (`core` does), never judges a signature
+//! (`bundle` does) and never touches an installed tree (`host` does). Embedders use the three crates re-exported here.
+//! Read [`exit::Exit`] first, then [`run`].
+
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
+mod args;
+mod clock;
+mod commands;
+mod demo;
+pub mod exit;
+pub mod failure;
+mod files;
+mod output;
+mod progress;
+mod reference;
+pub mod settings;
+pub mod spec;
+
+use std::ffi::OsString;
+
+use clap::Parser as _;
+pub use cutover_bundle as bundle;
+pub use cutover_core as core;
+pub use cutover_host as host;
+
+use crate::{
+    args::{Cli, Command},
+    commands::Context,
+    exit::Exit,
+    failure::Failure,
+    output::Form,
+};
+
+/// Runs the program with these arguments, prints everything there is to say, and returns how it ended.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    let form = if cli.global.json { Form::Json } else { Form::Text };
+    log_to_stderr(&cli.command);
+    let ended = Context::new(&cli.global, clock::now()).and_then(|context| commands::run(cli, &context));
+    ended.unwrap_or_else(|failure| {
+        output::failure(&failure, form);
+        failure.exit()
+    })
+}
+
+/// Logs to stderr, as much as `CUTOVER_LOG` says. A supervisor tells what it does; other commands print their results.
+fn log_to_stderr(command: &Command) {
+    let default = match command {
+        Command::Run(_) => "info",
+        _ => "error",
+    };
+    let filter = std::env::var("CUTOVER_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter).unwrap_or_else(|_| default.into());
+    // Somebody who embeds this library may have a subscriber already; then that one stays.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// What cannot be parsed: the help that was asked for, or an error.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> Exit {
+    if !error.use_stderr() {
+        // Nobody can be told that stdout is gone.
+        let _ = error.print();
+        return Exit::Done;
+    }
+    let _ = error.print();
+    if arguments.iter().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        output::failure_document(&Failure::usage(message));
+    }
+    Exit::Usage
+}

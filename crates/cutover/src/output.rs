@@ -1,0 +1,134 @@
+//! What is printed: data on stdout, everything else on stderr; JSON that is versioned.
+
+use std::io::Write as _;
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// The version of every JSON document that this program prints.
+pub(crate) const FORMAT: u32 = 1;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Writes one line of data to stdout. A closed pipe ends the program quietly, as `head` expects.
+pub(crate) fn line(text: impl AsRef<str>) {
+    let mut stdout = std::io::stdout().lock();
+    if writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()).is_err() {
+        std::process::exit(i32::from(crate::exit::Exit::Failed.code()));
+    }
+}
+
+/// Writes one line for people to stderr.
+pub(crate) fn note(text: impl AsRef<str>) {
+    // Nobody can be told that stderr is gone.
+    let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// Writes `data` as one JSON document with its format number.
+///
+/// # Errors
+/// Never in practice: the types of this program serialise.
+pub(crate) fn json(data: &impl Serialize) -> Result<(), Failure> {
+    let mut value = serde_json::to_value(data)
+        .map_err(|error| Failure::new(crate::exit::Exit::Failed, "failed to write JSON").because(error))?;
+    if let serde_json::Value::Object(map) = &mut value {
+        let rest = std::mem::take(map);
+        map.insert("format".to_owned(), FORMAT.into());
+        map.extend(rest);
+    }
+    line(serde_json::to_string_pretty(&value).expect("values always serialise"));
+    Ok(())
+}
+
+/// Reports a failure: on stderr for people, and with `--json` as a document on stdout too.
+pub(crate) fn failure(failure: &Failure, form: Form) {
+    if form == Form::Json {
+        failure_document(failure);
+    }
+    // That something is already so is an answer, not an error.
+    let word = if failure.exit() == crate::exit::Exit::NothingToDo { "nothing to do: " } else { "error: " };
+    note(format!("{word}{}", printable(&failure.to_string())));
+    for cause in failure.causes() {
+        note(format!("  because: {}", printable(&cause)));
+    }
+    for hint in failure.hints() {
+        note(format!("hint: {}", printable(hint)));
+    }
+}
+
+/// The JSON document of a failure, on stdout.
+pub(crate) fn failure_document(failure: &Failure) {
+    line(serde_json::to_string_pretty(&failure.to_json()).expect("values always serialise"));
+}
+
+/// Text without control characters or text-direction overrides: nothing that came from a bundle can steer a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let hostile = (c.is_control() && c != '\n')
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+            if hostile { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }
+        })
+        .collect()
+}
+
+/// A table without lines, for people.
+pub(crate) fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(head.to_vec());
+    if let Some(width) = terminal_width() {
+        table.set_width(width).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    }
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)).collect::<Vec<_>>());
+    }
+    table
+        .lines()
+        .map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The width of the terminal that stdout is, if it is one.
+fn terminal_width() -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col >= 60).then_some(size.ws_col)
+}
+
+/// Bytes in a unit people read: `1.5 MiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{202e}c"), "a\\u{1b}[2Jb\\u{202e}c");
+    }
+
+    #[test]
+    fn bytes_are_printed_with_a_unit() {
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(3 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "3.0 GiB"]
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! The reference page of the settings: every key the code knows, its default, and what it means.
+
+use std::fmt::Write as _;
+
+use super::{Settings, flatten};
+
+/// What each key means. A test demands exactly the keys that the code knows, in the order of the code.
+const MEANINGS: &[(&str, &str)] = &[
+    ("package.name", "The one package this root may hold. Unset: whichever is installed first."),
+    ("package.platform", "This host's platform. Unset: that of the program, such as `linux-x86_64`."),
+    (
+        "package.roots",
+        "Roots of other packages on this host; their versions count like those in `preflight.packages`.",
+    ),
+    (
+        "trust-policy.crl",
+        "Certificate revocation lists, PEM or DER. Once one is set, the status of every certificate must be known and current.",
+    ),
+    ("trust-policy.channels", "The channels releases may come from. Empty: any."),
+    (
+        "install.layout",
+        "How a root is laid out at its first use: `versioned` (`current` is a symlink), `exchange` (`current` is a \
+         directory that is swapped) or `in-place` (files among files that are not ours). Unset: `versioned`.",
+    ),
+    (
+        "install.local_changes",
+        "Config files that were changed where they are installed: `refuse` the update or `replace` them.",
+    ),
+    (
+        "install.jobs",
+        "Files laid down and hashed at the same time. 0: as many as there are processors, at most 4.",
+    ),
+    (
+        "install.prune",
+        "When restore points that retention no longer keeps are removed: `after-update` or `by-command`.",
+    ),
+    ("preflight.timeout_ms", "Longest time of all checks together, in milliseconds; at most 2000 are used."),
+    ("preflight.memory_mib", "Memory that must be available, in MiB. 0: not checked."),
+    ("preflight.unknown", "A check that cannot tell: the update may `pass` or must `fail`."),
+    (
+        "preflight.packages",
+        "Other packages of this host and their versions, for what releases require and conflict with.",
+    ),
+    (
+        "service.mode",
+        "Who runs the service: `supervised` (`cutover run`), `systemd`, `exec` (commands) or `none`.",
+    ),
+    (
+        "service.stop_first",
+        "Stop the service before the switch and start it after it, for services of which two may never run at once.",
+    ),
+    (
+        "service.command",
+        "`supervised`: program and arguments; a relative program is looked up in the release. Unset: the release's.",
+    ),
+    (
+        "service.listen",
+        "`supervised`: sockets to open and pass on, `tcp:ADDRESS:PORT` or `unix:/PATH`. Unset: the release's.",
+    ),
+    (
+        "service.ready",
+        "`supervised`: how the service says that it is ready, `notify` or `running`. Unset: the release's.",
+    ),
+    ("service.ready_timeout_s", "Longest time to become ready, in seconds. Unset: the release's, else 30."),
+    (
+        "service.drain_timeout_s",
+        "`supervised`: longest time to finish open connections, in seconds; then SIGKILL. Unset: the release's, else 30.",
+    ),
+    ("service.env", "`supervised`: environment variables, added to the release's. Never shown."),
+    (
+        "service.user",
+        "`supervised`: the user it runs as; only root can choose one. Unset: the supervisor's own.",
+    ),
+    (
+        "service.restart_delay_ms",
+        "`supervised`: wait before the first restart after a crash, in milliseconds; doubles with every crash.",
+    ),
+    ("service.restart_delay_max_s", "`supervised`: the longest wait before a restart, in seconds."),
+    (
+        "service.stable_after_s",
+        "`supervised`: a service that ran this long, in seconds, starts again with the shortest wait.",
+    ),
+    (
+        "service.crash_loop_after",
+        "`supervised`: this many crashes in a row are reported as a crash loop; restarts go on.",
+    ),
+    (
+        "service.log_size_mib",
+        "`supervised`: a release's log file is rotated at this size, in MiB; one older file is kept.",
+    ),
+    ("service.log_releases", "`supervised`: this many releases keep their log files."),
+    ("service.unit", "`systemd`: the unit's name, such as `db.service`."),
+    ("service.systemctl", "`systemd`: the program and arguments in front of the verb."),
+    ("service.start", "`exec`: starts the service and returns."),
+    ("service.stop", "`exec`: stops the service; success when it does not run."),
+    (
+        "service.reload",
+        "`exec`: makes a running service use the new release without stopping it. Empty: stop and start.",
+    ),
+    (
+        "service.status",
+        "`exec`: exits 0 when the service runs and is ready. Empty: a finished `start` counts as ready.",
+    ),
+    ("service.command_timeout_s", "`systemd`, `exec`: longest time of one command, in seconds."),
+    ("probes.timeout_s", "Longest time of one probe, in seconds, unless it sets its own."),
+    (
+        "probes.on_failure",
+        "A failed probe leads to `restore` (the old release runs again) or `keep` (the new one stays, unconfirmed).",
+    ),
+    ("probes.smoke.alive_ms", "How long the service must stay up, in milliseconds. 0: no smoke probe."),
+    ("probes.http[].name", "Its name in reports. Unset: the URL."),
+    ("probes.http[].url", "What is asked for, with GET, until it is answered well or the time is over."),
+    ("probes.http[].unix_socket", "Connects to this socket instead of the URL's host."),
+    ("probes.http[].status", "The status of a good answer. Default 200."),
+    ("probes.http[].contains", "Text that a good answer's first MiB contains."),
+    ("probes.http[].timeout_s", "Its own time, in seconds, for all tries together."),
+    ("probes.performance.url", "What is asked for, with GET; every answer must have a 2xx status."),
+    ("probes.performance.unix_socket", "Connects to this socket instead of the URL's host."),
+    ("probes.performance.requests", "How many requests are measured. Default 200."),
+    (
+        "probes.performance.slower_percent_max",
+        "How much slower than the release before p50 and p99 may be, in percent. Default 100.",
+    ),
+    ("probes.performance.noise_ms", "A difference up to this many milliseconds never fails. Default 5."),
+    ("probes.performance.p99_ms_max", "The longest p99 in milliseconds, whatever it was before."),
+    ("probes.performance.timeout_s", "Its own time, in seconds."),
+    ("probes.command[].name", "Its name in reports. Unset: the program."),
+    (
+        "probes.command[].argv",
+        "Program and arguments; it must exit with 0. It runs in the release's tree with `CUTOVER_ROOT`, `CUTOVER_RELEASE` and `CUTOVER_TREE`.",
+    ),
+    ("probes.command[].timeout_s", "Its own time, in seconds."),
+    ("retention.keep", "Most restore points kept. The newest is always kept."),
+    ("retention.days", "Oldest age of restore points kept, in days. Unset: any."),
+    ("retention.bytes", "Most bytes that restore points may take beyond the current release. Unset: any."),
+    (
+        "retention.warm",
+        "How many of the newest keep their tree as it is; the trees of older ones go compressed to the store.",
+    ),
+];
+
+/// The page as Markdown.
+pub fn page() -> String {
+    let mut text = String::from(
+        "# Settings\n\nPrinted by `cutover __reference settings`; do not edit by hand.\n\n\
+         One TOML file: `--config FILE`, else `cutover.toml` in the root, else `/etc/cutover/cutover.toml`. Files in \
+         `<file>.d/*.toml` are laid over it by name. Later layers win: defaults, file, drop-ins, environment \
+         (`CUTOVER_SECTION__KEY`; `_` in a section's name stands for `-`), flags (`--set SECTION.KEY=VALUE`, and those named \
+         in the command line reference). Tables are merged key by key, lists are replaced whole. An unknown key is an \
+         error. `cutover config show --origin` says where each value came from; values under `service.env` and keys named \
+         like a secret are masked, and a mask that is loaded again leaves its key unset.\n\n\
+         The trust anchor is no setting: a file, variable or flag that tries to set one refuses the start with exit code \
+         11. `CUTOVER_LOG` (such as `debug`) says how much is logged to stderr; it is no setting either.\n",
+    );
+    let defaults = defaults();
+    let mut section = "";
+    for (key, meaning) in MEANINGS {
+        let (of, _) = key.split_once('.').unwrap_or((key, ""));
+        if of != section {
+            section = of;
+            write!(text, "\n## [{section}]\n\nkey | default | meaning\n-|-|-\n")
+                .expect("writing to a string cannot fail");
+        }
+        let default = defaults.iter().find(|(known, _)| known == key).map_or("", |(_, default)| default);
+        let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+        writeln!(text, "`{key}` | {default} | {meaning}").expect("writing to a string cannot fail");
+    }
+    text
+}
+
+fn defaults() -> Vec<(String, String)> {
+    let mut defaults = Vec::new();
+    let value = serde_json::to_value(Settings::default()).expect("settings have string keys");
+    flatten(&value, &mut Vec::new(), &mut |path, value| defaults.push((path.join("."), value.to_string())));
+    defaults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::known_keys, *};
+
+    #[test]
+    fn every_key_of_the_code_is_described_and_no_other() {
+        let described: Vec<&str> = MEANINGS.iter().map(|(key, _)| *key).collect();
+        assert_eq!(described, known_keys());
+    }
+}

@@ -1,0 +1,87 @@
+//! The one settings schema: every section of `cutover.toml`.
+//!
+//! The structs live with the code that uses them; this module puts them together and adds the sections that belong to the
+//! command line itself. Reference: `docs/reference/settings.md`, which a test compares with the code.
+
+use std::path::PathBuf;
+
+use cutover_core::{
+    model::Name,
+    plan::{Layout, LocalChanges},
+    retain::Retention,
+};
+use cutover_host::{preflight::PreflightSettings, probe::ProbeSettings, service::ServiceSettings};
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What may be installed here.
+    pub package: PackageSettings,
+    /// What a signature must fulfil beyond the anchor.
+    #[serde(rename = "trust-policy")]
+    pub trust_policy: TrustPolicy,
+    /// How updates are laid down.
+    pub install: InstallSettings,
+    /// What must hold before anything changes.
+    pub preflight: PreflightSettings,
+    /// How the service is run.
+    pub service: ServiceSettings,
+    /// How a release is examined after the switch.
+    pub probes: ProbeSettings,
+    /// Which restore points are kept.
+    pub retention: Retention,
+}
+
+/// `[package]`: what may be installed here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PackageSettings {
+    /// The one package this root may hold. Default: whichever is installed first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// This host's platform. Default: that of this program, such as `linux-x86_64`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Name>,
+    /// Roots of other packages that Cutover keeps on this host; their current versions count like those in
+    /// `preflight.packages`.
+    pub roots: Vec<PathBuf>,
+}
+
+/// `[trust-policy]`: what a signature must fulfil beyond the anchor. These can only refuse more, never less.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrustPolicy {
+    /// Certificate revocation lists (PEM or DER). Once one is set, the status of every certificate must be known and
+    /// every list must be current.
+    pub crl: Vec<PathBuf>,
+    /// The channels releases may come from. Empty: any.
+    pub channels: Vec<Name>,
+}
+
+/// `[install]`: how updates are laid down.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InstallSettings {
+    /// How a root is laid out when it is first used: `versioned` (default), `exchange` or `in-place`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// What to do about config files that were changed where they are installed: `refuse` or `replace`.
+    pub local_changes: LocalChanges,
+    /// Files laid down at the same time. 0: as many as this machine has processors, at most 4.
+    pub jobs: usize,
+    /// When restore points that retention no longer keeps are removed: `after-update` or `by-command`.
+    pub prune: PruneWhen,
+}
+
+/// When restore points that retention no longer keeps are removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneWhen {
+    /// After every confirmed update.
+    #[default]
+    AfterUpdate,
+    /// Only by `cutover prune`.
+    ByCommand,
+}

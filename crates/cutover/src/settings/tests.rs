@@ -1,0 +1,175 @@
+//! Tests of the settings: layers, origins, suggestions, refusals.
+
+use std::fs;
+
+use super::*;
+
+struct Place {
+    directory: tempfile::TempDir,
+    sources: Sources,
+}
+
+fn place(text: &str) -> Place {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("cutover.toml"), text).expect("written");
+    let sources = Sources { root: Some(directory.path().to_owned()), ..Sources::default() };
+    Place { directory, sources }
+}
+
+impl Place {
+    fn drop_in(self, name: &str, text: &str) -> Self {
+        let directory = self.directory.path().join("cutover.toml.d");
+        fs::create_dir_all(&directory).expect("created");
+        fs::write(directory.join(name), text).expect("written");
+        self
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.sources.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn flag(mut self, key: &str, value: &str) -> Self {
+        self.sources.flags.push((key.to_owned(), value.to_owned(), "--set".to_owned()));
+        self
+    }
+
+    fn load(&self) -> Result<Resolved, SettingsError> {
+        Resolved::load(&self.sources)
+    }
+
+    fn refused(&self) -> String {
+        let text = self.load().expect_err("refused").to_string();
+        text.replace(&self.directory.path().display().to_string(), "ROOT")
+    }
+}
+
+fn origin(resolved: &Resolved, key: &str) -> String {
+    resolved.show().into_iter().find(|shown| shown.key == key).expect(key).origin
+}
+
+// F1
+#[test]
+fn defaults_are_safe() {
+    let settings = Settings::default();
+    assert_eq!(settings.probes.on_failure, cutover_host::probe::OnFailure::Restore);
+    assert_eq!(settings.install.local_changes, cutover_core::plan::LocalChanges::Refuse);
+    assert_eq!(settings.retention.keep, 3);
+}
+
+#[test]
+fn later_layers_win_and_are_named() {
+    let place = place("[install]\njobs = 1\nlayout = \"exchange\"\n[retention]\nkeep = 4\n");
+    let resolved = place.load().expect("valid");
+    assert_eq!((resolved.settings.install.jobs, resolved.settings.retention.keep), (1, 4));
+    assert!(origin(&resolved, "install.jobs").ends_with("cutover.toml:2"));
+    assert_eq!(origin(&resolved, "retention.warm"), "default");
+
+    let place = place.drop_in("20.toml", "install.jobs = 3").drop_in("10.toml", "install.jobs = 2");
+    let resolved = place.load().expect("valid");
+    assert_eq!(resolved.settings.install.jobs, 3, "by name, the last one wins");
+    assert!(origin(&resolved, "install.jobs").ends_with("20.toml:1"));
+
+    let place = place.variable("CUTOVER_INSTALL__JOBS", "4");
+    let resolved = place.load().expect("valid");
+    assert_eq!(resolved.settings.install.jobs, 4);
+    assert_eq!(origin(&resolved, "install.jobs"), "environment variable CUTOVER_INSTALL__JOBS");
+    assert_eq!(resolved.settings.install.layout, Some(cutover_core::plan::Layout::Exchange), "others stay");
+
+    let place = place.flag("install.jobs", "5");
+    let resolved = place.load().expect("valid");
+    assert_eq!(resolved.settings.install.jobs, 5);
+    assert_eq!(origin(&resolved, "install.jobs"), "flag --set");
+}
+
+#[test]
+fn variables_reach_sections_with_dashes_lists_and_maps() {
+    let resolved = place("")
+        .variable("CUTOVER_TRUST_POLICY__CRL", "[\"/a.crl\", \"/b.crl\"]")
+        .variable("CUTOVER_PACKAGE__NAME", "123")
+        .variable("CUTOVER_LOG", "debug")
+        .flag("preflight.packages.storage", "1.4.0")
+        .load()
+        .expect("valid");
+    assert_eq!(resolved.settings.trust_policy.crl, [PathBuf::from("/a.crl"), PathBuf::from("/b.crl")]);
+    assert_eq!(resolved.settings.package.name, "123".parse().ok(), "text stays text");
+    assert_eq!(resolved.settings.preflight.packages.len(), 1);
+}
+
+// F3
+#[test]
+fn unknown_key_names_place_and_suggestion() {
+    assert_eq!(
+        place("\n[install]\nlayuot = \"exchange\"").refused(),
+        "ROOT/cutover.toml:3: unknown key `install.layuot`, did you mean `install.layout`?"
+    );
+    assert_eq!(
+        place("[instal]\nlayout = \"exchange\"").refused(),
+        "ROOT/cutover.toml:1: unknown key `instal`, did you mean `install`?"
+    );
+    assert_eq!(
+        place("").variable("CUTOVER_INSTALL__JOB", "1").refused(),
+        "environment variable CUTOVER_INSTALL__JOB: unknown key `install.job`, did you mean `install.jobs`?"
+    );
+    assert_eq!(place("").flag("zzz.qqq", "1").refused(), "flag --set: unknown key `zzz`");
+}
+
+// F3
+#[test]
+fn bad_syntax_and_bad_values_name_key_and_place() {
+    assert!(place("[install\n").refused().starts_with("ROOT/cutover.toml:1: "));
+    assert_eq!(
+        place("[install]\nlayout = \"flat\"").refused(),
+        "ROOT/cutover.toml:2: `install.layout`: `flat` is not one of `versioned`, `exchange`, `in-place`"
+    );
+    assert!(place("install.jobs = \"many\"").refused().starts_with("ROOT/cutover.toml:1: `install.jobs`:"));
+    assert!(place("install.jobs = -1").refused().contains("install.jobs"));
+    assert!(place("").variable("CUTOVER_INSTALL__JOBS", "many").refused().contains("CUTOVER_INSTALL__JOBS"));
+    assert!(
+        place("preflight.packages = { \"a/b\" = \"1.0.0\" }").refused().contains("preflight.packages.a/b"),
+        "{}",
+        place("preflight.packages = { \"a/b\" = \"1.0.0\" }").refused()
+    );
+}
+
+// M10
+#[test]
+fn trust_anchor_in_any_layer_is_refused() {
+    for refused in [
+        place("[trust]\nanchor = \"/etc/root.pem\"").load(),
+        place("[trust-policy]\nanchor = \"/etc/root.pem\"").load(),
+        place("").drop_in("a.toml", "trust.anchors = [\"x\"]").load(),
+        place("").variable("CUTOVER_TRUST__ANCHOR", "/etc/root.pem").load(),
+        place("").variable("CUTOVER_TRUST_POLICY__ANCHOR", "/etc/root.pem").load(),
+        place("").variable("CUTOVER_ANCHOR", "/etc/root.pem").load(),
+        place("").variable("CUTOVER_TRUST_ANCHOR", "/etc/root.pem").load(),
+        place("").flag("trust.anchor", "x").load(),
+    ] {
+        let error = refused.expect_err("refused");
+        assert!(matches!(error, SettingsError::Anchor { .. }), "{error}");
+        assert_eq!(error.exit(), Exit::NotTrusted);
+    }
+}
+
+#[test]
+fn missing_named_file_is_an_error() {
+    let sources = Sources { file: Some("/nonexistent/cutover.toml".into()), ..Sources::default() };
+    assert!(matches!(Resolved::load(&sources), Err(SettingsError::Missing(_))));
+}
+
+// F2
+#[test]
+fn dumped_settings_can_be_loaded_again() {
+    let first =
+        place("[install]\njobs = 7\n[preflight.packages]\nstorage = \"1.2.3\"\n").load().expect("valid");
+    let second = place(&first.dump()).load().expect("valid");
+    assert_eq!(first.settings, second.settings);
+}
+
+#[test]
+fn known_keys_come_from_the_code() {
+    let known = known_keys();
+    for key in ["install.layout", "retention.keep", "trust-policy.crl", "preflight.packages"] {
+        assert!(known.iter().any(|name| name == key), "{key} not in {known:?}");
+    }
+}

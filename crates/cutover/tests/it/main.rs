@@ -1,0 +1,11 @@
+//! The real binary, as people and scripts use it.
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
+
+mod bundle;
+mod cli;
+mod demo;
+mod guides;
+mod install;
+mod refusals;
+mod settings;
+mod world;

@@ -1,0 +1,252 @@
+//! The few durable operations everything else is made of, each in the one order that survives a power cut.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _, Write as _},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use cutover_core::model::{Digest, Manifest, RestorePoint};
+
+use super::{FsError, place};
+use crate::disk::{Disk, EntryKind, Metadata};
+
+/// The largest file of ours that is read into memory.
+const READ_MAX: u64 = 256 << 20;
+
+/// Adds to an I/O error what was attempted, and on what.
+pub(crate) trait Attempt<T> {
+    fn attempt(self, what: &'static str, path: impl AsRef<Path>) -> Result<T, FsError>;
+}
+
+impl<T> Attempt<T> for io::Result<T> {
+    fn attempt(self, what: &'static str, path: impl AsRef<Path>) -> Result<T, FsError> {
+        self.map_err(|source| FsError { what, path: path.as_ref().to_owned(), source })
+    }
+}
+
+/// A root directory with the operations the engine needs.
+pub(crate) struct Files {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) threads: NonZeroUsize,
+    discarded: AtomicU64,
+    /// What was parsed before, by the digest of its bytes; the bytes are read and hashed every time.
+    pub(crate) manifests: Parsed<Manifest>,
+    pub(crate) points: Parsed<RestorePoint>,
+}
+
+/// Values by the digest of the bytes they were parsed from.
+pub(crate) struct Parsed<T>(Mutex<BTreeMap<Digest, Arc<T>>>);
+
+impl<T> Parsed<T> {
+    /// The value of the bytes whose digest is `digest`, parsed at most once.
+    pub(crate) fn get_or<E>(
+        &self,
+        digest: Digest,
+        parse: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
+        if let Some(known) = self.0.lock().expect("no holder panics").get(&digest) {
+            return Ok(Arc::clone(known));
+        }
+        let parsed = Arc::new(parse()?);
+        self.0.lock().expect("no holder panics").insert(digest, Arc::clone(&parsed));
+        Ok(parsed)
+    }
+}
+
+impl Files {
+    pub(crate) fn new(disk: Arc<dyn Disk>, threads: NonZeroUsize) -> Self {
+        let (manifests, points) = (Parsed(Mutex::default()), Parsed(Mutex::default()));
+        Self { disk, threads, discarded: AtomicU64::new(0), manifests, points }
+    }
+
+    pub(crate) fn metadata(&self, path: &Path) -> Result<Option<Metadata>, FsError> {
+        self.disk.metadata(path).attempt("look at", path)
+    }
+
+    pub(crate) fn exists(&self, path: &Path) -> Result<bool, FsError> {
+        Ok(self.metadata(path)?.is_some())
+    }
+
+    pub(crate) fn list(&self, path: &Path) -> Result<Vec<(String, EntryKind)>, FsError> {
+        match self.disk.list(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed.attempt("list", path),
+        }
+    }
+
+    /// Makes a directory unless it is there.
+    pub(crate) fn ensure_dir(&self, path: &Path, mode: u32) -> Result<(), FsError> {
+        match self.disk.create_dir(path, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.attempt("create directory", path),
+        }
+    }
+
+    /// Makes the missing directories above `path`, outermost first, and returns them.
+    pub(crate) fn ensure_parents(&self, path: &Path, mode: u32) -> Result<Vec<PathBuf>, FsError> {
+        let mut missing = Vec::new();
+        for parent in path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
+            if self.exists(parent)? {
+                break;
+            }
+            missing.push(parent.to_owned());
+        }
+        missing.reverse();
+        missing.iter().try_for_each(|parent| self.ensure_dir(parent, mode))?;
+        Ok(missing)
+    }
+
+    /// The content of a file; `None` when there is none.
+    pub(crate) fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, FsError> {
+        let file = match self.disk.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.attempt("open", path)?,
+        };
+        let mut bytes = Vec::new();
+        file.take(READ_MAX + 1).read_to_end(&mut bytes).attempt("read", path)?;
+        if bytes.len() as u64 > READ_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than any file of ours"))
+                .attempt("read", path);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Writes a new file and makes its content durable; its name is not, yet. When that fails nothing is left of it,
+    /// because a second sync of the same file would lie (I13).
+    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), FsError> {
+        let written = (|| {
+            let mut file = self.disk.create(path, mode).attempt("create", path)?;
+            file.write_all(bytes).attempt("write", path)?;
+            file.sync().attempt("flush", path)
+        })();
+        if written.is_err() {
+            // The first error is the one worth reporting.
+            let _ = self.disk.remove_file(path);
+        }
+        written
+    }
+
+    /// Makes `bytes` the content of `path`, durably and all or nothing.
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), FsError> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".tmp");
+        let temporary = PathBuf::from(name);
+        self.remove_file(&temporary)?;
+        self.write_new(&temporary, bytes, mode)?;
+        self.rename(&temporary, path)?;
+        self.sync_parent(path)
+    }
+
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<(), FsError> {
+        self.disk.rename(from, to).attempt("rename into place", to)
+    }
+
+    /// Removes a file or link unless it is gone.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<(), FsError> {
+        match self.disk.remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.attempt("remove", path),
+        }
+    }
+
+    pub(crate) fn sync_dir(&self, path: &Path) -> Result<(), FsError> {
+        self.disk.sync_dir(path).attempt("flush directory", path)
+    }
+
+    pub(crate) fn sync_parent(&self, path: &Path) -> Result<(), FsError> {
+        self.sync_dir(path.parent().unwrap_or(Path::new("")))
+    }
+
+    pub(crate) fn sync_all(&self) -> Result<(), FsError> {
+        self.disk.sync_all().attempt("flush", "")
+    }
+
+    /// Makes `path` go away at once and durably: it moves to the trash, where it is then taken apart. What remains there
+    /// after a crash is removed by recovery.
+    pub(crate) fn discard(&self, path: &Path) -> Result<(), FsError> {
+        if !self.exists(path)? {
+            return Ok(());
+        }
+        let trash = loop {
+            let number = self.discarded.fetch_add(1, Ordering::Relaxed);
+            let candidate = Path::new(place::TRASH).join(number.to_string());
+            if !self.exists(&candidate)? {
+                break candidate;
+            }
+        };
+        self.disk.rename(path, &trash).attempt("discard", path)?;
+        self.sync_parent(path)?;
+        self.remove_tree(&trash)
+    }
+
+    /// Takes a tree apart. Only for what nothing refers to.
+    pub(crate) fn remove_tree(&self, path: &Path) -> Result<(), FsError> {
+        let Some(metadata) = self.metadata(path)? else { return Ok(()) };
+        if metadata.kind != EntryKind::Directory {
+            return self.remove_file(path);
+        }
+        for (name, kind) in self.list(path)? {
+            let child = path.join(name);
+            match kind {
+                EntryKind::Directory => self.remove_tree(&child)?,
+                EntryKind::File | EntryKind::Symlink | EntryKind::Other => self.remove_file(&child)?,
+            }
+        }
+        self.disk.remove_dir(path).attempt("remove directory", path)
+    }
+
+    /// Runs `work` for every item on the threads there are; with one thread, in order. The first error stops it.
+    pub(crate) fn for_each<T, R, E>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<R, E> + Sync,
+    ) -> Result<Vec<R>, E>
+    where
+        T: Sync,
+        R: Send,
+        E: Send,
+    {
+        let threads = self.threads.get().min(items.len());
+        if threads <= 1 {
+            return items.iter().map(work).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let results: Mutex<Vec<(usize, Result<R, E>)>> = Mutex::new(Vec::with_capacity(items.len()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(item) = items.get(index) else { break };
+                        let result = work(item);
+                        if result.is_err() {
+                            next.store(items.len(), Ordering::Relaxed);
+                        }
+                        results.lock().expect("no holder panics").push((index, result));
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().expect("no holder panics");
+        results.sort_by_key(|(index, _)| *index);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

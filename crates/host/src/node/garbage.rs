@@ -1,0 +1,36 @@
+//! What is needed, and the removal of what is not: objects that no manifest and no restore point names.
+
+use std::collections::BTreeSet;
+
+use cutover_core::model::{Digest, SeenKind};
+
+use super::{NodeError, PointError, current, files::Files, restore, store};
+
+/// The objects that some stored manifest or restore point names. Fails rather than leaving one out: what cannot be read
+/// might name anything.
+pub(crate) fn named(files: &Files) -> Result<BTreeSet<Digest>, NodeError> {
+    let mut named = BTreeSet::new();
+    for digest in current::manifests(files)? {
+        if let Some(manifest) = current::manifest(files, digest)? {
+            named.extend(manifest.objects.iter().map(|object| object.sha256));
+        }
+    }
+    for (_, id) in restore::ids(files)? {
+        match restore::read(files, &id) {
+            Ok(point) => named.extend(point.files.values().filter_map(|seen| match &seen.kind {
+                SeenKind::File { sha256, .. } => Some(*sha256),
+                SeenKind::Symlink { .. } => None,
+            })),
+            Err(PointError::Fs(error)) => return Err(error.into()),
+            // Nobody can go back to it.
+            Err(PointError::Manifest { .. } | PointError::File { .. } | PointError::Unsealed(_)) => {}
+        }
+    }
+    Ok(named)
+}
+
+/// Removes every object that nothing names; returns how many.
+pub(crate) fn sweep(files: &Files) -> Result<usize, NodeError> {
+    let named = named(files)?;
+    Ok(store::sweep(files, &named)?)
+}

@@ -1,0 +1,209 @@
+//! The journal of one execution: append-only, flushed before anything it announces. Format: `docs/formats/journal.md`.
+
+use std::{io, path::PathBuf};
+
+use cutover_core::{
+    execute::{Record, RecordError},
+    model::{Digest, Instant},
+};
+
+use super::{
+    FsError, NodeError,
+    files::{Attempt as _, Files},
+    place,
+};
+use crate::disk::NewFile;
+
+/// A journal open for appending.
+pub(crate) struct Journal<'d> {
+    files: &'d Files,
+    path: PathBuf,
+    file: Box<dyn NewFile + 'd>,
+    /// Bytes that are known to be whole lines.
+    size: u64,
+}
+
+/// What a journal file holds.
+pub(crate) struct Read {
+    /// Its records, in order.
+    pub(crate) records: Vec<Record>,
+    /// When the first and the last line were written.
+    pub(crate) written: Option<(Instant, Instant)>,
+    /// Bytes of whole lines; what lies behind them is a torn tail.
+    whole: u64,
+    torn: bool,
+}
+
+/// Reads a journal; `None` when there is none. Only its last line may be damaged: that is a write that was cut off
+/// before anybody could rely on it.
+pub(crate) fn read(files: &Files, number: u64) -> Result<Option<Read>, NodeError> {
+    let path = place::journal(number);
+    let Some(bytes) = files.read(&path)? else { return Ok(None) };
+    let damaged = |problem: String| NodeError::Damaged { path: path.display().to_string(), problem };
+    let mut read = Read { records: Vec::new(), written: None, whole: 0, torn: false };
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').enumerate().peekable();
+    while let Some((index, line)) = lines.next() {
+        let parsed = line.strip_suffix(b"\n").map_or(Err(RecordError::Checksum), Record::from_line);
+        match parsed {
+            Ok((at, records)) => {
+                read.whole += line.len() as u64;
+                read.written = Some((read.written.map_or(at, |(first, _)| first), at));
+                read.records.extend(records);
+            }
+            Err(RecordError::Checksum) if lines.peek().is_none() => read.torn = true,
+            Err(error) => return Err(damaged(format!("line {}: {error}", index + 1))),
+        }
+    }
+    Ok(Some(read))
+}
+
+/// How a journal ends, without reading all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// No line is whole: nothing had begun.
+    Empty,
+    /// Its last line is whole and says that the execution has ended.
+    Ended,
+    /// It has to be read.
+    Open,
+}
+
+/// Looks at the end of a journal.
+pub(crate) fn end(files: &Files, number: u64) -> Result<End, NodeError> {
+    let bytes = files.read(&place::journal(number))?.unwrap_or_default();
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let ended = |line: &[u8]| {
+        let records = line.strip_suffix(b"\n").and_then(|line| Record::from_line(line).ok());
+        records.is_some_and(|(_, records)| {
+            records.iter().any(|record| matches!(record, Record::Finished { .. }))
+        })
+    };
+    Ok(match (lines.next_back(), lines.next()) {
+        (None, _) => End::Empty,
+        (Some(only), None)
+            if only.strip_suffix(b"\n").is_none_or(|line| Record::from_line(line).is_err()) =>
+        {
+            End::Empty
+        }
+        (Some(last), _) if ended(last) => End::Ended,
+        (Some(_), _) => End::Open,
+    })
+}
+
+/// The evidence that the journal of execution `number` holds for its restore point.
+pub(crate) fn evidence(files: &Files, number: u64) -> Result<Option<Digest>, NodeError> {
+    const FIELD: &[u8] = b"\"evidence\"";
+    let bytes = files.read(&place::journal(number))?.unwrap_or_default();
+    // Only the line that names it is parsed: the plan in the first one can be large.
+    let lines = bytes.split(|byte| *byte == b'\n').rev();
+    let candidates = lines.filter(|line| line.windows(FIELD.len()).any(|part| part == FIELD));
+    Ok(candidates.filter_map(|line| Record::from_line(line).ok()).find_map(|(_, records)| {
+        records.iter().rev().find_map(|record| match record {
+            Record::Done { evidence, .. } => *evidence,
+            _ => None,
+        })
+    }))
+}
+
+/// The numbers of all journals, ascending.
+pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>, FsError> {
+    let mut numbers: Vec<u64> = files
+        .list(place::JOURNAL.as_ref())?
+        .iter()
+        .filter_map(|(name, _)| place::journal_number(name))
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+impl<'d> Journal<'d> {
+    /// Starts the journal of execution `number`. Its name is durable when this returns.
+    pub(crate) fn create(files: &'d Files, number: u64) -> Result<Self, FsError> {
+        let path = place::journal(number);
+        let file = retry_with_reserve(files, || files.disk.append(&path, 0o600)).attempt("create", &path)?;
+        files.sync_parent(&path)?;
+        Ok(Self { files, path, file, size: 0 })
+    }
+
+    /// Opens a journal to go on writing it; a torn tail is cut off first.
+    pub(crate) fn resume(files: &'d Files, number: u64, read: &Read) -> Result<Self, FsError> {
+        let path = place::journal(number);
+        if read.torn {
+            tracing::warn!(journal = %path.display(), "the last line was cut off and is dropped");
+            files.disk.truncate(&path, read.whole).attempt("repair", &path)?;
+        }
+        let file = files.disk.append(&path, 0o600).attempt("open", &path)?;
+        Ok(Self { files, path, file, size: read.whole })
+    }
+
+    /// Appends `records` as one line and makes them durable. After an error the journal must not be written any more in
+    /// this process: whether the line is on disk can only be told by reading it anew.
+    pub(crate) fn append(&mut self, records: &[Record], at: Instant) -> Result<(), FsError> {
+        let line = Record::to_line(records, at);
+        let written = self.file.write_all(&line).or_else(|error| {
+            if !is_full(&error) {
+                return Err(error);
+            }
+            // Part of the line may be there; it goes before the line is written whole.
+            self.files.disk.truncate(&self.path, self.size)?;
+            release_reserve(self.files)?;
+            self.file.write_all(&line)
+        });
+        written.attempt("write", &self.path)?;
+        self.file.sync().attempt("flush", &self.path)?;
+        self.size += line.len() as u64;
+        Ok(())
+    }
+}
+
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn retry_with_reserve<T>(files: &Files, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    work().or_else(|error| {
+        if !is_full(&error) {
+            return Err(error);
+        }
+        release_reserve(files)?;
+        work()
+    })
+}
+
+/// Gives up the bytes that were kept back for the moment when the disk is full.
+pub(crate) fn release_reserve(files: &Files) -> io::Result<()> {
+    tracing::warn!("the disk is full: the reserve is used");
+    match files.disk.remove_file(place::RESERVE.as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Bytes kept back for the journal.
+const RESERVE_BYTES: usize = 1 << 20;
+
+/// Sets the reserve aside again if it was used. Failing to is no error: the room is simply not there.
+pub(crate) fn keep_reserve(files: &Files) -> Result<(), FsError> {
+    let path = place::RESERVE.as_ref();
+    if files.exists(path)? {
+        return Ok(());
+    }
+    // Not zeroes: a file system that compresses would keep nothing back.
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .take(RESERVE_BYTES / 8)
+    .flatten()
+    .collect();
+    match files.write_new(path, &bytes, 0o600) {
+        Err(error) if is_full(&error.source) => {
+            tracing::warn!("no room for the journal's reserve");
+            Ok(())
+        }
+        written => written,
+    }
+}

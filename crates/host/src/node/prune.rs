@@ -1,0 +1,347 @@
+//! Pruning: what retention does not keep goes, older trees go compressed to the store, and then whatever nothing names.
+//!
+//! What stays is decided by [`cutover_core::retain`]; here it is done, in an order in which a crash can only leave too much.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use cutover_core::{
+    model::{Digest, Encoding, Hasher, ReleaseName, ReleaseRef, SeenKind, Version},
+    plan::{KeptTree, Layout, PointSeen},
+    retain::{PointFacts, Retention, retain, unneeded_trees},
+};
+
+use super::{
+    FsError, Node, NodeError, NodeLock, PruneReport, current,
+    files::{Attempt as _, Files},
+    garbage, journal, place, restore, store,
+};
+use crate::{catalog::HistoryRow, disk::EntryKind};
+
+/// How hard cold files are compressed: they are written once and rarely read.
+const COLD_LEVEL: i32 = 9;
+
+/// Whether a prune measures what is allocated before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// It looks at every file there is, and for objects that nothing names even when nothing else goes.
+    Everything,
+    /// It costs nothing when there is nothing to do: after every update.
+    Nothing,
+}
+
+pub(crate) fn prune(
+    node: &Node,
+    lock: &NodeLock,
+    retention: &Retention,
+    measure: Measure,
+) -> Result<PruneReport, NodeError> {
+    if let Some((number, ..)) = node.unfinished()? {
+        return Err(NodeError::Unfinished(number));
+    }
+    let files = &node.files;
+    let layout = node.layout()?;
+    let mut report = PruneReport::default();
+    if measure == Measure::Everything {
+        report.bytes_before = allocated(files)?;
+    }
+    let (points, damaged) = node.points(layout)?;
+    let facts = facts(files, layout, &points, retention)?;
+    let verdict = retain(&facts, retention, node.clock().now());
+
+    for id in &verdict.remove {
+        files.discard(&place::point(id))?;
+        report.removed_points.push(id.clone());
+    }
+    // A damaged one is of no use, but it is kept as evidence until a good one of its age would go too.
+    let number = restore::number_of;
+    let is_older = |id| verdict.remove.last().is_some_and(|last| number(id) < number(last));
+    for (id, _) in damaged.iter().filter(|(id, _)| is_older(id)) {
+        files.discard(&place::point(id))?;
+        report.removed_points.push(id.clone());
+    }
+    let current = current::release(files, layout)?;
+    for id in &verdict.cool {
+        let Some(seen) = points.iter().find(|seen| seen.point.id == *id) else { continue };
+        if seen.point.from != current && cool(files, seen)? {
+            report.cooled_points.push(id.clone());
+        }
+    }
+    let kept: Vec<&PointSeen> =
+        points.iter().filter(|seen| !verdict.remove.contains(&seen.point.id)).collect();
+    let removed = remove_unneeded(node, current.as_ref(), &kept, &mut report)?;
+    let changed = removed == Removed::Some || !report.removed_points.is_empty();
+    if changed || measure == Measure::Everything {
+        report.removed_objects = garbage::sweep(files)?;
+    }
+    if changed {
+        remove_journals(files)?;
+    }
+    if measure == Measure::Everything {
+        report.bytes_after = allocated(files)?;
+        let current_bytes = match &current {
+            Some(release) => tree_bytes(files, &current::tree(layout, release), &mut BTreeSet::new())?,
+            None => 0,
+        };
+        let points_bytes = report.bytes_after.saturating_sub(current_bytes);
+        report.bytes_saved_by_sharing = full_copies(&kept).saturating_sub(points_bytes);
+    }
+    if changed || !report.cooled_points.is_empty() || report.removed_objects > 0 {
+        node.record(
+            lock,
+            &HistoryRow {
+                number: None,
+                at: node.clock().now(),
+                action: "prune".to_owned(),
+                from: None,
+                to: None,
+                outcome: "confirmed".to_owned(),
+                error: None,
+                restore_point: None,
+            },
+        )?;
+    }
+    Ok(report)
+}
+
+/// What retention needs to know. Only bytes nothing else shares count for a restore point.
+fn facts(
+    files: &Files,
+    layout: Layout,
+    points: &[PointSeen],
+    retention: &Retention,
+) -> Result<Vec<PointFacts>, NodeError> {
+    let mut facts = Vec::with_capacity(points.len());
+    for seen in points {
+        let tree = match (&seen.point.from, seen.tree, layout) {
+            (Some(from), KeptTree::Kept, Layout::Versioned | Layout::Exchange) => Some(from.name()),
+            _ => None,
+        };
+        let mut bytes = 0;
+        // Looking at every file is only worth it where bytes decide.
+        if retention.bytes.is_some() {
+            bytes = tree_bytes(files, &place::point(&seen.point.id), &mut BTreeSet::new())?;
+            if let Some(tree) = &tree {
+                bytes += own_bytes(files, &place::release(tree))?;
+            }
+        }
+        facts.push(PointFacts { id: seen.point.id.clone(), created_at: seen.point.created_at, bytes, tree });
+    }
+    Ok(facts)
+}
+
+/// Compresses the tree of a restore point into the store and removes it. Says whether it was done: a tree whose content is
+/// not what the restore point says is left alone.
+fn cool(files: &Files, seen: &PointSeen) -> Result<bool, NodeError> {
+    let Some(from) = &seen.point.from else { return Ok(false) };
+    let tree = place::release(&from.name());
+    let stored = store::list(files)?;
+    let mut missing: BTreeMap<Digest, PathBuf> = BTreeMap::new();
+    for (path, file) in &seen.point.files {
+        if let SeenKind::File { sha256, .. } = &file.kind
+            && !stored.contains_key(sha256)
+        {
+            missing.insert(*sha256, tree.join(path.as_path()));
+        }
+    }
+    let scratch = Path::new(place::STAGING).join("cool");
+    files.discard(&scratch)?;
+    files.ensure_dir(&scratch, 0o700)?;
+    for (digest, path) in &missing {
+        if !compress(files, path, *digest, &scratch.join(digest.to_string()))? {
+            tracing::warn!(path = %path.display(), "was altered; its restore point stays as it is");
+            files.discard(&scratch)?;
+            return Ok(false);
+        }
+    }
+    files.sync_all()?;
+    let objects: Vec<_> = missing.keys().map(|digest| (*digest, Encoding::Zstd)).collect();
+    store::adopt(files, &scratch, &objects)?;
+    files.sync_all()?;
+    files.discard(&scratch)?;
+    files.discard(&tree)?;
+    Ok(true)
+}
+
+/// Writes the compressed content of `from` to `to`; `false` when its digest is another one.
+fn compress(files: &Files, from: &Path, digest: Digest, to: &Path) -> Result<bool, NodeError> {
+    let mut source = match files.disk.open(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        source => source.attempt("open", from)?,
+    };
+    let target = files.disk.create(to, 0o600).attempt("create", to)?;
+    let size = source.metadata().attempt("look at", from)?.size;
+    let mut encoder = zstd::stream::write::Encoder::new(target, COLD_LEVEL).attempt("compress", from)?;
+    encoder.set_pledged_src_size(Some(size)).attempt("compress", from)?;
+    encoder.window_log(window_log(size)).attempt("compress", from)?;
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match source.read(&mut buffer).attempt("read", from)? {
+            0 => break,
+            count => {
+                hasher.update(&buffer[..count]);
+                encoder.write_all(&buffer[..count]).attempt("write", to)?;
+            }
+        }
+    }
+    encoder.finish().attempt("write", to)?;
+    Ok(hasher.finish() == digest)
+}
+
+/// The smallest window that covers `size`, within what readers accept.
+fn window_log(size: u64) -> u32 {
+    let bits = u64::BITS - size.max(1).leading_zeros();
+    bits.clamp(10, cutover_bundle::WINDOW_BYTES_MAX.trailing_zeros())
+}
+
+/// Whether anything was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removed {
+    Some,
+    None,
+}
+
+/// Removes trees and manifests that neither the current release nor a restore point needs.
+fn remove_unneeded(
+    node: &Node,
+    current: Option<&ReleaseRef>,
+    kept: &[&PointSeen],
+    report: &mut PruneReport,
+) -> Result<Removed, NodeError> {
+    let files = &node.files;
+    let names: BTreeSet<ReleaseName> = current::trees(files)?.values().map(ReleaseRef::name).collect();
+    let facts: Vec<PointFacts> = kept
+        .iter()
+        .map(|seen| PointFacts {
+            id: seen.point.id.clone(),
+            created_at: seen.point.created_at,
+            bytes: 0,
+            tree: seen.point.from.as_ref().map(ReleaseRef::name),
+        })
+        .collect();
+    for name in unneeded_trees(&names, current.map(ReleaseRef::name).as_ref(), &facts) {
+        files.discard(&place::release(&name))?;
+        report.removed_releases.push(name.to_string());
+    }
+    let needed: BTreeSet<Digest> = kept
+        .iter()
+        .filter_map(|seen| seen.point.from.as_ref())
+        .chain(current)
+        .map(|release| release.manifest)
+        .collect();
+    let unneeded: Vec<Digest> =
+        current::manifests(files)?.into_iter().filter(|digest| !needed.contains(digest)).collect();
+    for digest in &unneeded {
+        let catalog = node.catalog()?;
+        match catalog.bury(*digest)? {
+            Some(tombstone) => node.bury(&catalog, &tombstone)?,
+            None => {
+                files.remove_file(&place::manifest(*digest))?;
+                files.remove_file(&place::signature(*digest))?;
+                files.sync_dir(place::MANIFESTS.as_ref())?;
+            }
+        }
+    }
+    let nothing = unneeded.is_empty() && report.removed_releases.is_empty();
+    Ok(if nothing { Removed::None } else { Removed::Some })
+}
+
+/// Removes journals that vouch for no restore point; the newest stays, it knows the last number. The history is in the
+/// catalog.
+fn remove_journals(files: &Files) -> Result<(), NodeError> {
+    let numbers = journal::numbers(files)?;
+    let kept: BTreeSet<u64> = restore::ids(files)?.into_iter().map(|(number, _)| number).collect();
+    let old = numbers.iter().rev().skip(JOURNALS_KEPT).filter(|number| !kept.contains(number));
+    for number in old {
+        files.remove_file(&place::journal(*number))?;
+    }
+    Ok(files.sync_dir(place::JOURNAL.as_ref())?)
+}
+
+/// Journals kept beside those of restore points, so that a lost catalog can be filled again.
+const JOURNALS_KEPT: usize = 20;
+
+/// Bytes that whole copies of every restore point would take.
+fn full_copies(points: &[&PointSeen]) -> u64 {
+    let size = |kind: &SeenKind| match kind {
+        SeenKind::File { size, .. } => *size,
+        SeenKind::Symlink { .. } => 0,
+    };
+    points.iter().flat_map(|seen| seen.point.files.values()).map(|file| size(&file.kind)).sum()
+}
+
+/// Bytes allocated by everything that is ours, each inode once.
+fn allocated(files: &Files) -> Result<u64, FsError> {
+    let mut inodes = BTreeSet::new();
+    let places = [place::RELEASES, place::CURRENT, place::STORE, place::RESTORE];
+    places.iter().map(|place| tree_bytes(files, place.as_ref(), &mut inodes)).sum()
+}
+
+/// Bytes allocated below `path` by inodes that are not in `inodes` yet.
+fn tree_bytes(files: &Files, path: &Path, inodes: &mut BTreeSet<u64>) -> Result<u64, FsError> {
+    let Some(metadata) = files.metadata(path)? else { return Ok(0) };
+    match metadata.kind {
+        EntryKind::Directory => {
+            let mut sum = metadata.allocated;
+            for (name, _) in files.list(path)? {
+                sum += tree_bytes(files, &path.join(name), inodes)?;
+            }
+            Ok(sum)
+        }
+        EntryKind::File if inodes.insert(metadata.inode) => Ok(metadata.allocated),
+        EntryKind::File | EntryKind::Symlink | EntryKind::Other => Ok(0),
+    }
+}
+
+/// Bytes allocated below `path` by files that have no other name.
+fn own_bytes(files: &Files, path: &Path) -> Result<u64, FsError> {
+    let Some(metadata) = files.metadata(path)? else { return Ok(0) };
+    match metadata.kind {
+        EntryKind::Directory => {
+            let mut sum = metadata.allocated;
+            for (name, _) in files.list(path)? {
+                sum += own_bytes(files, &path.join(name))?;
+            }
+            Ok(sum)
+        }
+        EntryKind::File if metadata.links == 1 => Ok(metadata.allocated),
+        EntryKind::File | EntryKind::Symlink | EntryKind::Other => Ok(0),
+    }
+}
+
+pub(crate) fn releases(node: &Node) -> Result<Vec<ReleaseRef>, NodeError> {
+    let mut releases = Vec::new();
+    for manifest in current::manifests(&node.files)? {
+        if let Some(parsed) = current::manifest(&node.files, manifest)? {
+            releases.push(ReleaseRef { package: parsed.package, version: parsed.version, manifest });
+        }
+    }
+    releases.sort_by(|a, b| b.version.cmp(&a.version).then(a.manifest.cmp(&b.manifest)));
+    Ok(releases)
+}
+
+pub(crate) fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
+    if let Some((number, ..)) = node.unfinished()? {
+        return Err(NodeError::Unfinished(number));
+    }
+    let layout = node.layout()?;
+    let release = releases(node)?
+        .into_iter()
+        .find(|release| release.version == *version)
+        .ok_or_else(|| NodeError::UnknownRelease(version.clone()))?;
+    let (points, _) = node.points(layout)?;
+    let needed = points.iter().any(|seen| seen.point.from.as_ref() == Some(&release))
+        || current::release(&node.files, layout)?.as_ref() == Some(&release);
+    if needed {
+        return Err(NodeError::Needed(version.clone()));
+    }
+    let catalog = node.catalog()?;
+    match catalog.bury(release.manifest)? {
+        Some(tombstone) => node.bury(&catalog, &tombstone),
+        None => Err(NodeError::UnknownRelease(version.clone())),
+    }
+}

@@ -1,0 +1,568 @@
+//! Stage: lays the files of a plan down where nothing reads them, checks every one, and makes them durable.
+//!
+//! Each bundle object is read once: its content goes to the staged files, its stored bytes to the store. Unchanged files
+//! come from the present tree. Nothing outside `.cutover/staging` is touched before everything is laid down, flushed and
+//! checked (I1).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use cutover_bundle::ObjectError;
+use cutover_core::{
+    model::{Digest, Encoding, ObjectEntry, ReleaseRef, RestorePointId, SafePath, SeenFile, SeenKind},
+    plan::{Change, Layout, Ownership, Plan, Reuse, Source, Stage, StageFile},
+};
+
+use super::{
+    FsError, NodeError, current,
+    files::{Attempt as _, Files, chain},
+    place, restore,
+    store::{self, StoreError, Tee},
+    tree::{self, Difference, Expected},
+};
+use crate::{
+    disk::{Copied, NewFile},
+    payload::Payload,
+};
+
+/// Most files one object is written to at once; a release that has it in more places gets the rest as copies.
+const TEE_MAX: usize = 16;
+
+/// Why staging failed. Nothing outside staging was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The bundle's object is unreadable or not what its manifest says.
+    #[error("`{path}` cannot be laid down from the bundle")]
+    Payload {
+        /// The file.
+        path: SafePath,
+        /// What is wrong.
+        #[source]
+        source: ObjectError,
+    },
+    /// The store's object is unreadable or damaged, and there is no bundle to take it from.
+    #[error("`{path}` cannot be laid down from the store")]
+    Store {
+        /// The file.
+        path: SafePath,
+        /// What is wrong.
+        #[source]
+        source: StoreError,
+    },
+    /// A staged file is not what the plan says.
+    #[error("staged file `{path}` {problem}; nothing was changed")]
+    Differs {
+        /// The file.
+        path: SafePath,
+        /// How it differs.
+        problem: &'static str,
+    },
+    /// The plan needs a bundle that nobody gave.
+    #[error("`{0}` comes from the bundle, which is not at hand")]
+    NoPayload(SafePath),
+    /// A restore point does not hold a file the plan takes from it.
+    #[error("restore point {id} does not hold `{path}`")]
+    NotInPoint {
+        /// Which restore point.
+        id: RestorePointId,
+        /// The file.
+        path: SafePath,
+    },
+    /// A directory lies where the release wants a file, and not all of its content is to be removed.
+    #[error("`{0}` is a directory with content that belongs to no release; move it away")]
+    Directory(SafePath),
+}
+
+/// What one staging works with.
+pub(crate) struct Staging<'a> {
+    pub(crate) files: &'a Files,
+    pub(crate) plan: &'a Plan,
+    pub(crate) stage: &'a Stage,
+    pub(crate) payload: Option<&'a dyn Payload>,
+    /// Is told how many of the plan's bytes are laid down.
+    pub(crate) progress: &'a (dyn Fn(u64) + Sync),
+    laid: AtomicU64,
+    linked: AtomicU64,
+    cloned: AtomicU64,
+}
+
+impl<'a> Staging<'a> {
+    pub(crate) fn new(
+        files: &'a Files,
+        plan: &'a Plan,
+        stage: &'a Stage,
+        payload: Option<&'a dyn Payload>,
+        progress: &'a (dyn Fn(u64) + Sync),
+    ) -> Self {
+        let zero = AtomicU64::default;
+        Self { files, plan, stage, payload, progress, laid: zero(), linked: zero(), cloned: zero() }
+    }
+
+    /// Performs the whole step; returns what is worth telling.
+    pub(crate) fn perform(&self) -> Result<String, NodeError> {
+        let files = self.files;
+        files.discard(&place::staging(self.plan.number))?;
+        for directory in [place::staging(self.plan.number), place::staged_objects(self.plan.number)] {
+            files.ensure_dir(&directory, 0o700)?;
+        }
+        files.ensure_dir(&self.tree(), 0o755)?;
+        self.store_manifest()?;
+        self.make_directories()?;
+        let objects = self.lay_files()?;
+        self.lay_links()?;
+        self.keep_ownership()?;
+        if self.check_while_flushing()? == Laid::Again {
+            files.sync_all()?;
+        }
+        // From here on the bytes can be relied on.
+        store::adopt(files, &place::staged_objects(self.plan.number), &objects)?;
+        match (self.plan.layout, &self.plan.to) {
+            (Layout::Versioned | Layout::Exchange, Some(to)) => self.move_tree(to)?,
+            (Layout::Versioned | Layout::Exchange, None) | (Layout::InPlace, _) => {}
+        }
+        files.sync_all()?;
+        Ok(self.note())
+    }
+
+    fn tree(&self) -> PathBuf {
+        place::staged_tree(self.plan.number)
+    }
+
+    fn staged(&self, path: &SafePath) -> PathBuf {
+        self.tree().join(path.as_path())
+    }
+
+    fn staged_object(&self, digest: Digest) -> PathBuf {
+        place::staged_objects(self.plan.number).join(digest.to_string())
+    }
+
+    /// The tree that present files are reused from.
+    fn present(&self) -> Option<PathBuf> {
+        self.plan.from.as_ref().map(|from| current::tree(self.plan.layout, from))
+    }
+
+    fn note(&self) -> String {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let total = self.stage.files.len() as u64;
+        let (linked, cloned) = (count(&self.linked), count(&self.cloned));
+        format!(
+            "{total} files, {} bytes new, {} reused ({linked} hard links, {cloned} reflinks, {} written)",
+            self.plan.bytes.new,
+            self.plan.bytes.reused,
+            total - linked - cloned
+        )
+    }
+
+    /// Keeps manifest and signature: what is installed must be known without the bundle.
+    fn store_manifest(&self) -> Result<(), NodeError> {
+        let Some(payload) = self.payload else { return Ok(()) };
+        let digest = payload.release().manifest;
+        // Flushed with everything else; the names are new, so nobody can see half of them.
+        let put = |path: &Path, bytes: &[u8]| -> Result<(), FsError> {
+            if self.files.read(path)?.is_some_and(|present| present == bytes) {
+                return Ok(());
+            }
+            self.files.remove_file(path)?;
+            let mut file = self.files.disk.create(path, 0o600).attempt("create", path)?;
+            io::Write::write_all(&mut file, bytes).attempt("write", path)
+        };
+        put(&place::manifest(digest), payload.manifest_bytes())?;
+        put(&place::signature(digest), payload.signature_bytes())?;
+        Ok(())
+    }
+
+    fn make_directories(&self) -> Result<(), NodeError> {
+        let links = self.stage.symlinks.iter().map(|link| &link.path);
+        let paths = self.stage.files.iter().map(|file| &file.path).chain(links).chain(&self.stage.shared);
+        let directories: BTreeSet<SafePath> = paths.flat_map(SafePath::ancestors).collect();
+        // Sorted, so that a directory comes before what lies in it.
+        for directory in &directories {
+            self.files.ensure_dir(&self.staged(directory), 0o755)?;
+        }
+        Ok(())
+    }
+
+    /// Lays down every file and returns the objects that wait for the store.
+    fn lay_files(&self) -> Result<Vec<(Digest, Encoding)>, NodeError> {
+        let mut by_object: BTreeMap<Digest, Vec<&StageFile>> = BTreeMap::new();
+        let mut jobs: Vec<Job<'_>> = Vec::new();
+        for file in &self.stage.files {
+            match &file.source {
+                Source::Bundle | Source::Store => by_object.entry(file.sha256).or_default().push(file),
+                Source::Present { path, reuse } => jobs.push(Job::Present(file, path, *reuse)),
+                Source::RestorePoint { id } => jobs.push(Job::Point(file, id)),
+            }
+        }
+        jobs.extend(by_object.into_values().map(Job::Object));
+        // Big ones first, so that no thread is left alone with one at the end.
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.bytes()));
+        let points = self.points()?;
+        let stored = self.files.for_each(&jobs, |job| {
+            let stored = match job {
+                Job::Object(places) => self.lay_object(places),
+                Job::Present(file, from, reuse) => self.lay_present(file, from, *reuse).map(|()| None),
+                Job::Point(file, id) => self.lay_from_point(file, id, &points).map(|()| None),
+            }?;
+            (self.progress)(self.laid.fetch_add(job.bytes(), Ordering::Relaxed) + job.bytes());
+            Ok::<_, NodeError>(stored)
+        })?;
+        Ok(stored.into_iter().flatten().collect())
+    }
+
+    /// The restore points files are taken from, each believed only with its seal.
+    fn points(&self) -> Result<BTreeMap<RestorePointId, BTreeMap<SafePath, SeenFile>>, NodeError> {
+        let ids: BTreeSet<&RestorePointId> = self
+            .stage
+            .files
+            .iter()
+            .filter_map(|file| match &file.source {
+                Source::RestorePoint { id } => Some(id),
+                Source::Bundle | Source::Store | Source::Present { .. } => None,
+            })
+            .collect();
+        ids.into_iter().map(|id| Ok((id.clone(), restore::read(self.files, id)?.files))).collect()
+    }
+
+    /// Decodes one object into all its places. An object from the bundle also goes to the store, unless it is there.
+    fn lay_object(&self, places: &[&StageFile]) -> Result<Option<(Digest, Encoding)>, NodeError> {
+        let first = places.first().expect("grouped by content, so never empty");
+        let (direct, copies) = places.split_at(places.len().min(TEE_MAX));
+        let (sha256, size) = (first.sha256, first.size);
+        let mut stored = None;
+        let from_store = first.source == Source::Store;
+        if from_store {
+            match self.write_to(direct, |content| store::decode(self.files, sha256, size, content)) {
+                Ok(()) => {}
+                Err(NodeError::Store(source)) => {
+                    tracing::warn!(object = %sha256, error = %chain(&source), "the store's copy cannot be used");
+                    if self.entry(sha256).is_none() {
+                        return Err(StageError::Store { path: first.path.clone(), source }.into());
+                    }
+                    store::remove(self.files, sha256)?;
+                    stored = Some(self.lay_from_bundle(first, direct)?);
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            stored = Some(self.lay_from_bundle(first, direct)?);
+        }
+        for file in copies {
+            let (from, to) = (self.staged(&first.path), self.staged(&file.path));
+            self.files.disk.copy(&from, &to, file.mode.bits()).attempt("copy to", &to)?;
+        }
+        Ok(stored)
+    }
+
+    fn lay_from_bundle(
+        &self,
+        first: &StageFile,
+        places: &[&StageFile],
+    ) -> Result<(Digest, Encoding), NodeError> {
+        let payload = self.payload.ok_or_else(|| StageError::NoPayload(first.path.clone()))?;
+        let entry = self.entry(first.sha256).ok_or_else(|| StageError::NoPayload(first.path.clone()))?;
+        let object = self.staged_object(first.sha256);
+        let mut stored = self.files.disk.create(&object, 0o600).attempt("create", &object)?;
+        self.write_to(places, |content| {
+            payload
+                .copy_object(entry, content, &mut stored)
+                .map_err(|source| StageError::Payload { path: first.path.clone(), source })
+        })?;
+        Ok((first.sha256, entry.encoding))
+    }
+
+    /// The bundle's entry for an object.
+    fn entry(&self, digest: Digest) -> Option<&ObjectEntry> {
+        self.payload?.manifest().objects.iter().find(|entry| entry.sha256 == digest)
+    }
+
+    /// Creates `places` and has `write` fill them; when that fails none of them is left.
+    fn write_to<E: Into<NodeError>>(
+        &self,
+        places: &[&StageFile],
+        write: impl FnOnce(&mut Tee<'_>) -> Result<(), E>,
+    ) -> Result<(), NodeError> {
+        let filled = (|| {
+            let mut targets: Vec<Box<dyn NewFile + '_>> = Vec::with_capacity(places.len());
+            for file in places {
+                let path = self.staged(&file.path);
+                targets.push(self.files.disk.create(&path, file.mode.bits()).attempt("create", &path)?);
+            }
+            write(&mut Tee(targets)).map_err(Into::into)
+        })();
+        if filled.is_err() {
+            for file in places {
+                // The first error is the one worth reporting.
+                let _ = self.files.disk.remove_file(&self.staged(&file.path));
+            }
+        }
+        filled
+    }
+
+    /// Takes a file from the present tree, sharing what can be shared.
+    fn lay_present(&self, file: &StageFile, from: &SafePath, reuse: Reuse) -> Result<(), NodeError> {
+        let base = self.present().ok_or(NodeError::Changed)?;
+        let (from, to) = (base.join(from.as_path()), self.staged(&file.path));
+        let mode = file.mode.bits();
+        if reuse == Reuse::Link {
+            match self.files.disk.reflink(&from, &to, mode) {
+                Ok(()) => {
+                    self.cloned.fetch_add(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+                // Whatever else keeps it from being shared, the next way is tried; a full disk fails there too.
+                Err(error) => tracing::debug!(path = %to.display(), %error, "not reflinked"),
+            }
+            match self.files.disk.hard_link(&from, &to) {
+                Ok(()) => {
+                    self.linked.fetch_add(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => tracing::debug!(path = %to.display(), %error, "not linked"),
+            }
+        }
+        if self.files.disk.copy(&from, &to, mode).attempt("copy", &from)? == Copied::Reflink {
+            self.cloned.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Takes a file from a restore point, with the owner and attributes it had.
+    fn lay_from_point(
+        &self,
+        file: &StageFile,
+        id: &RestorePointId,
+        points: &BTreeMap<RestorePointId, BTreeMap<SafePath, SeenFile>>,
+    ) -> Result<(), NodeError> {
+        let seen = points
+            .get(id)
+            .and_then(|files| files.get(&file.path))
+            .ok_or_else(|| StageError::NotInPoint { id: id.clone(), path: file.path.clone() })?;
+        let from = place::point_files(id).join(file.path.as_path());
+        restore::copy_with_ownership(self.files, &from, &self.staged(&file.path), seen)
+    }
+
+    /// Symbolic links, those to shared paths, and the marker: only whole trees have them here.
+    fn lay_links(&self) -> Result<(), NodeError> {
+        let (Some(depth), Some(to)) = (tree::depth(self.plan.layout), &self.plan.to) else {
+            return Ok(());
+        };
+        for link in &self.stage.symlinks {
+            let path = self.staged(&link.path);
+            self.files.disk.symlink(&link.target, &path).attempt("create link", &path)?;
+        }
+        for path in &self.stage.shared {
+            self.lay_shared(path, depth)?;
+        }
+        let marker = self.tree().join(place::MARKER);
+        let mut file = self.files.disk.create(&marker, 0o444).attempt("create", &marker)?;
+        io::Write::write_all(&mut file, &current::marker_bytes(to)).attempt("write", &marker)?;
+        Ok(())
+    }
+
+    /// Links a shared path. If nothing is there yet it gets its first content: the release's file of that path, else an
+    /// empty directory. What is there stays, whatever happens to the release.
+    fn lay_shared(&self, path: &SafePath, depth: usize) -> Result<(), NodeError> {
+        let (staged, shared) = (self.staged(path), place::shared(path));
+        let file = self.stage.files.iter().find(|file| file.path == *path);
+        if !self.files.exists(&shared)? {
+            for made in self.files.ensure_parents(&shared, 0o755)? {
+                self.files.sync_parent(&made)?;
+            }
+            match file {
+                Some(file) => {
+                    self.check_file(file)?;
+                    let mut name = shared.clone().into_os_string();
+                    name.push(".cutover-new");
+                    let fresh = PathBuf::from(name);
+                    self.files.remove_file(&fresh)?;
+                    // A volume of its own, perhaps, so it is flushed by itself.
+                    let mut target =
+                        self.files.disk.create(&fresh, file.mode.bits()).attempt("create", &fresh)?;
+                    let mut source = self.files.disk.open(&staged).attempt("open", &staged)?;
+                    io::copy(&mut source, &mut target).attempt("write", &fresh)?;
+                    target.sync().attempt("flush", &fresh)?;
+                    self.files.rename(&fresh, &shared)?;
+                }
+                None => self.files.ensure_dir(&shared, 0o755)?,
+            }
+            self.files.sync_parent(&shared)?;
+        }
+        if file.is_some() {
+            self.files.remove_file(&staged)?;
+        }
+        let target = place::shared_link(path, depth);
+        Ok(self.files.disk.symlink(&target, &staged).attempt("create link", &staged)?)
+    }
+
+    /// One flush for everything, while every staged file is read back: the first keeps the disk busy, the second the
+    /// processors. With one thread, one after the other.
+    fn check_while_flushing(&self) -> Result<Laid, NodeError> {
+        if self.files.threads.get() == 1 {
+            let laid = self.check()?;
+            self.files.sync_all()?;
+            return Ok(laid);
+        }
+        std::thread::scope(|scope| {
+            let flush = scope.spawn(|| self.files.sync_all());
+            let laid = self.check();
+            let flushed = flush.join().expect("flushing does not panic");
+            laid.and_then(|laid| Ok(flushed.map(|()| laid)?))
+        })
+    }
+
+    /// E7: every staged file is read back before anything else happens. A damaged reused file is laid down once more from
+    /// the store or the bundle.
+    fn check(&self) -> Result<Laid, NodeError> {
+        let shared: BTreeSet<&SafePath> = match self.plan.layout {
+            Layout::Versioned | Layout::Exchange => self.stage.shared.iter().collect(),
+            Layout::InPlace => BTreeSet::new(),
+        };
+        let staged: Vec<&StageFile> =
+            self.stage.files.iter().filter(|file| !shared.contains(&file.path)).collect();
+        let laid = self.files.for_each(&staged, |file| match (self.difference(file)?, &file.source) {
+            (None, _) => Ok(Laid::Once),
+            (Some(_), Source::Present { .. }) => {
+                tracing::warn!(path = %file.path, "the present file is damaged and is laid down anew");
+                self.files.remove_file(&self.staged(&file.path))?;
+                self.lay_anew(file)?;
+                self.check_file(file)?;
+                Ok(Laid::Again)
+            }
+            (Some(difference), Source::Bundle | Source::Store | Source::RestorePoint { .. }) => {
+                Err(NodeError::from(StageError::Differs {
+                    path: file.path.clone(),
+                    problem: difference.text(),
+                }))
+            }
+        })?;
+        Ok(laid.into_iter().max().unwrap_or(Laid::Once))
+    }
+
+    fn lay_anew(&self, file: &StageFile) -> Result<(), NodeError> {
+        let (sha256, size) = (file.sha256, file.size);
+        match self.write_to(&[file], |content| store::decode(self.files, sha256, size, content)) {
+            Err(NodeError::Store(source)) => {
+                let (Some(payload), Some(entry)) = (self.payload, self.entry(sha256)) else {
+                    return Err(StageError::Store { path: file.path.clone(), source }.into());
+                };
+                self.write_to(&[file], |content| {
+                    payload
+                        .copy_object(entry, content, &mut io::sink())
+                        .map_err(|source| StageError::Payload { path: file.path.clone(), source })
+                })
+            }
+            written => written,
+        }
+    }
+
+    fn difference(&self, file: &StageFile) -> Result<Option<Difference>, FsError> {
+        let kind = SeenKind::File { sha256: file.sha256, size: file.size };
+        let path = self.staged(&file.path);
+        match (tree::difference(self.files, &path, &Expected { kind, mode: file.mode.bits() })?, &file.source)
+        {
+            // A file from a restore point keeps the bits a manifest cannot have.
+            (Some(Difference::Mode), Source::RestorePoint { .. }) => {
+                let mode = self.files.metadata(&path)?.map(|metadata| metadata.mode & 0o777);
+                Ok((mode != Some(file.mode.bits())).then_some(Difference::Mode))
+            }
+            (difference, _) => Ok(difference),
+        }
+    }
+
+    fn check_file(&self, file: &StageFile) -> Result<(), NodeError> {
+        match self.difference(file)? {
+            None => Ok(()),
+            Some(difference) => {
+                Err(StageError::Differs { path: file.path.clone(), problem: difference.text() }.into())
+            }
+        }
+    }
+
+    /// In place, a file that replaces another keeps its owner and attributes. Done here, so that what cannot be kept
+    /// stops the update before anything changes.
+    fn keep_ownership(&self) -> Result<(), NodeError> {
+        let changes = self.plan.steps.iter().find_map(|step| match step {
+            cutover_core::plan::Step::Switch(switch) => Some(&switch.changes),
+            _ => None,
+        });
+        let modes: BTreeMap<&SafePath, &StageFile> =
+            self.stage.files.iter().map(|file| (&file.path, file)).collect();
+        for change in changes.into_iter().flatten() {
+            if let Change::Put { path, sha256, keep: Some(Ownership { uid, gid, xattrs }) } = change
+                && let Some(file) = modes.get(path)
+                && !matches!(file.source, Source::RestorePoint { .. })
+            {
+                let kind = SeenKind::File { sha256: *sha256, size: file.size };
+                let seen =
+                    SeenFile { kind, mode: file.mode.bits(), uid: *uid, gid: *gid, xattrs: xattrs.clone() };
+                restore::own(self.files, &self.staged(path), &seen)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the finished tree to its place. A tree that lies there was left by an earlier attempt.
+    fn move_tree(&self, to: &ReleaseRef) -> Result<(), NodeError> {
+        let target = place::release(&to.name());
+        self.files.ensure_dir(place::RELEASES.as_ref(), 0o755)?;
+        if current::release(self.files, self.plan.layout)?.as_ref() == Some(to) {
+            return Err(NodeError::Changed);
+        }
+        self.files.discard(&target)?;
+        Ok(self.files.rename(&self.tree(), &target)?)
+    }
+}
+
+/// Whether files had to be laid down a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Laid {
+    /// None.
+    Once,
+    /// Some, and they are not flushed.
+    Again,
+}
+
+/// One piece of work of a staging.
+enum Job<'a> {
+    /// An object and the places it goes to.
+    Object(Vec<&'a StageFile>),
+    /// A file of the present tree.
+    Present(&'a StageFile, &'a SafePath, Reuse),
+    /// A file of a restore point.
+    Point(&'a StageFile, &'a RestorePointId),
+}
+
+impl Job<'_> {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Object(places) => places.iter().map(|file| file.size).sum(),
+            Self::Present(file, ..) | Self::Point(file, _) => file.size,
+        }
+    }
+}
+
+/// Undoes a staging, whether it happened or not: the tree, the staged files, and the manifest if nothing else needs it.
+pub(crate) fn undo(files: &Files, plan: &Plan, still_needed: bool) -> Result<(), NodeError> {
+    files.discard(&place::staging(plan.number))?;
+    let Some(to) = &plan.to else { return Ok(()) };
+    match plan.layout {
+        Layout::Versioned | Layout::Exchange => {
+            if current::release(files, plan.layout)?.as_ref() == Some(to) {
+                return Err(NodeError::Changed);
+            }
+            files.discard(&place::release(&to.name()))?;
+        }
+        Layout::InPlace => {}
+    }
+    if !still_needed {
+        files.remove_file(&place::manifest(to.manifest))?;
+        files.remove_file(&place::signature(to.manifest))?;
+        files.sync_dir(place::MANIFESTS.as_ref())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! The one way by which a bundle's bytes reach the engine: from a [`VerifiedBundle`], and from nothing else.
+
+use std::io::Write;
+
+use cutover_bundle::{ObjectError, ReadAt, VerifiedBundle};
+use cutover_core::model::{Manifest, ObjectEntry, ReleaseRef};
+
+/// A verified bundle whatever its source. Only [`VerifiedBundle`] is one, so that trust stays a type.
+pub trait Payload: sealed::Sealed + Sync {
+    /// The release in it.
+    fn release(&self) -> ReleaseRef;
+
+    /// Its manifest.
+    fn manifest(&self) -> &Manifest;
+
+    /// The exact bytes that were signed.
+    fn manifest_bytes(&self) -> &[u8];
+
+    /// The signature over them.
+    fn signature_bytes(&self) -> &[u8];
+
+    /// Streams one object: decoded and checked to `content`, as stored to `stored`. What was written before an error
+    /// must be thrown away.
+    ///
+    /// # Errors
+    /// The object cannot be read, is not what the manifest says, or cannot be written.
+    fn copy_object(
+        &self,
+        entry: &ObjectEntry,
+        content: &mut dyn Write,
+        stored: &mut dyn Write,
+    ) -> Result<(), ObjectError>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl<R> sealed::Sealed for VerifiedBundle<R> {}
+
+impl<R: ReadAt + Sync> Payload for VerifiedBundle<R> {
+    fn release(&self) -> ReleaseRef {
+        VerifiedBundle::release(self)
+    }
+
+    fn manifest(&self) -> &Manifest {
+        VerifiedBundle::manifest(self)
+    }
+
+    fn manifest_bytes(&self) -> &[u8] {
+        VerifiedBundle::manifest_bytes(self)
+    }
+
+    fn signature_bytes(&self) -> &[u8] {
+        VerifiedBundle::signature_bytes(self)
+    }
+
+    fn copy_object(
+        &self,
+        entry: &ObjectEntry,
+        content: &mut dyn Write,
+        stored: &mut dyn Write,
+    ) -> Result<(), ObjectError> {
+        VerifiedBundle::copy_object(self, entry, content, stored)
+    }
+}

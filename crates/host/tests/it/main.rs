@@ -1,0 +1,13 @@
+//! The install engine through its public interface, on a real disk with a service and probes that do as they are told.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+
+mod crash;
+mod drift;
+mod hostile;
+mod lock;
+mod prune;
+mod recovery;
+mod rollback;
+mod state;
+mod update;
+mod world;

@@ -1,0 +1,122 @@
+//! Recovery: what an interrupted process left, and journals that were torn or altered.
+
+use std::sync::atomic::Ordering;
+
+use cutover_core::{execute::Outcome, plan::Layout};
+use cutover_host::node::NodeError;
+
+use crate::world::{LAYOUTS, World, first, second};
+
+/// The journal of the last execution.
+fn last_journal(world: &World) -> std::path::PathBuf {
+    let journals = std::fs::read_dir(world.path().join(".cutover/journal")).expect("listed");
+    journals.map(|entry| entry.expect("an entry").path()).max().expect("one")
+}
+
+/// Cuts the last journal behind its first `lines` lines, as a process that died there would have left it.
+fn cut_journal(world: &World, lines: usize) {
+    let path = last_journal(world);
+    let text = std::fs::read_to_string(&path).expect("read");
+    let kept: String = text.split_inclusive('\n').take(lines).collect();
+    std::fs::write(path, kept).expect("cut");
+}
+
+// S10, E5
+#[test]
+fn interrupted_execution_is_seen_refuses_new_ones_and_is_ended_by_recovery() {
+    for layout in LAYOUTS {
+        let world = World::new(layout);
+        world.apply(&first());
+        world.apply(&second());
+        // Died after the switch, before it was known that the service runs.
+        let text = std::fs::read_to_string(last_journal(&world)).expect("read");
+        let switched = text.lines().position(|line| line.contains(r#""intent","step":4"#)).expect("a line");
+        cut_journal(&world, switched + 1);
+        let node = world.node();
+        let in_flight = node.status().expect("status").in_flight.expect("one");
+        assert_eq!((in_flight.number, in_flight.step), (2, Some("activate")));
+        let lock = node.lock().expect("the lock");
+        let plan = in_flight.plan;
+        assert!(matches!(node.execute(&lock, &plan, None, &world.ports()), Err(NodeError::Unfinished(2))));
+        drop(lock);
+        let calls = world.prober.calls.load(Ordering::SeqCst);
+        let report = world.recover().expect("an execution");
+        assert_eq!(report.outcome, Outcome::Confirmed, "{layout:?}");
+        assert_eq!(world.prober.calls.load(Ordering::SeqCst), calls + 1);
+        assert_eq!(world.tree(), second().tree());
+        assert!(world.recover().is_none(), "nothing is left to do");
+        let rows = world.node().history(9).expect("history");
+        assert_eq!(rows.iter().filter(|row| row.number == Some(2)).count(), 1, "one row per execution");
+    }
+}
+
+#[test]
+fn torn_tail_of_a_journal_is_dropped() {
+    let world = World::new(Layout::Versioned);
+    world.apply(&first());
+    let path = last_journal(&world);
+    let whole = std::fs::read(&path).expect("read");
+    let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').expect("lines") + 1;
+    for cut in [last + 1, last + 30, whole.len() - 1] {
+        std::fs::write(&path, &whole[..cut]).expect("torn");
+        let report = world.recover().expect("it had not ended");
+        assert_eq!(report.outcome, Outcome::Confirmed);
+        assert_eq!(world.tree(), first().tree());
+    }
+}
+
+// Exit code 17
+#[test]
+fn journal_altered_in_its_middle_is_damage_and_nothing_is_done() {
+    let world = World::new(Layout::Versioned);
+    world.apply(&first());
+    let lines = std::fs::read_to_string(last_journal(&world)).expect("read").lines().count();
+    cut_journal(&world, lines - 1);
+    let path = last_journal(&world);
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[100] ^= 1;
+    std::fs::write(&path, bytes).expect("altered");
+    let node = world.node();
+    let lock = node.lock().expect("the lock");
+    let error = node.recover(&lock, &world.ports()).expect_err("refused");
+    assert!(matches!(&error, NodeError::Damaged { path, .. } if path.contains("000001.jsonl")), "{error}");
+    assert_eq!(world.tree(), first().tree());
+}
+
+#[test]
+fn stuck_execution_can_be_taken_up_again_once_the_cause_is_gone() {
+    let world = World::new(Layout::Versioned);
+    world.apply(&first());
+    world.fail_probes();
+    let old = world.path().join("releases").join(first().bundle().release().name().as_str());
+    let (store, aside) = (world.path().join(".cutover/store"), world.path().join(".cutover/aside"));
+    let (damaged, from, to) = (old.join("empty"), store.clone(), aside.clone());
+    world.service.on_activate(
+        "2.0.0",
+        Box::new(move || {
+            std::fs::write(&damaged, "damaged").expect("written");
+            if from.exists() {
+                std::fs::rename(&from, &to).expect("moved");
+            }
+        }),
+    );
+    assert!(matches!(world.apply(&second()).outcome, Outcome::Stuck { .. }));
+    assert!(matches!(world.recover().expect("still").outcome, Outcome::Stuck { .. }));
+    std::fs::rename(&aside, &store).expect("moved back");
+    let report = world.recover().expect("taken up");
+    assert!(matches!(report.outcome, Outcome::ProbeFailed { .. }), "{report:?}");
+    assert_eq!(world.tree(), first().tree());
+    assert_eq!(world.running().as_deref(), Some("1.0.0"));
+    assert!(!world.node().state(1).expect("state").0.is_in_flight());
+}
+
+// inst-4
+#[test]
+fn journal_goes_on_in_its_reserve_when_the_disk_is_full() {
+    let world = World::new(Layout::Versioned);
+    world.apply(&first());
+    assert_eq!(std::fs::metadata(world.path().join(".cutover/reserve")).expect("kept").len(), 1 << 20);
+    std::fs::remove_file(world.path().join(".cutover/reserve")).expect("removed");
+    world.recover();
+    assert!(world.path().join(".cutover/reserve").exists(), "it is set aside again");
+}

@@ -1,0 +1,8 @@
+//! The service side with real processes, sockets and signals. Needs the example `service_fixture`, which `cargo test`
+//! builds. Nothing here is decided by how fast the machine is: conditions are waited for, generously.
+#![allow(clippy::disallowed_methods)]
+
+mod fixture;
+mod hand_over;
+mod reexec;
+mod supervision;

@@ -1,0 +1,143 @@
+//! What is left after a power cut: everything durable, and by seed more or less of the rest.
+
+use std::sync::Arc;
+
+use super::{BLOCK, Body, DirectoryBody, FileBody, FileSystem, Ino};
+use crate::random::Random;
+
+/// Which unsynced name changes reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Names {
+    None,
+    All,
+    /// The first few in the order they were made: a journaling file system.
+    Prefix,
+    /// Any subset that keeps the order of one name's changes: all that POSIX promises.
+    Subset,
+}
+
+/// Which unsynced bytes and attributes reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    None,
+    All,
+    /// Block by block, torn, zeroed or stale.
+    Blocks,
+}
+
+impl FileSystem {
+    /// What a power cut leaves behind. Seed 0 keeps only what was synced; 1 keeps all names but no unsynced bytes (the
+    /// classic empty file after a rename); 2 keeps everything, as if the cut came late; other seeds keep a part.
+    pub fn after_power_cut(&self, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let (names, content) = match seed {
+            0 => (Names::None, Content::None),
+            1 => (Names::All, Content::None),
+            2 => (Names::All, Content::All),
+            _ => (
+                *random.pick(&[
+                    Names::Prefix,
+                    Names::Prefix,
+                    Names::Subset,
+                    Names::Subset,
+                    Names::All,
+                    Names::None,
+                ]),
+                *random.pick(&[
+                    Content::Blocks,
+                    Content::Blocks,
+                    Content::Blocks,
+                    Content::None,
+                    Content::All,
+                ]),
+            ),
+        };
+        let mut survivor = self.clone();
+        survivor.persist(&self.surviving_changes(names, &mut random));
+        survivor.pending.clear();
+        survivor.inodes.values_mut().for_each(|inode| {
+            inode.open = 0;
+            inode.links = 0;
+            let keeps_attributes = match content {
+                Content::None => false,
+                Content::All => true,
+                Content::Blocks => random.coin(),
+            };
+            if !keeps_attributes {
+                inode.attributes = inode.durable_attributes.clone();
+            }
+            inode.durable_attributes = inode.attributes.clone();
+            match &mut inode.body {
+                Body::File(file) => {
+                    let bytes = file.surviving(content, &mut random);
+                    let clean = bytes.len();
+                    *file = FileBody { cached: bytes.clone(), durable: Some(bytes), clean, lost: Vec::new() };
+                }
+                Body::Directory(directory) => directory.cached = directory.durable.clone(),
+                Body::Symlink(_) => {}
+            }
+        });
+        survivor.forget_unreachable();
+        survivor.count_links();
+        survivor
+    }
+
+    fn surviving_changes(&self, names: Names, random: &mut Random) -> Vec<u64> {
+        let all = self.pending.iter().map(|pending| pending.number);
+        match names {
+            Names::None => Vec::new(),
+            Names::All => all.collect(),
+            Names::Prefix => all.take(random.index(self.pending.len() + 1)).collect(),
+            Names::Subset => all.filter(|_| random.coin()).collect(),
+        }
+    }
+
+    fn count_links(&mut self) {
+        let names = |body: &Body| match body {
+            Body::Directory(DirectoryBody { cached, .. }) => cached.values().copied().collect(),
+            Body::File(_) | Body::Symlink(_) => Vec::new(),
+        };
+        let linked: Vec<Ino> = self.inodes.values().flat_map(|inode| names(&inode.body)).collect();
+        self.inode_mut(super::ROOT).links = 1;
+        linked.into_iter().for_each(|ino| self.inode_mut(ino).links += 1);
+    }
+}
+
+impl FileBody {
+    /// Content is only ever appended or cut durably, so what is durable is always a prefix of what is cached, but for
+    /// what a failed sync lost.
+    fn surviving(&self, content: Content, random: &mut Random) -> Arc<Vec<u8>> {
+        let durable = self.durable.clone().unwrap_or_default();
+        match content {
+            Content::None => durable,
+            Content::All => self.written_back(),
+            Content::Blocks if durable.len() == self.cached.len() => durable,
+            Content::Blocks => {
+                let mut bytes = self.written_back().to_vec();
+                match random.below(5) {
+                    // Stale, or never written.
+                    0 => return durable,
+                    // Torn inside the last write.
+                    1 => bytes.truncate(durable.len() + random.index(bytes.len() - durable.len() + 1)),
+                    // The size made it, some blocks did not.
+                    2 => drop_blocks(&mut bytes, durable.len(), 0, random),
+                    // The same, and the blocks hold what another file left there.
+                    3 => drop_blocks(&mut bytes, durable.len(), 0xa5, random),
+                    // All of it.
+                    _ => {}
+                }
+                Arc::new(bytes)
+            }
+        }
+    }
+}
+
+/// Overwrites a random choice of the blocks from byte `from` on.
+fn drop_blocks(bytes: &mut [u8], from: usize, filler: u8, random: &mut Random) {
+    let size = bytes.len();
+    for start in (from / BLOCK * BLOCK..size).step_by(BLOCK) {
+        if random.coin() {
+            bytes[start.max(from)..(start + BLOCK).min(size)].fill(filler);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What a root looks like from outside, and whether that is in order.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use cutover_bundle::decode_object;
+use cutover_core::{
+    model::{Digest, Encoding, ObjectEntry},
+    plan::Layout,
+};
+
+use crate::{FileSystem, Release, Tree, TreeKind};
+
+/// The marker of a release's tree.
+const MARKER: &str = ".cutover-release";
+
+/// What a user of the root sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visible {
+    /// Where the current release's files lie; `None` when nothing is installed (never in place).
+    pub path: Option<String>,
+    /// What is there.
+    pub tree: Tree,
+    /// A file that is not ours.
+    pub foreign: Option<Vec<u8>>,
+}
+
+impl Visible {
+    /// Looks at a root.
+    pub fn of(fs: &FileSystem, layout: Layout) -> Self {
+        let path = match layout {
+            Layout::Versioned => fs.read_symlink("current"),
+            Layout::Exchange => fs.tree("current").map(|_| "current".to_owned()),
+            Layout::InPlace => Some(String::new()),
+        };
+        let mut tree = path.as_ref().and_then(|path| fs.tree(path)).unwrap_or_default();
+        if layout == Layout::InPlace {
+            tree.0.retain(|path, _| !path.starts_with(".cutover") && path != "FOREIGN");
+        }
+        Self { path, tree, foreign: fs.read_file("FOREIGN") }
+    }
+
+    /// How it differs from `other`; empty when it does not.
+    pub fn difference(&self, other: &Self) -> String {
+        let mut lines = self.tree.difference(&other.tree);
+        if self.path != other.path {
+            lines += &format!("  current is {:?} instead of {:?}\n", self.path, other.path);
+        }
+        if self.foreign != other.foreign {
+            lines += "  a foreign file changed\n";
+        }
+        lines
+    }
+
+    /// Paths that are as in none of `states`: torn, even for an in-place switch that is half done. Directories may be
+    /// there already or still, and a path whose kind changes may be missing for a moment.
+    pub fn torn(&self, states: &[&Self]) -> String {
+        let paths: BTreeSet<&String> =
+            states.iter().copied().chain([self]).flat_map(|state| state.tree.0.keys()).collect();
+        paths
+            .into_iter()
+            .filter(|path| {
+                let entry = self.tree.0.get(*path);
+                let known = states.iter().any(|state| state.tree.0.get(*path) == entry);
+                let changes_kind = states.iter().any(|state| {
+                    state.tree.0.get(*path).is_some_and(|entry| entry.kind == TreeKind::Directory)
+                });
+                let between = entry.map_or(changes_kind, |entry| entry.kind == TreeKind::Directory);
+                !known && !between
+            })
+            .map(|path| format!("  {path}: {:?} is neither old nor new\n", self.tree.0.get(path)))
+            .collect()
+    }
+
+    /// How the files of a release differ from what lies there; empty when they do not. Shared paths belong to the
+    /// operator.
+    pub fn difference_from_release(&self, release: &Release, layout: Layout) -> String {
+        let mut lines = String::new();
+        let shared = &release.spec.shared;
+        let mut expected: BTreeSet<&str> = BTreeSet::new();
+        for file in release.spec.files.iter().filter(|file| !shared.contains(&file.path)) {
+            expected.insert(file.path);
+            match self.tree.0.get(file.path) {
+                Some(entry)
+                    if entry.mode == file.mode && entry.kind == TreeKind::File(file.bytes.clone().into()) => {
+                }
+                entry => lines += &format!("  {}: {entry:?} is not as released\n", file.path),
+            }
+        }
+        for (path, target) in &release.spec.symlinks {
+            expected.insert(path);
+            let found = self.tree.0.get(*path);
+            let same = |entry: &crate::TreeEntry| entry.kind == TreeKind::Symlink((*target).to_owned());
+            if !found.is_some_and(same) {
+                lines += &format!("  {path}: {found:?} is not the link to `{target}`\n");
+            }
+        }
+        for (path, entry) in self.tree.0.iter().filter(|(_, entry)| entry.kind != TreeKind::Directory) {
+            let ours = path == MARKER && layout != Layout::InPlace;
+            if !expected.contains(path.as_str()) && !shared.contains(&path.as_str()) && !ours {
+                lines += &format!("  {path}: {entry:?} is not part of the release\n");
+            }
+        }
+        lines
+    }
+}
+
+/// A path in a tree.
+pub(crate) fn tree_path(tree: &str, path: &str) -> PathBuf {
+    PathBuf::from(tree).join(path)
+}
+
+/// What should not be there once nothing is going on: temporary files, staged trees, trash.
+pub fn leftovers(fs: &FileSystem) -> Vec<String> {
+    let Some(ours) = fs.tree(".cutover") else { return Vec::new() };
+    let temporary = |path: &str| {
+        let top = path.split('/').next().unwrap_or_default();
+        (matches!(top, "staging" | "trash") && path != top) || path.ends_with(".tmp")
+    };
+    ours.0.keys().filter(|path| temporary(path)).cloned().collect()
+}
+
+/// Objects of the store whose content is not what their name says.
+pub fn damaged_objects(fs: &FileSystem) -> Vec<String> {
+    let store = fs.tree(".cutover/store").unwrap_or_default();
+    let mut damaged = Vec::new();
+    for (path, entry) in &store.0 {
+        let TreeKind::File(bytes) = &entry.kind else { continue };
+        let (hex, encoding) = match path.strip_suffix(".zst") {
+            Some(hex) => (hex.replace('/', ""), Encoding::Zstd),
+            None => (path.replace('/', ""), Encoding::Raw),
+        };
+        let sound = hex.parse().is_ok_and(|digest: Digest| holds(digest, encoding, bytes));
+        if !sound {
+            damaged.push(path.clone());
+        }
+    }
+    damaged
+}
+
+fn holds(digest: Digest, encoding: Encoding, bytes: &[u8]) -> bool {
+    match encoding {
+        Encoding::Raw => Digest::of(bytes) == digest,
+        Encoding::Zstd => crate::release::releases()
+            .iter()
+            .flat_map(|release| release.bundle.manifest().objects.clone())
+            .filter(|object| object.sha256 == digest)
+            .map(|object| ObjectEntry { encoding, stored_size: bytes.len() as u64, offset: 0, ..object })
+            .any(|object| decode_object(&object, bytes, &mut std::io::sink()).is_ok()),
+    }
+}
+
+/// Files of `releases/` that share an inode with the store or a restore point: one damage would hit both (point-3).
+pub fn shared_inodes(fs: &FileSystem) -> Vec<String> {
+    let inodes = |top: &str| fs.inodes_below(top);
+    let store: BTreeSet<u64> = [".cutover/store", ".cutover/restore"]
+        .iter()
+        .flat_map(|top| inodes(top))
+        .map(|(_, ino)| ino)
+        .collect();
+    let mut everything = inodes("");
+    everything.retain(|(path, ino)| !path.starts_with(".cutover") && store.contains(ino));
+    everything.into_iter().map(|(path, _)| path).collect()
+}

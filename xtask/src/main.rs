@@ -1,0 +1,67 @@
+//! Development tasks: test, tidy, reference, crash, real-update, bench. Never part of what is shipped.
+#![allow(clippy::disallowed_methods)] // A developer's tool: its files need not survive a power cut.
+#![allow(clippy::print_stdout)] // Tables are its result.
+
+mod bench;
+mod crash;
+mod node;
+mod program;
+mod real_tree;
+mod real_update;
+mod reference;
+mod test;
+mod tidy;
+mod trace;
+mod tree;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+/// Development tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Runs every test there is, then a bounded crash sweep.
+    Test,
+    /// Checks the rules that a machine can check.
+    Tidy,
+    /// Writes the pages in docs/reference that come from the code.
+    Reference,
+    /// Strikes the real binary at every file-system call.
+    Crash(crash::Options),
+    /// Installs, updates, kills and rolls back two consecutive releases of real programs.
+    RealUpdate(real_update::Options),
+    /// Measures.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let root = workspace()?;
+    match task {
+        Task::Test => test::run(&root),
+        Task::Tidy => tidy::run(&root),
+        Task::Reference => reference::write(&root),
+        Task::Crash(options) => crash::run(&root, &options),
+        Task::Bench(bench) => bench::run(&root, &bench),
+        Task::RealUpdate(options) => real_update::run(&root, &options),
+    }
+}
+
+/// The workspace this program was built from.
+fn workspace() -> Result<PathBuf> {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().map(PathBuf::from).context("xtask lies in the workspace")
+}
