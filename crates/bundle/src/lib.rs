@@ -12,6 +12,7 @@
 
 pub mod anchor;
 mod container;
+pub mod delta;
 mod limits;
 mod object;
 pub mod pki;

@@ -39,10 +39,16 @@ const LAYERS: &[Layer] = &[
         outside: Outside::Only {
             normal: &[
                 "aws-lc-rs",
+                // BSDIFF40's three streams.
+                "bzip2",
                 "cms",
                 "const-oid",
                 "cryptoki",
                 "der",
+                // xdelta3's secondary compression and refdelta's streams.
+                "liblzma",
+                // The suffix array of delta generators; no decoder uses it.
+                "libsais",
                 "rcgen",
                 "rustls-pki-types",
                 "rustls-webpki",

@@ -3,6 +3,7 @@
 //! Parsing is strict and happens once; a value of these types is valid for as long as it lives.
 
 mod constraint;
+mod delta;
 mod digest;
 mod id;
 mod manifest;
@@ -13,6 +14,7 @@ mod time;
 mod version;
 
 pub use constraint::{Constraint, ConstraintError};
+pub use delta::{DeltaAlgorithm, UnknownDeltaAlgorithm};
 pub use digest::{Digest, DigestError, Hasher};
 pub use id::{IdError, Name, RestorePointId};
 pub use manifest::{
