@@ -10,17 +10,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::{args::ProgressForm, output};
 
 /// The observer for this run.
-pub(crate) fn observer(form: ProgressForm, stop_at: Option<String>) -> Arc<dyn Observer> {
-    let shown: Arc<dyn Observer> = match form {
+pub(crate) fn observer(form: ProgressForm) -> Arc<dyn Observer> {
+    match form {
         ProgressForm::None => Arc::new(Silent),
         ProgressForm::Json => Arc::new(Json),
         ProgressForm::Lines => Arc::new(Lines),
         ProgressForm::Auto if std::io::stderr().is_terminal() => Arc::new(Bar::new()),
         ProgressForm::Auto => Arc::new(Lines),
-    };
-    match stop_at {
-        Some(step) => Arc::new(StopAt { step, shown }),
-        None => shown,
     }
 }
 
@@ -89,22 +85,6 @@ impl Observer for Bar {
             }
             Event::Finished { .. } => self.0.finish_and_clear(),
             Event::Started { .. } | Event::StepDone { .. } | Event::UndoDone { .. } => {}
-        }
-    }
-}
-
-/// Stops the whole process (SIGSTOP) once the intent of a step is durable, so that a test can look at it or kill it.
-struct StopAt {
-    step: String,
-    shown: Arc<dyn Observer>,
-}
-
-impl Observer for StopAt {
-    fn observe(&self, event: &Event) {
-        self.shown.observe(event);
-        if matches!(event, Event::StepStarted { step } if *step == self.step) {
-            // Cannot fail for the process itself.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
         }
     }
 }

@@ -303,7 +303,7 @@ impl Process<'_> {
             world: self.machine.world.clone(),
             verdicts: self.machine.verdicts.clone(),
         };
-        work(&Ports { service: &service, prober: &prober, observer: Arc::new(Silent) })
+        work(&Ports { service: &service, prober: &prober, observer: Arc::new(Silent), before_step: None })
     }
 }
 

@@ -639,7 +639,7 @@ pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Fail
         None => None,
         Some(_) => {
             let lock = site.node.lock()?;
-            site.node.recover(&lock, &site.ports(context, None))?
+            site.node.recover(&lock, &site.ports(context))?
         }
     };
     let Some(report) = report else {

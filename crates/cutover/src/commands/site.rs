@@ -112,11 +112,12 @@ impl Site {
     }
 
     /// Whom an execution talks to.
-    pub(super) fn ports(&self, context: &Context, stop_at: Option<&String>) -> Ports<'_> {
+    pub(super) fn ports(&self, context: &Context) -> Ports<'_> {
         Ports {
             service: self.service.as_ref(),
             prober: &self.probes,
-            observer: progress::observer(context.progress, stop_at.cloned()),
+            observer: progress::observer(context.progress),
+            before_step: None,
         }
     }
 
@@ -126,7 +127,7 @@ impl Site {
     /// Another run holds the lock; or going back failed, and nothing may be begun before somebody has acted.
     pub(super) fn lock_and_recover(&self, context: &Context) -> Result<NodeLock, Failure> {
         let lock = self.node.lock()?;
-        if let Some(report) = self.node.recover(&lock, &self.ports(context, None))? {
+        if let Some(report) = self.node.recover(&lock, &self.ports(context))? {
             output::note(format!(
                 "an interrupted run was ended first: {}",
                 output::printable(&report.message)
@@ -175,7 +176,7 @@ impl Site {
         }
     }
 
-    /// Runs a plan.
+    /// Runs a plan; the whole process stops (SIGSTOP) before the step `stop_at`, so that a test can look at it or kill it.
     ///
     /// # Errors
     /// Refusals before anything is done.
@@ -187,7 +188,15 @@ impl Site {
         context: &Context,
         stop_at: Option<&String>,
     ) -> Result<Report, Failure> {
-        Ok(self.node.execute(lock, plan, payload, &self.ports(context, stop_at))?)
+        let stop = |step: &'static str| {
+            if stop_at.is_some_and(|wanted| wanted == step) {
+                // Cannot fail for the process itself.
+                let _ =
+                    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+            }
+        };
+        let ports = Ports { before_step: Some(&stop), ..self.ports(context) };
+        Ok(self.node.execute(lock, plan, payload, &ports)?)
     }
 }
 

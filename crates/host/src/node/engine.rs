@@ -198,6 +198,9 @@ impl<'a> Run<'a> {
         self.flush()?;
         let name = step.name();
         self.events.send(Event::StepStarted { step: name });
+        if let Some(before_step) = self.ports.before_step {
+            before_step(name);
+        }
         let began = Monotonic::now();
         let result = self.perform(step);
         let elapsed_ms = millis(began);

@@ -255,6 +255,9 @@ pub struct Ports<'a> {
     pub prober: &'a dyn Prober,
     /// Is told what happens. It runs on a thread of its own: a slow one delays nothing, a panicking one harms nothing.
     pub observer: Arc<dyn Observer>,
+    /// Is called with a step's name in the execution's own thread, once the step's intent is durable and before it
+    /// begins: the place where a test stops the process.
+    pub before_step: Option<&'a dyn Fn(&'static str)>,
 }
 
 /// The right to change a root: only one process has it. Freed when dropped, or by the kernel when the process dies.

@@ -398,7 +398,7 @@ impl World {
 
     pub(crate) fn ports(&self) -> Ports<'_> {
         let observer = Arc::clone(&self.events) as Arc<dyn Observer>;
-        Ports { service: &self.service, prober: &self.prober, observer }
+        Ports { service: &self.service, prober: &self.prober, observer, before_step: None }
     }
 
     pub(crate) fn plan(&self, node: &Node, bundle: &Verified) -> Plan {
