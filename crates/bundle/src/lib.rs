@@ -20,6 +20,7 @@ mod read_at;
 pub mod signer;
 mod trust;
 mod write;
+mod zstd_frame;
 
 pub use anchor::TrustAnchor;
 pub use container::{

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use cutover_core::model::{Digest, Encoding, Hasher, ObjectEntry};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 
-use crate::read_at::fill;
+use crate::{read_at::fill, zstd_frame::FrameHeader};
 
 /// The largest window a stored Zstandard frame may need, in bytes; it bounds the memory of every reader.
 pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
@@ -16,8 +16,6 @@ pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const WINDOW_LOG_MAX: u32 = 23;
 
 const CHUNK_BYTES: usize = 128 << 10;
-/// The first four bytes of a Zstandard frame (RFC 8878, 3.1.1).
-const FRAME_MAGIC: [u8; 4] = 0xFD2F_B528u32.to_le_bytes();
 
 /// Why an object is refused. Bytes that were written before the refusal must be thrown away.
 #[derive(Debug, thiserror::Error)]
@@ -202,43 +200,14 @@ fn inflate(entry: &ObjectEntry, source: &mut Source<'_>, sink: &mut Sink<'_>) ->
     if ended { Ok(()) } else { Err(refuse("the frame is cut off".to_owned())) }
 }
 
-/// Checks what a frame header promises before the decoder allocates for it (RFC 8878, 3.1.1.1): a frame, not a
-/// skippable one; no dictionary; a window of at most [`WINDOW_BYTES_MAX`]; no other content size than `size`.
+/// Checks what a frame header promises before the decoder allocates for it: a window of at most [`WINDOW_BYTES_MAX`], no
+/// other content size than `size`.
 fn check_frame_header(bytes: &[u8], size: u64) -> Result<(), String> {
-    let cut = || "its header is cut off".to_owned();
-    let rest =
-        bytes.strip_prefix(&FRAME_MAGIC).ok_or("it does not start with the magic number of a frame")?;
-    let (&descriptor, rest) = rest.split_first().ok_or_else(cut)?;
-    let single_segment = descriptor & 0x20 != 0;
-    if descriptor & 0x08 != 0 {
-        return Err("a reserved bit is set".to_owned());
-    }
-    if descriptor & 0x03 != 0 {
-        return Err("it needs a dictionary".to_owned());
-    }
-    let size_bytes = match (descriptor >> 6, single_segment) {
-        (0, false) => 0,
-        (0, true) => 1,
-        (1, _) => 2,
-        (2, _) => 4,
-        (_, _) => 8,
-    };
-    let (window, rest) = if single_segment {
-        (None, rest)
-    } else {
-        let (&byte, rest) = rest.split_first().ok_or_else(cut)?;
-        let base = 1u64 << (10 + (byte >> 3));
-        (Some(base + base / 8 * u64::from(byte & 7)), rest)
-    };
-    let field = rest.get(..size_bytes).ok_or_else(cut)?;
-    let mut padded = [0; 8];
-    padded[..size_bytes].copy_from_slice(field);
-    // A two-byte size counts from 256 on.
-    let declared = u64::from_le_bytes(padded) + if size_bytes == 2 { 256 } else { 0 };
-    if size_bytes > 0 && declared != size {
+    let header = FrameHeader::parse(bytes)?;
+    if let Some(declared) = header.content_bytes.filter(|declared| *declared != size) {
         return Err(format!("it declares {declared} bytes of content instead of {size}"));
     }
-    match window.unwrap_or(declared) {
+    match header.window_bytes {
         window if window <= WINDOW_BYTES_MAX => Ok(()),
         window => Err(format!("it needs a window of {window} bytes; the limit is {WINDOW_BYTES_MAX}")),
     }

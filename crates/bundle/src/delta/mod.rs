@@ -9,10 +9,15 @@
 //! One codec is one module with three functions: `generate(pair, options)`, which makes a patch; `memory_needed(inputs)`,
 //! which reads no more than what it needs to tell the decoder's memory; and `apply(inputs, out)`, the decoder.
 
+mod base;
+mod bsdiff;
 mod error;
 mod inputs;
+mod matching;
 mod output;
 mod pair;
+mod vcdiff;
+mod zstd_dict;
 
 use std::io::Write;
 
@@ -125,7 +130,8 @@ pub struct Applied {
 }
 
 /// The algorithms that this build generates and applies.
-pub const AVAILABLE: &[Algorithm] = &[];
+pub const AVAILABLE: &[Algorithm] =
+    &[Algorithm::Bsdiff, Algorithm::Xdelta3, Algorithm::Vcdiff, Algorithm::ZstdDict];
 
 /// Makes a patch that turns `pair.base()` into `pair.result()`.
 ///
@@ -136,13 +142,12 @@ pub fn generate(
     pair: &Pair<'_>,
     options: &GenerateOptions<'_>,
 ) -> Result<Vec<u8>, DeltaError> {
-    let _ = (pair, options);
     match algorithm {
-        Algorithm::Bsdiff
-        | Algorithm::Xdelta3
-        | Algorithm::Vcdiff
-        | Algorithm::ZstdDict
-        | Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
+        Algorithm::Bsdiff => bsdiff::generate(pair, options),
+        Algorithm::Xdelta3 => vcdiff::generate(vcdiff::Dialect::Xdelta3, pair, options),
+        Algorithm::Vcdiff => vcdiff::generate(vcdiff::Dialect::Plain, pair, options),
+        Algorithm::ZstdDict => zstd_dict::generate(pair, options),
+        Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
     }
 }
 
@@ -227,23 +232,22 @@ fn checked_memory(inputs: &Inputs<'_>) -> Result<u64, DeltaError> {
 /// The dispatch to each codec's `memory_needed`.
 fn needed(inputs: &Inputs<'_>) -> Result<u64, DeltaError> {
     match inputs.algorithm() {
-        algorithm @ (Algorithm::Bsdiff
-        | Algorithm::Xdelta3
-        | Algorithm::Vcdiff
-        | Algorithm::ZstdDict
-        | Algorithm::Refdelta) => Err(DeltaError::Unavailable(algorithm)),
+        Algorithm::Bsdiff => bsdiff::memory_needed(inputs),
+        Algorithm::Xdelta3 => vcdiff::memory_needed(vcdiff::Dialect::Xdelta3, inputs),
+        Algorithm::Vcdiff => vcdiff::memory_needed(vcdiff::Dialect::Plain, inputs),
+        Algorithm::ZstdDict => zstd_dict::memory_needed(inputs),
+        algorithm @ Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
     }
 }
 
 /// The dispatch to each codec's `apply`.
 fn decode(inputs: &Inputs<'_>, out: &mut Output<'_>) -> Result<(), DeltaError> {
-    let _ = out;
     match inputs.algorithm() {
-        algorithm @ (Algorithm::Bsdiff
-        | Algorithm::Xdelta3
-        | Algorithm::Vcdiff
-        | Algorithm::ZstdDict
-        | Algorithm::Refdelta) => Err(DeltaError::Unavailable(algorithm)),
+        Algorithm::Bsdiff => bsdiff::apply(inputs, out),
+        Algorithm::Xdelta3 => vcdiff::apply(vcdiff::Dialect::Xdelta3, inputs, out),
+        Algorithm::Vcdiff => vcdiff::apply(vcdiff::Dialect::Plain, inputs, out),
+        Algorithm::ZstdDict => zstd_dict::apply(inputs, out),
+        algorithm @ Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
     }
 }
 

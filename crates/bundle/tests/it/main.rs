@@ -4,6 +4,7 @@
 
 mod anchor;
 mod container;
+mod delta;
 mod hostile;
 mod openssl;
 mod payload;

@@ -6,9 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cutover_bundle::{Limits, RevocationLists, TrustAnchor, decode_object, sign_manifest, verify_detached};
+use cutover_bundle::{
+    Limits, RevocationLists, TrustAnchor, decode_object,
+    delta::{self, DeltaLimits},
+    sign_manifest, verify_detached,
+};
 use cutover_core::model::{Manifest, ManifestLimits, Version};
 
+use crate::delta::{generate, noise, words};
 use crate::support::{bundle, contents, days, file_signer, now, pki, release};
 
 fn seeds() -> PathBuf {
@@ -53,6 +58,26 @@ fn check(dir: &Path) {
     let entry = &verified.manifest().objects[0];
     assert_eq!(entry.size, 7000, "as the target `object` expects");
     decode_object(entry, read("object/good").as_slice(), &mut std::io::sink()).expect("a good object");
+
+    let base = read("delta-base");
+    for algorithm in delta::AVAILABLE {
+        let name = format!("delta_{}/good", algorithm.id().replace('-', "_"));
+        let mut out = Vec::new();
+        // The size that the delta targets expect.
+        delta::decode_unchecked(*algorithm, &base, &read(&name), 760, &DeltaLimits::default(), &mut out)
+            .expect(&name);
+        assert!(out == delta_result(&base), "{name}");
+    }
+}
+
+/// What the seeds of delta patches make of `base`.
+fn delta_result(base: &[u8]) -> Vec<u8> {
+    let mut result = base.to_vec();
+    result[50] ^= 1;
+    result.splice(200..230, noise(100, 41));
+    result.extend_from_slice(&[b'r'; 30]);
+    result.extend_from_slice(&base[100..160]);
+    result
 }
 
 fn write(dir: &Path) {
@@ -77,5 +102,13 @@ fn write(dir: &Path) {
         let path = dir.join(name);
         fs::create_dir_all(path.parent().expect("below the directory")).expect("a directory");
         fs::write(path, bytes).expect("written");
+    }
+    let base = words(600, 40);
+    let result = delta_result(&base);
+    fs::write(dir.join("delta-base"), &base).expect("written");
+    for algorithm in delta::AVAILABLE {
+        let path = dir.join(format!("delta_{}", algorithm.id().replace('-', "_")));
+        fs::create_dir_all(&path).expect("a directory");
+        fs::write(path.join("good"), generate(*algorithm, &base, &result)).expect("written");
     }
 }
