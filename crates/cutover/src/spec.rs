@@ -12,10 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cutover_bundle::{Level, Payload, PayloadWriter};
+use cutover_bundle::{Level, Limits, Payload, PayloadWriter};
 use cutover_core::model::{
-    BuildInfo, Conflict, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Name, PathError,
-    Priority, Requirement, SafePath, ServiceHints, Symlink, Version,
+    BuildInfo, Conflict, Digest, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Name,
+    PathError, Priority, Requirement, SafePath, ServiceHints, Symlink, Version,
 };
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Deserialize;
@@ -246,20 +246,21 @@ pub fn pack<S: io::Read + Write + Seek>(
     if !tree.values().any(|found| matches!(found, Found::File(_) | Found::Link(_))) {
         return Err(SpecError::Empty(source.to_owned()).into());
     }
-    let mut payload = PayloadWriter::new(spool, level)?;
     let (mut files, mut symlinks, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     for (path, found) in &tree {
         match found {
-            Found::File(stamp) => files.push(pack_file(source, path, stamp, &kinds, &mut payload)?),
+            Found::File(stamp) => files.push(FileEntry {
+                path: path.clone(),
+                kind: kinds.kind_of(path, stamp.mode)?,
+                mode: FileMode::new(stamp.mode & 0o777).expect("masked to permission bits"),
+                sha256: Digest::of(&[]),
+                size: stamp.size,
+            }),
             Found::Link(target) => symlinks.push(Symlink { path: path.clone(), target: target.clone() }),
             Found::EmptyDirectory => left_out.push(path.clone()),
         }
     }
-    if let Some(path) = first_difference(&tree, &scan(source, &exclude)?) {
-        return Err(SpecError::Changed(path).into());
-    }
-    let payload = payload.finish()?;
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format: MANIFEST_FORMAT,
         package: spec.package.clone(),
         version,
@@ -274,11 +275,23 @@ pub fn pack<S: io::Read + Write + Seek>(
         files,
         symlinks,
         shared: spec.shared.clone(),
-        objects: payload.objects.clone(),
+        objects: Vec::new(),
         schema: None,
         service: spec.service.clone(),
         notes: spec.notes.clone(),
     };
+    // What is wrong with the names is said before anything is compressed.
+    manifest.check_layout(&Limits::default().manifest)?;
+    let mut payload = PayloadWriter::new(spool, level)?;
+    for file in &mut manifest.files {
+        let Some(Found::File(stamp)) = tree.get(&file.path) else { continue };
+        file.sha256 = pack_file(source, &file.path, stamp, &mut payload)?;
+    }
+    if let Some(path) = first_difference(&tree, &scan(source, &exclude)?) {
+        return Err(SpecError::Changed(path).into());
+    }
+    let payload = payload.finish()?;
+    manifest.objects.clone_from(&payload.objects);
     Ok(Packed { manifest, payload, left_out })
 }
 
@@ -388,13 +401,13 @@ fn special(mode: u32) -> &'static str {
     }
 }
 
+/// Adds a file's content to the payload; returns its digest.
 fn pack_file<S: Write + Seek>(
     source: &Path,
     path: &SafePath,
     stamp: &Stamp,
-    kinds: &KindRules,
     payload: &mut PayloadWriter<S>,
-) -> Result<FileEntry, Failure> {
+) -> Result<Digest, Failure> {
     let on_disk = source.join(path.as_path());
     let failed = |source| SpecError::Read { path: on_disk.clone(), source };
     let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).expect("open flags are an int");
@@ -411,13 +424,7 @@ fn pack_file<S: Write + Seek>(
     if added.size != stamp.size || !is_unchanged(&file)? {
         return Err(SpecError::Changed(path.clone()).into());
     }
-    Ok(FileEntry {
-        path: path.clone(),
-        kind: kinds.kind_of(path, stamp.mode)?,
-        mode: FileMode::new(stamp.mode & 0o777).expect("masked to permission bits"),
-        sha256: added.sha256,
-        size: added.size,
-    })
+    Ok(added.sha256)
 }
 
 fn first_difference(
@@ -426,4 +433,49 @@ fn first_difference(
 ) -> Option<SafePath> {
     let paths: BTreeSet<&SafePath> = before.keys().chain(after.keys()).collect();
     paths.into_iter().find(|path| before.get(*path) != after.get(*path)).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A payload nobody may write.
+    struct Untouched;
+
+    impl io::Read for Untouched {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("the payload was read");
+        }
+    }
+
+    impl Write for Untouched {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            panic!("something was compressed");
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Untouched {
+        fn seek(&mut self, _: io::SeekFrom) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn link_that_leaves_the_release_is_refused_before_anything_is_compressed() {
+        let tree = tempfile::tempdir().expect("a directory");
+        fs::write(tree.path().join("a"), "content").expect("written");
+        symlink("../outside", tree.path().join("z")).expect("linked");
+        let spec: ReleaseSpec =
+            toml::from_str("package = \"app\"\nversion = \"1.0.0\"\n").expect("a specification");
+        let at = Instant::from_unix(0).expect("a time");
+        let level = Level::new(1).expect("a level");
+        let error = pack(&spec, None, tree.path(), at, level, Untouched).map(drop).expect_err("refused");
+        assert!(format!("{error:?}").contains("outside"), "{error:?}");
+    }
 }

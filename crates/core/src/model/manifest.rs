@@ -434,11 +434,19 @@ impl Manifest {
     /// # Errors
     /// The first broken rule, by [`ManifestError`].
     pub fn check(&self, limits: &ManifestLimits) -> Result<(), ManifestError> {
+        self.check_layout(limits)?;
+        self.check_objects()
+    }
+
+    /// Checks every rule but those about objects: what can be known before a payload is made.
+    ///
+    /// # Errors
+    /// The first broken rule, by [`ManifestError`].
+    pub fn check_layout(&self, limits: &ManifestLimits) -> Result<(), ManifestError> {
         if self.format != MANIFEST_FORMAT {
             return Err(ManifestError::Format(self.format));
         }
         self.check_entries(limits)?;
-        self.check_objects()?;
         self.check_symlinks()?;
         self.check_references()
     }
