@@ -27,7 +27,8 @@ pub(crate) const RELEASES: [Real; 2] = [
 ];
 
 /// What the releases say about themselves.
-pub(crate) const SPEC: &str = "package = \"tools\"\nplatform = \"any\"\nchannel = \"stable\"\n";
+pub(crate) const SPEC: &str = "package = \"tools\"\nplatform = \"any\"\nchannel = \"stable\"\n\
+    [kinds]\nlibrary = [\"lib/**\", \"share/zoneinfo/**\"]\n";
 
 const ZONEINFO: &str = "/usr/share/zoneinfo";
 

@@ -35,7 +35,8 @@ CREATE TABLE tombstones (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NUL
 CREATE TABLE highest (package TEXT PRIMARY KEY, version TEXT NOT NULL) STRICT;
 CREATE TABLE measurements (manifest TEXT PRIMARY KEY, json TEXT NOT NULL) STRICT;
 CREATE TABLE fingerprints (
-    inode INTEGER PRIMARY KEY, size INTEGER NOT NULL, changed_ns TEXT NOT NULL, sha256 TEXT NOT NULL
+    inode INTEGER PRIMARY KEY, size INTEGER NOT NULL, changed_ns TEXT NOT NULL, modified_ns TEXT NOT NULL,
+    sha256 TEXT NOT NULL
 ) STRICT;
 ";
 
@@ -98,7 +99,7 @@ pub struct Tombstone {
     pub manifest: Digest,
 }
 
-/// A file that was hashed. As long as inode, size and time of the last change are these, so is the content.
+/// A file that was hashed. As long as inode, size and times of change are these, so is the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Inode number.
@@ -107,6 +108,8 @@ pub struct Fingerprint {
     pub size: u64,
     /// Time of the last change of content or attributes, in nanoseconds since the epoch.
     pub changed_ns: i128,
+    /// Time of the last change of content, in nanoseconds since the epoch.
+    pub modified_ns: i128,
     /// SHA-256 of the content.
     pub sha256: Digest,
 }
@@ -398,20 +401,29 @@ impl Catalog {
         })
     }
 
+    /// Remembers these digests and no others.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn remember(&self, fingerprints: &[Fingerprint]) -> Result<(), CatalogError> {
+        self.write("remember digests", |transaction| replace_fingerprints(transaction, fingerprints))
+    }
+
     /// What is remembered of files that were hashed.
     ///
     /// # Errors
     /// [`CatalogError`].
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, CatalogError> {
         self.read("read fingerprints", |connection| {
-            let mut statement =
-                connection.prepare("SELECT inode, size, changed_ns, sha256 FROM fingerprints")?;
+            let mut statement = connection
+                .prepare("SELECT inode, size, changed_ns, modified_ns, sha256 FROM fingerprints")?;
             let row = |row: &rusqlite::Row<'_>| {
                 Ok(Fingerprint {
                     inode: row.get::<_, i64>(0)?.cast_unsigned(),
                     size: row.get::<_, i64>(1)?.cast_unsigned(),
                     changed_ns: parsed(row, 2)?,
-                    sha256: digest(row, 3)?,
+                    modified_ns: parsed(row, 3)?,
+                    sha256: digest(row, 4)?,
                 })
             };
             statement.query_map([], row)?.collect()
@@ -483,10 +495,12 @@ fn insert_release(
 
 fn replace_fingerprints(transaction: &Transaction<'_>, fingerprints: &[Fingerprint]) -> rusqlite::Result<()> {
     transaction.execute("DELETE FROM fingerprints", [])?;
-    let mut statement = transaction.prepare("INSERT OR REPLACE INTO fingerprints VALUES (?1, ?2, ?3, ?4)")?;
+    let mut statement =
+        transaction.prepare("INSERT OR REPLACE INTO fingerprints VALUES (?1, ?2, ?3, ?4, ?5)")?;
     for file in fingerprints {
         let (inode, size) = (file.inode.cast_signed(), file.size.cast_signed());
-        statement.execute(params![inode, size, file.changed_ns.to_string(), file.sha256.to_string()])?;
+        let (changed, modified) = (file.changed_ns.to_string(), file.modified_ns.to_string());
+        statement.execute(params![inode, size, changed, modified, file.sha256.to_string()])?;
     }
     Ok(())
 }
@@ -686,8 +700,13 @@ mod tests {
     #[test]
     fn fingerprints_are_replaced_as_a_whole_by_those_of_the_next_release() {
         let catalog = memory();
-        let fingerprint =
-            |inode, changed_ns| Fingerprint { inode, size: 3, changed_ns, sha256: Digest::of(b"abc") };
+        let fingerprint = |inode, changed_ns| Fingerprint {
+            inode,
+            size: 3,
+            changed_ns,
+            modified_ns: 7,
+            sha256: Digest::of(b"abc"),
+        };
         let first = [fingerprint(1, 1_800_000_000_123_456_789), fingerprint(u64::MAX, -1)];
         let remember = |fingerprints: &[Fingerprint]| -> Vec<Fingerprint> {
             catalog.confirm(None, &row(1, None), fingerprints).expect("confirmed");

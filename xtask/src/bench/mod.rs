@@ -337,12 +337,12 @@ fn bench_node(material: &Material, act: Act) -> Result<Node> {
 fn measure(material: &Material, method: &Method) -> Result<(Duration, Usage)> {
     let command = match method {
         Method::Peer(peer) => {
-            tree::remove(&peer.out(&material.place))?;
+            set_aside(&material.place, &peer.out(&material.place))?;
             peer.install(&material.trees[0], &material.place)
         }
         Method::Cutover(act) => {
             let node = bench_node(material, *act)?;
-            tree::remove(&node.root)?;
+            set_aside(&material.place, &node.root)?;
             std::fs::create_dir_all(&node.root)?;
             let before: &[usize] = match act {
                 Act::Install(_) => &[],
@@ -365,6 +365,19 @@ fn measure(material: &Material, method: &Method) -> Result<(Duration, Usage)> {
     let done = run_and_check(command)?;
     let synced = run_and_check(sync(&material.place))?;
     Ok((done.took + synced.took, done.usage))
+}
+
+/// Moves away what an earlier run left; it is removed after the last one. ext4 avoids inodes that were freed within the last
+/// half minute and looks at each of them again for every file that is made: removing trees in between would be measured
+/// with whatever comes next.
+fn set_aside(place: &Path, path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let spent = place.join("spent");
+    std::fs::create_dir_all(&spent)?;
+    let number = std::fs::read_dir(&spent)?.count();
+    Ok(std::fs::rename(path, spent.join(number.to_string()))?)
 }
 
 fn run_and_check(command: Command) -> Result<Finished> {

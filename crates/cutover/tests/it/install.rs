@@ -223,9 +223,7 @@ fn binary_corrupted_after_an_update_is_as_before_it_after_rollback() {
         let before = seen(&world);
         world.apply(&next, &[]).must(0);
         corrupt(&world.visible().join("bin/tool"));
-        if layout != "in-place" {
-            corrupt(&world.visible().join("lib/libsame.so.1"));
-        }
+        corrupt(&world.visible().join("lib/libsame.so.1"));
         world.on_root(&["rollback"]).must(0);
         assert_eq!(seen(&world), before, "{layout}");
     }

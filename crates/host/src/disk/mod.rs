@@ -50,6 +50,8 @@ pub struct Metadata {
     pub links: u64,
     /// Time of the last change of content or attributes, in nanoseconds since the epoch.
     pub changed_ns: i128,
+    /// Time of the last change of content, in nanoseconds since the epoch. Anybody may set it, so alone it tells nothing.
+    pub modified_ns: i128,
     /// Blocks used, in bytes.
     pub allocated: u64,
 }

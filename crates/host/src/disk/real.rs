@@ -156,6 +156,7 @@ fn metadata_of(stat: &Stat) -> Metadata {
         inode: stat.st_ino,
         links: u64::from(stat.st_nlink),
         changed_ns: i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec),
+        modified_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
         allocated: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
     }
 }

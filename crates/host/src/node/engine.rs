@@ -28,7 +28,7 @@ use super::{
     stage::{self, Staging},
     state_log::StateLog,
     switch,
-    tree::{self, Expected, ExpectedTree},
+    tree::{self, Expected, ExpectedTree, Reading},
 };
 use crate::{
     catalog::{Catalog, HistoryRow},
@@ -273,7 +273,9 @@ impl<'a> Run<'a> {
                     let share = u128::from(laid) * u128::from(STAGE_PERCENT) / u128::from(total);
                     events.progress(u8::try_from(share).unwrap_or(STAGE_PERCENT).min(STAGE_PERCENT));
                 };
-                let staging = Staging::new(&self.node.files, &self.plan, stage, self.payload, &progress);
+                let node = self.node;
+                let staging =
+                    Staging::new(&node.files, &node.hashes, &self.plan, stage, self.payload, &progress);
                 Ok(staging.perform()?.into())
             }
             Step::CheckTree(check) => self.check_tree(check),
@@ -343,7 +345,9 @@ impl<'a> Run<'a> {
         let Some(to) = &self.plan.to else { return Ok(Effect::default()) };
         let point = restore::read(&self.node.files, &check.point)?;
         let scratch = place::staging(self.plan.number).join("mend");
-        switch::check_tree(&self.node.files, &place::release(&to.name()), &check.files, &scratch, &point)?;
+        let base = place::release(&to.name());
+        let reading = Reading::Once(&self.node.hashes);
+        switch::check_tree(&self.node.files, &base, &check.files, &scratch, &point, reading)?;
         Ok(format!("{} files as they were", check.files.len()).into())
     }
 
@@ -411,7 +415,7 @@ impl<'a> Run<'a> {
         Ok(activated.note)
     }
 
-    /// Hashes what is installed against what the plan leads to, then asks the prober, once.
+    /// Compares what is installed with what the plan leads to, then asks the prober, once.
     fn probe(&mut self) -> Result<Effect, StepError> {
         let Some(to) = self.plan.to.clone() else { return Ok(Effect::default()) };
         let base = current::tree(self.plan.layout, &to);

@@ -28,7 +28,7 @@ use self::{
     engine::{Run, Start},
     files::{Attempt as _, Files},
     journal::Journal,
-    tree::{Attributes, Difference, Hashes},
+    tree::{Attributes, Difference, Hashes, Reading},
 };
 use crate::{
     catalog::{CATALOG_PATH, Catalog, CatalogError, HistoryRow, Tombstone},
@@ -696,7 +696,7 @@ impl Node {
         let Some(installed) = self.installed(layout)? else { return Ok(Drift::default()) };
         let base = current::tree(layout, &installed.release);
         let expected = tree::expected_of_manifest(&installed.manifest, layout);
-        let differences = tree::differences(&self.files, &base, &expected)?;
+        let differences = tree::differences(&self.files, &base, &expected, Reading::Always)?;
         let config: BTreeSet<&SafePath> = installed
             .manifest
             .files

@@ -223,9 +223,17 @@ fn remove_unneeded(
             tree: seen.point.from.as_ref().map(ReleaseRef::name),
         })
         .collect();
-    for name in unneeded_trees(&names, current.map(ReleaseRef::name).as_ref(), &facts) {
-        files.discard(&place::release(&name))?;
-        report.removed_releases.push(name.to_string());
+    let unneeded = unneeded_trees(&names, current.map(ReleaseRef::name).as_ref(), &facts);
+    if !unneeded.is_empty() {
+        let catalog = node.catalog()?;
+        // Trees share inodes: what goes takes names away from files of the tree that stays.
+        let staying =
+            current.map_or(Ok(Vec::new()), |current| installed_files(files, node.layout()?, current))?;
+        let known = node.hashes.follow_through(files, &staying, || {
+            unneeded.iter().try_for_each(|name| Ok::<_, NodeError>(files.discard(&place::release(name))?))
+        })?;
+        catalog.remember(&known)?;
+        report.removed_releases.extend(unneeded.iter().map(ToString::to_string));
     }
     let needed: BTreeSet<Digest> = kept
         .iter()
@@ -248,6 +256,13 @@ fn remove_unneeded(
     }
     let nothing = unneeded.is_empty() && report.removed_releases.is_empty();
     Ok(if nothing { Removed::None } else { Removed::Some })
+}
+
+/// Where the files of a release lie.
+fn installed_files(files: &Files, layout: Layout, release: &ReleaseRef) -> Result<Vec<PathBuf>, NodeError> {
+    let base = current::tree(layout, release);
+    let manifest = current::manifest_of(files, release)?;
+    Ok(manifest.files.iter().map(|file| base.join(file.path.as_path())).collect())
 }
 
 /// Removes journals that vouch for no restore point; the newest stays, it knows the last number. The history is in the

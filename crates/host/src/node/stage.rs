@@ -22,7 +22,7 @@ use super::{
     files::{Attempt as _, Files, chain},
     place, restore,
     store::{self, StoreError, Tee},
-    tree::{self, Difference, Expected},
+    tree::{self, Difference, Expected, Hashes, Reading},
 };
 use crate::{
     disk::{Copied, NewFile},
@@ -80,6 +80,7 @@ pub enum StageError {
 /// What one staging works with.
 pub(crate) struct Staging<'a> {
     pub(crate) files: &'a Files,
+    pub(crate) hashes: &'a Hashes,
     pub(crate) plan: &'a Plan,
     pub(crate) stage: &'a Stage,
     pub(crate) payload: Option<&'a dyn Payload>,
@@ -93,13 +94,14 @@ pub(crate) struct Staging<'a> {
 impl<'a> Staging<'a> {
     pub(crate) fn new(
         files: &'a Files,
+        hashes: &'a Hashes,
         plan: &'a Plan,
         stage: &'a Stage,
         payload: Option<&'a dyn Payload>,
         progress: &'a (dyn Fn(u64) + Sync),
     ) -> Self {
         let zero = AtomicU64::default;
-        Self { files, plan, stage, payload, progress, laid: zero(), linked: zero(), cloned: zero() }
+        Self { files, hashes, plan, stage, payload, progress, laid: zero(), linked: zero(), cloned: zero() }
     }
 
     /// Performs the whole step; returns what is worth telling.
@@ -317,8 +319,12 @@ impl<'a> Staging<'a> {
                 // Whatever else keeps it from being shared, the next way is tried; a full disk fails there too.
                 Err(error) => tracing::debug!(path = %to.display(), %error, "not reflinked"),
             }
+            let before = self.files.metadata(&from)?;
             match self.files.disk.hard_link(&from, &to) {
                 Ok(()) => {
+                    if let (Some(before), Some(after)) = (before, self.files.metadata(&to)?) {
+                        self.hashes.follow(&before, &after);
+                    }
                     self.linked.fetch_add(1, Ordering::Relaxed);
                     return Ok(());
                 }
@@ -415,8 +421,8 @@ impl<'a> Staging<'a> {
         })
     }
 
-    /// E7: every staged file is read back before anything else happens. A damaged reused file is laid down once more from
-    /// the store or the bundle.
+    /// E7: every staged file is read back before anything else happens, but for links to files that are known. A damaged
+    /// reused file is laid down once more from the store or the bundle.
     fn check(&self) -> Result<Laid, NodeError> {
         let shared: BTreeSet<&SafePath> = match self.plan.layout {
             Layout::Versioned | Layout::Exchange => self.stage.shared.iter().collect(),
@@ -463,8 +469,13 @@ impl<'a> Staging<'a> {
     fn difference(&self, file: &StageFile) -> Result<Option<Difference>, FsError> {
         let kind = SeenKind::File { sha256: file.sha256, size: file.size };
         let path = self.staged(&file.path);
-        match (tree::difference(self.files, &path, &Expected { kind, mode: file.mode.bits() })?, &file.source)
-        {
+        let expected = Expected { kind, mode: file.mode.bits() };
+        // A hard link to a file that is known brings nothing new to read; whatever was written is read back.
+        let reading = match &file.source {
+            Source::Present { .. } => Reading::UnlessKnown(self.hashes),
+            Source::Bundle | Source::Store | Source::RestorePoint { .. } => Reading::Once(self.hashes),
+        };
+        match (tree::difference(self.files, &path, &expected, reading)?, &file.source) {
             // A file from a restore point keeps the bits a manifest cannot have.
             (Some(Difference::Mode), Source::RestorePoint { .. }) => {
                 let mode = self.files.metadata(&path)?.map(|metadata| metadata.mode & 0o777);

@@ -19,7 +19,7 @@ use super::{
     files::{Attempt as _, Files},
     mend, place, restore,
     stage::StageError,
-    tree::{self, Attributes, Hashes},
+    tree::{self, Attributes, Hashes, Reading},
 };
 use crate::disk::EntryKind;
 
@@ -70,6 +70,7 @@ fn verify_tree(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
         &point.files,
         &place::staging(plan.number).join("mend"),
         point,
+        Reading::Always,
     )
 }
 
@@ -80,9 +81,10 @@ pub(crate) fn check_tree(
     seen: &SeenTree,
     scratch: &Path,
     point: &RestorePoint,
+    reading: Reading<'_>,
 ) -> Result<(), NodeError> {
     let expected = tree::expected_of_seen(seen);
-    let differences = tree::differences(files, base, &expected)?;
+    let differences = tree::differences(files, base, &expected, reading)?;
     if !differences.is_empty() {
         let above = scratch.parent().expect("scratch lies in staging");
         files.ensure_dir(above, 0o700)?;

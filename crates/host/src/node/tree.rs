@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::Read as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Mutex,
 };
 
@@ -40,18 +40,19 @@ pub(crate) fn hash(files: &Files, path: &Path) -> Result<(Digest, Metadata), FsE
     }
 }
 
-/// Digests of files that were hashed before and not touched since, as inode, size and time of change tell. They make a
-/// plan cost what changed, not what is installed; whatever guards a switch hashes anew.
+/// Digests of files that were hashed before and not touched since, as inode, size and times of change tell. They make an
+/// update cost what changed, not what is installed: every byte laid down is read back once, what was there already is
+/// not read again. `verify`, rollback and repair never ask here.
 #[derive(Default)]
 pub(crate) struct Hashes {
     known: Mutex<HashMap<u64, Fingerprint>>,
-    /// What the last probe hashed.
+    /// What the last probe saw.
     probed: Mutex<Vec<Fingerprint>>,
 }
 
-/// A change within the same tick of the file system's clock would go unnoticed, so files younger than a few ticks are
-/// hashed anew. Where stamps are whole seconds, a tick is a second or two.
-const SETTLED_NS: i128 = 50_000_000;
+/// A change within the same tick of the file system's clock would go unnoticed, so files younger than two ticks of the
+/// slowest kernels (100 Hz) are hashed anew. Where stamps are whole seconds, a tick is a second or two.
+const SETTLED_NS: i128 = 25_000_000;
 const SETTLED_COARSE_NS: i128 = 2_000_000_000;
 
 impl Hashes {
@@ -61,32 +62,88 @@ impl Hashes {
         known.extend(fingerprints.into_iter().map(|file| (file.inode, file)));
     }
 
-    /// What the last probe hashed and may be remembered.
+    /// What the last probe saw and may be remembered.
     pub(crate) fn take_probed(&self) -> Vec<Fingerprint> {
         std::mem::take(&mut self.probed.lock().expect("no holder panics"))
     }
 
-    fn hash(&self, files: &Files, path: &Path, metadata: &Metadata) -> Result<(Digest, u64), FsError> {
+    /// What is known of a file that is as it was when it was hashed.
+    fn known(&self, metadata: &Metadata) -> Option<Fingerprint> {
         let known = self.known.lock().expect("no holder panics").get(&metadata.inode).copied();
-        if let Some(file) = known
-            && (file.size, file.changed_ns) == (metadata.size, metadata.changed_ns)
-        {
-            return Ok((file.sha256, file.size));
-        }
-        let (fingerprint, settled) = self.hash_anew(files, path)?;
-        if settled {
-            self.known.lock().expect("no holder panics").insert(fingerprint.inode, fingerprint);
-        }
-        Ok((fingerprint.sha256, fingerprint.size))
+        known.filter(|file| {
+            (file.size, file.changed_ns, file.modified_ns)
+                == (metadata.size, metadata.changed_ns, metadata.modified_ns)
+        })
     }
 
-    /// Hashes a file whatever is known about it; says whether the digest may be remembered.
-    fn hash_anew(&self, files: &Files, path: &Path) -> Result<(Fingerprint, bool), FsError> {
+    /// The digest of a file, which is read unless it is known.
+    fn hash(&self, files: &Files, path: &Path, metadata: &Metadata) -> Result<Digest, FsError> {
+        match self.known(metadata) {
+            Some(file) => Ok(file.sha256),
+            None => self.hash_anew(files, path),
+        }
+    }
+
+    /// The digest of a file as it is read now.
+    fn hash_anew(&self, files: &Files, path: &Path) -> Result<Digest, FsError> {
         let began = files.disk.time_ns();
         let (sha256, metadata) = hash(files, path)?;
-        let Metadata { inode, size, changed_ns, .. } = metadata;
+        let Metadata { inode, size, changed_ns, modified_ns, .. } = metadata;
         let settle = if changed_ns % 1_000_000_000 == 0 { SETTLED_COARSE_NS } else { SETTLED_NS };
-        Ok((Fingerprint { inode, size, changed_ns, sha256 }, changed_ns + settle < began))
+        if changed_ns + settle < began {
+            let file = Fingerprint { inode, size, changed_ns, modified_ns, sha256 };
+            self.known.lock().expect("no holder panics").insert(inode, file);
+        }
+        Ok(sha256)
+    }
+
+    /// Goes on knowing a file that got or lost a name: by that only its time of change moved.
+    pub(crate) fn follow(&self, before: &Metadata, after: &Metadata) {
+        if let Some(file) = self.known(before)
+            && (before.inode, before.size, before.modified_ns) == (after.inode, after.size, after.modified_ns)
+        {
+            let file = Fingerprint { changed_ns: after.changed_ns, ..file };
+            self.known.lock().expect("no holder panics").insert(file.inode, file);
+        }
+    }
+
+    /// Runs `work`, which takes other names away from the files at `paths`, and goes on knowing them. Returns all that is
+    /// known of them then.
+    pub(crate) fn follow_through<E: From<FsError>>(
+        &self,
+        files: &Files,
+        paths: &[PathBuf],
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Vec<Fingerprint>, E> {
+        let look = |path: &PathBuf| files.metadata(path);
+        let before = files.for_each(paths, look)?;
+        work()?;
+        let after = files.for_each(paths, look)?;
+        let both =
+            before.iter().zip(&after).filter_map(|(before, after)| before.as_ref().zip(after.as_ref()));
+        both.for_each(|(before, after)| self.follow(before, after));
+        Ok(after.iter().flatten().filter_map(|metadata| self.known(metadata)).collect())
+    }
+}
+
+/// How a file's digest is found.
+#[derive(Clone, Copy)]
+pub(crate) enum Reading<'a> {
+    /// By reading it, whatever is remembered; nothing is remembered of it.
+    Always,
+    /// By reading it; that is remembered.
+    Once(&'a Hashes),
+    /// By reading it unless it is known.
+    UnlessKnown(&'a Hashes),
+}
+
+impl Reading<'_> {
+    fn digest(self, files: &Files, path: &Path, metadata: &Metadata) -> Result<Digest, FsError> {
+        match self {
+            Reading::Always => Ok(hash(files, path)?.0),
+            Reading::Once(hashes) => hashes.hash_anew(files, path),
+            Reading::UnlessKnown(hashes) => hashes.hash(files, path, metadata),
+        }
     }
 }
 
@@ -120,8 +177,8 @@ fn look_at(
     let Some(metadata) = files.metadata(path)? else { return Ok(None) };
     let kind = match metadata.kind {
         EntryKind::File => {
-            let (sha256, size) = hashes.hash(files, path, &metadata)?;
-            SeenKind::File { sha256, size }
+            let sha256 = hashes.hash(files, path, &metadata)?;
+            SeenKind::File { sha256, size: metadata.size }
         }
         EntryKind::Symlink => {
             SeenKind::Symlink { target: files.disk.read_link(path).attempt("read link", path)? }
@@ -220,7 +277,8 @@ impl Difference {
     }
 }
 
-/// As [`differences`], and remembers the digests of what is as it should be for the next plan.
+/// What differs in the installed tree. What this execution read before the switch is not read again unless it was touched
+/// since; all that is as it should be is remembered for the next plan.
 pub(crate) fn probe(
     files: &Files,
     base: &Path,
@@ -230,24 +288,25 @@ pub(crate) fn probe(
     hashes.take_probed();
     compare(expected, files, |path, expected| {
         let path = base.join(path.as_path());
-        let differs = |path: &Path| -> Result<bool, FsError> {
-            let (fingerprint, settled) = hashes.hash_anew(files, path)?;
-            if settled {
-                hashes.probed.lock().expect("no holder panics").push(fingerprint);
-            }
-            Ok(!matches!(expected.kind, SeenKind::File { sha256, .. } if sha256 == fingerprint.sha256))
-        };
-        difference_by(files, &path, expected, differs)
+        let Some(metadata) = files.metadata(&path)? else { return Ok(Some(Difference::Missing)) };
+        let found = difference_of(files, &path, &metadata, expected, Reading::UnlessKnown(hashes))?;
+        if let (None, Some(known)) = (found, hashes.known(&metadata)) {
+            hashes.probed.lock().expect("no holder panics").push(known);
+        }
+        Ok(found)
     })
 }
 
-/// Hashes everything `expected` below `base` and returns what differs.
+/// What differs from `expected` below `base`.
 pub(crate) fn differences(
     files: &Files,
     base: &Path,
     expected: &ExpectedTree,
+    reading: Reading<'_>,
 ) -> Result<BTreeMap<SafePath, Difference>, FsError> {
-    compare(expected, files, |path, expected| difference(files, &base.join(path.as_path()), expected))
+    compare(expected, files, |path, expected| {
+        difference(files, &base.join(path.as_path()), expected, reading)
+    })
 }
 
 fn compare(
@@ -267,24 +326,28 @@ pub(crate) fn difference(
     files: &Files,
     path: &Path,
     expected: &Expected,
+    reading: Reading<'_>,
 ) -> Result<Option<Difference>, FsError> {
-    difference_by(files, path, expected, |path| {
-        let found = hash(files, path)?.0;
-        Ok(!matches!(expected.kind, SeenKind::File { sha256, .. } if sha256 == found))
-    })
+    match files.metadata(path)? {
+        Some(metadata) => difference_of(files, path, &metadata, expected, reading),
+        None => Ok(Some(Difference::Missing)),
+    }
 }
 
-/// How the entry at `path` differs, where `differs` says whether a file of the right size has other content.
-fn difference_by(
+fn difference_of(
     files: &Files,
     path: &Path,
+    metadata: &Metadata,
     expected: &Expected,
-    differs: impl FnOnce(&Path) -> Result<bool, FsError>,
+    reading: Reading<'_>,
 ) -> Result<Option<Difference>, FsError> {
-    let Some(metadata) = files.metadata(path)? else { return Ok(Some(Difference::Missing)) };
     Ok(match (&expected.kind, metadata.kind) {
         (SeenKind::File { size, .. }, EntryKind::File) if metadata.size != *size => Some(Difference::Content),
-        (SeenKind::File { .. }, EntryKind::File) if differs(path)? => Some(Difference::Content),
+        (SeenKind::File { sha256, .. }, EntryKind::File)
+            if *sha256 != reading.digest(files, path, metadata)? =>
+        {
+            Some(Difference::Content)
+        }
         (SeenKind::File { .. }, EntryKind::File) => {
             (metadata.mode != expected.mode).then_some(Difference::Mode)
         }

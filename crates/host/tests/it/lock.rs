@@ -83,6 +83,10 @@ fn lock_of_a_killed_process_is_free_and_is_not_inherited_by_its_children() {
     let child = lines
         .find_map(|line| line.expect("text").strip_prefix("child ").map(str::to_owned))
         .expect("it says which child it has");
+    // The kernel lets the parent go on a moment before it closes the child's inherited descriptors; it names the child after.
+    while std::fs::read_to_string(format!("/proc/{child}/comm")).expect("it lives").trim() != "sleep" {
+        std::thread::yield_now();
+    }
     assert!(matches!(world.node().lock(), Err(NodeError::AlreadyRunning { .. })));
     holder.kill().and_then(|()| holder.wait()).expect("killed");
     let free = world.node().lock();

@@ -84,6 +84,7 @@ struct Attributes {
     gid: u32,
     xattrs: BTreeMap<String, Vec<u8>>,
     changed_ns: i128,
+    modified_ns: i128,
 }
 
 #[derive(Clone, Debug)]
@@ -150,7 +151,14 @@ enum Place {
 impl FileSystem {
     /// Makes an empty file system.
     pub fn new(options: Options) -> Self {
-        let attributes = Attributes { mode: 0o755, uid: 0, gid: 0, xattrs: BTreeMap::new(), changed_ns: 0 };
+        let attributes = Attributes {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+            changed_ns: 0,
+            modified_ns: 0,
+        };
         let root = Inode {
             body: Body::Directory(DirectoryBody::default()),
             durable_attributes: attributes.clone(),
@@ -346,6 +354,13 @@ impl FileSystem {
         self.inode_mut(ino).attributes.changed_ns = now;
     }
 
+    /// The content of a file changed.
+    fn touch_content(&mut self, ino: Ino) {
+        self.touch(ino);
+        let attributes = &mut self.inode_mut(ino).attributes;
+        attributes.modified_ns = attributes.changed_ns;
+    }
+
     fn drop_link(&mut self, ino: Ino) {
         self.touch(ino);
         self.inode_mut(ino).links -= 1;
@@ -357,12 +372,14 @@ impl FileSystem {
         if self.free_inodes().is_some_and(|free| free == 0) {
             return Err(errno(libc::ENOSPC));
         }
+        let now = self.now_ns();
         let attributes = Attributes {
             mode: mode & 0o7777,
             uid: 0,
             gid: 0,
             xattrs: BTreeMap::new(),
-            changed_ns: self.now_ns(),
+            changed_ns: now,
+            modified_ns: now,
         };
         let ino = self.next_ino;
         self.next_ino += 1;
@@ -477,7 +494,7 @@ impl FileSystem {
             return Err(errno(libc::ENOSPC));
         }
         Arc::make_mut(&mut self.file_mut(ino).cached).extend_from_slice(&bytes[..count]);
-        self.touch(ino);
+        self.touch_content(ino);
         Ok(count)
     }
 
@@ -523,7 +540,7 @@ impl FileSystem {
             lost.end = lost.end.min(size);
         }
         file.lost.retain(|lost| !lost.is_empty());
-        self.touch(ino);
+        self.touch_content(ino);
         Ok(ino)
     }
 
@@ -730,6 +747,7 @@ impl FileSystem {
             inode: ino,
             links: inode.links,
             changed_ns: inode.attributes.changed_ns,
+            modified_ns: inode.attributes.modified_ns,
             allocated: used,
         }
     }
