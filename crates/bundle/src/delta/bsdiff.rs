@@ -157,7 +157,7 @@ struct Stream<'a> {
     inputs: Inputs<'a>,
     field: &'static str,
     decoded: u64,
-    bytes: BzDecoder<BufReader<RangeReader<'a, super::Source>>>,
+    bytes: BzDecoder<BufReader<RangeReader<'a, super::Source<'a>>>>,
 }
 
 impl<'a> Stream<'a> {

@@ -4,15 +4,15 @@ use super::{Algorithm, Declared, DeltaError, DeltaLimits, Part};
 use crate::read_at::ReadAt;
 
 /// A base or a patch: read at offsets, by several threads if a decoder likes.
-pub type Source = dyn ReadAt + Sync;
+pub type Source<'a> = dyn ReadAt + Sync + 'a;
 
 /// What a decoder is given. Sizes were checked against the sources when [`super::apply`] made it; the sources may still
 /// change under the decoder, which then fails or makes a wrong result, and never anything worse.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     algorithm: Algorithm,
-    base: &'a Source,
-    patch: &'a Source,
+    base: &'a Source<'a>,
+    patch: &'a Source<'a>,
     base_bytes: u64,
     patch_bytes: u64,
     result_bytes: u64,
@@ -22,8 +22,8 @@ pub struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     pub(super) fn new(
         algorithm: Algorithm,
-        base: &'a Source,
-        patch: &'a Source,
+        base: &'a Source<'a>,
+        patch: &'a Source<'a>,
         declared: &Declared,
         limits: &'a DeltaLimits,
     ) -> Self {
@@ -80,7 +80,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// The patch, for readers of a part of it.
-    pub fn patch(&self) -> &'a Source {
+    pub fn patch(&self) -> &'a Source<'a> {
         self.patch
     }
 
@@ -95,7 +95,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-fn read_exact(source: &Source, part: Part, offset: u64, buffer: &mut [u8]) -> Result<(), DeltaError> {
+fn read_exact(source: &Source<'_>, part: Part, offset: u64, buffer: &mut [u8]) -> Result<(), DeltaError> {
     let mut filled = 0;
     while filled < buffer.len() {
         match source.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {

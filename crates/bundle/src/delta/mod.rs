@@ -11,6 +11,7 @@
 
 mod base;
 mod bsdiff;
+pub mod choose;
 mod error;
 mod inputs;
 mod matching;
@@ -161,8 +162,8 @@ pub fn generate(
 /// See [`DeltaError`].
 pub fn apply<W: Write>(
     algorithm: Algorithm,
-    old: &Source,
-    patch: &Source,
+    old: &Source<'_>,
+    patch: &Source<'_>,
     declared: &Declared,
     limits: &DeltaLimits,
     mut out: W,
@@ -185,13 +186,13 @@ pub fn apply<W: Write>(
 /// As [`apply`], but for digests.
 pub fn decode_unchecked(
     algorithm: Algorithm,
-    old: &Source,
-    patch: &Source,
+    old: &Source<'_>,
+    patch: &Source<'_>,
     result_bytes: u64,
     limits: &DeltaLimits,
     out: &mut dyn Write,
 ) -> Result<Applied, DeltaError> {
-    let size = |part, source: &Source| source.size().map_err(|source| DeltaError::Read { part, source });
+    let size = |part, source: &Source<'_>| source.size().map_err(|source| DeltaError::Read { part, source });
     let of = |size| Content { size, sha256: Digest::of(b"") };
     let declared = Declared {
         base: of(size(Part::Base, old)?),
@@ -212,8 +213,8 @@ pub fn decode_unchecked(
 /// [`DeltaError::Unavailable`], [`DeltaError::Patch`], [`DeltaError::Unsupported`] or a failed read.
 pub fn memory_needed(
     algorithm: Algorithm,
-    old: &Source,
-    patch: &Source,
+    old: &Source<'_>,
+    patch: &Source<'_>,
     declared: &Declared,
     limits: &DeltaLimits,
 ) -> Result<u64, DeltaError> {

@@ -4,6 +4,7 @@
 
 mod constraint;
 mod delta;
+mod delta_manifest;
 mod digest;
 mod id;
 mod manifest;
@@ -15,6 +16,9 @@ mod version;
 
 pub use constraint::{Constraint, ConstraintError};
 pub use delta::{DeltaAlgorithm, UnknownDeltaAlgorithm};
+pub use delta_manifest::{
+    DELTA_FORMAT, DeltaCandidate, DeltaFile, DeltaIndex, DeltaManifest, DeltaManifestError, DeltaTotals,
+};
 pub use digest::{Digest, DigestError, Hasher};
 pub use id::{IdError, Name, RestorePointId};
 pub use manifest::{
