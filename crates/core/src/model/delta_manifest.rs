@@ -89,6 +89,47 @@ pub struct DeltaCandidate {
     pub note: String,
 }
 
+/// The description of one patch that stands by itself, beside it in a file. What it says is only worth as much as where
+/// it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaDescription {
+    /// Always [`DELTA_FORMAT`].
+    pub format: u32,
+    /// The format of the patch.
+    pub algorithm: DeltaAlgorithm,
+    /// SHA-256 of the file it applies to.
+    pub base_sha256: Digest,
+    /// Size of the file it applies to in bytes.
+    pub base_size: u64,
+    /// SHA-256 of what comes out.
+    pub target_sha256: Digest,
+    /// Size of what comes out in bytes.
+    pub target_size: u64,
+    /// SHA-256 of the patch.
+    pub patch_sha256: Digest,
+    /// Size of the patch in bytes.
+    pub patch_size: u64,
+    /// What was tried when the patch was made, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<DeltaCandidate>,
+}
+
+impl DeltaDescription {
+    /// Reads a description.
+    ///
+    /// # Errors
+    /// [`DeltaManifestError::Syntax`] or [`DeltaManifestError::Format`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, DeltaManifestError> {
+        let description: Self =
+            serde_json::from_slice(bytes).map_err(|error| DeltaManifestError::Syntax(error.to_string()))?;
+        match description.format {
+            DELTA_FORMAT => Ok(description),
+            other => Err(DeltaManifestError::Format(other)),
+        }
+    }
+}
+
 /// Why a delta manifest is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeltaManifestError {

@@ -17,7 +17,8 @@ mod version;
 pub use constraint::{Constraint, ConstraintError};
 pub use delta::{DeltaAlgorithm, UnknownDeltaAlgorithm};
 pub use delta_manifest::{
-    DELTA_FORMAT, DeltaCandidate, DeltaFile, DeltaIndex, DeltaManifest, DeltaManifestError, DeltaTotals,
+    DELTA_FORMAT, DeltaCandidate, DeltaDescription, DeltaFile, DeltaIndex, DeltaManifest, DeltaManifestError,
+    DeltaTotals,
 };
 pub use digest::{Digest, DigestError, Hasher};
 pub use id::{IdError, Name, RestorePointId};

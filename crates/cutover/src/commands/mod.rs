@@ -2,6 +2,7 @@
 
 mod bundle;
 mod config;
+mod delta;
 mod node;
 mod pki;
 mod run;
@@ -107,6 +108,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
         Command::Pki(command) => pki::run(command, context),
         Command::Trust(command) => trust::run(command, context),
         Command::Bundle(command) => bundle::run(command, context),
+        Command::Delta(command) => delta::run(command, context),
         Command::Config(command) => config::run(command, context),
         Command::Completions { shell } => {
             let mut script = Vec::new();

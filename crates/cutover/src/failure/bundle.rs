@@ -1,9 +1,13 @@
 //! Exit codes of the errors of `cutover-bundle`.
 
 use cutover_bundle::{
-    BundleError, ContainerError, ObjectError, SignError, TrustError, WriteError, anchor::AnchorError,
-    pki::PkiError, signer::SignerError,
+    BundleError, ContainerError, ObjectError, SignError, TrustError, WriteError,
+    anchor::AnchorError,
+    delta::{DeltaError, Part},
+    pki::PkiError,
+    signer::SignerError,
 };
+use cutover_core::model::DeltaManifestError;
 
 use super::Classify;
 use crate::exit::Exit;
@@ -217,6 +221,62 @@ impl Classify for PkiError {
         match self {
             Self::Random => Exit::Failed,
             Self::Validity | Self::Serial(_) | Self::Certificate { .. } => Exit::Usage,
+        }
+    }
+}
+
+impl Classify for DeltaError {
+    fn code(&self) -> Option<&'static str> {
+        Some(DeltaError::code(self))
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Read { .. } | Self::Write(_) | Self::Generate { .. } => Exit::Failed,
+            Self::WrongSize { part: Part::Base, .. } | Self::WrongDigest { part: Part::Base, .. } => {
+                Exit::Damaged
+            }
+            Self::WrongSize { .. }
+            | Self::WrongDigest { .. }
+            | Self::Patch { .. }
+            | Self::Unsupported { .. }
+            | Self::Memory { .. }
+            | Self::Limit { .. } => Exit::UnsafeContent,
+            Self::Unavailable(_) => Exit::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::WrongSize { part: Part::Base, .. } | Self::WrongDigest { part: Part::Base, .. } => {
+                "use the file the patch was made for, or get the new file in full"
+            }
+            Self::Memory { .. } => "pass a larger --memory, or get the new file in full",
+            Self::WrongSize { .. } | Self::WrongDigest { .. } | Self::Patch { .. } => {
+                "get the patch again, or the new file in full"
+            }
+            Self::Read { .. }
+            | Self::Write(_)
+            | Self::Unsupported { .. }
+            | Self::Limit { .. }
+            | Self::Unavailable(_)
+            | Self::Generate { .. } => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+impl Classify for DeltaManifestError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::TooLarge { .. }
+            | Self::Format(_)
+            | Self::Syntax(_)
+            | Self::Path(_)
+            | Self::MissingDependency { .. }
+            | Self::Cycle(_)
+            | Self::Limit { .. }
+            | Self::Inconsistent(_) => Exit::UnsafeContent,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod bundle;
 mod cli;
+mod delta;
 mod demo;
 mod guides;
 mod install;
