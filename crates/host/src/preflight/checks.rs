@@ -127,13 +127,34 @@ impl<F: Fn() -> Option<u64> + Send> Check for MemoryCheck<F> {
     }
 }
 
-/// Memory that can be used without swapping (`MemAvailable` of proc(5)), in bytes; `None` where the system does not
-/// say.
+/// Memory that can be used without swapping, in bytes: `MemAvailable` of proc(5), or what the tightest control group of
+/// this process (cgroups(7), version 2) leaves if that is less. `None` where the system does not say.
 pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let text = read(Path::new("/proc/meminfo"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let machine = kib.checked_mul(1024)?;
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    Some(group_room(Path::new("/sys/fs/cgroup"), &groups, read).map_or(machine, |room| room.min(machine)))
+}
+
+/// What the limits of a control group and of those above it leave, as `read` tells; page cache that can be dropped counts as
+/// free. `groups` is the content of `/proc/self/cgroup`; `None` when no group has a limit.
+fn group_room(mount: &Path, groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let number = |path: PathBuf| read(&path)?.trim().parse::<u64>().ok();
+    let room = |group: &Path| {
+        let directory = mount.join(group);
+        // `max` is no number: no limit.
+        let limit = number(directory.join("memory.max"))?;
+        let used = number(directory.join("memory.current"))?;
+        let statistics = read(&directory.join("memory.stat")).unwrap_or_default();
+        let cache = statistics.lines().find_map(|line| line.strip_prefix("inactive_file "));
+        let cache = cache.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0);
+        Some(limit.saturating_sub(used.saturating_sub(cache)))
+    };
+    Path::new(own).ancestors().filter_map(room).min()
 }
 
 /// Required packages are installed in versions that will do, and conflicting ones are not.
@@ -424,6 +445,25 @@ mod tests {
         assert!(report.refusal(super::super::Unknown::Fail).expect("a refusal").contains("memory"));
         assert!(matches!(MemoryCheck::new(2 * MIB, || Some(MIB)).run(), Outcome::Failed(_)));
         assert!(matches!(MemoryCheck::new(MIB, || Some(MIB)).run(), Outcome::Passed(_)));
+    }
+
+    #[test]
+    fn memory_is_what_the_tightest_control_group_leaves() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mount = directory.path();
+        std::fs::create_dir_all(mount.join("a/b")).expect("made");
+        let write = |path: &str, text: &str| std::fs::write(mount.join(path), text).expect("written");
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "900\n");
+        write("a/memory.stat", "anon 300\ninactive_file 500\n");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "100\n");
+        let room = |groups: &str| group_room(mount, groups, |path| std::fs::read_to_string(path).ok());
+        assert_eq!(room("1:name=systemd:/\n0::/a/b\n"), Some(600));
+        assert_eq!(room("0::/\n"), None, "no limit");
+        assert_eq!(room("4:memory:/a\n"), None, "version 1 is not read");
+        write("a/b/memory.max", "150\n");
+        assert_eq!(room("0::/a/b\n"), Some(50));
     }
 
     #[test]
