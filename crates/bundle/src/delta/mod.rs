@@ -17,6 +17,7 @@ mod inputs;
 mod matching;
 mod output;
 mod pair;
+mod refdelta;
 mod vcdiff;
 mod zstd_dict;
 
@@ -132,7 +133,7 @@ pub struct Applied {
 
 /// The algorithms that this build generates and applies.
 pub const AVAILABLE: &[Algorithm] =
-    &[Algorithm::Bsdiff, Algorithm::Xdelta3, Algorithm::Vcdiff, Algorithm::ZstdDict];
+    &[Algorithm::Bsdiff, Algorithm::Xdelta3, Algorithm::Vcdiff, Algorithm::ZstdDict, Algorithm::Refdelta];
 
 /// Makes a patch that turns `pair.base()` into `pair.result()`.
 ///
@@ -148,7 +149,7 @@ pub fn generate(
         Algorithm::Xdelta3 => vcdiff::generate(vcdiff::Dialect::Xdelta3, pair, options),
         Algorithm::Vcdiff => vcdiff::generate(vcdiff::Dialect::Plain, pair, options),
         Algorithm::ZstdDict => zstd_dict::generate(pair, options),
-        Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
+        Algorithm::Refdelta => refdelta::generate(pair, options),
     }
 }
 
@@ -237,7 +238,7 @@ fn needed(inputs: &Inputs<'_>) -> Result<u64, DeltaError> {
         Algorithm::Xdelta3 => vcdiff::memory_needed(vcdiff::Dialect::Xdelta3, inputs),
         Algorithm::Vcdiff => vcdiff::memory_needed(vcdiff::Dialect::Plain, inputs),
         Algorithm::ZstdDict => zstd_dict::memory_needed(inputs),
-        algorithm @ Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
+        Algorithm::Refdelta => refdelta::memory_needed(inputs),
     }
 }
 
@@ -248,7 +249,7 @@ fn decode(inputs: &Inputs<'_>, out: &mut Output<'_>) -> Result<(), DeltaError> {
         Algorithm::Xdelta3 => vcdiff::apply(vcdiff::Dialect::Xdelta3, inputs, out),
         Algorithm::Vcdiff => vcdiff::apply(vcdiff::Dialect::Plain, inputs, out),
         Algorithm::ZstdDict => zstd_dict::apply(inputs, out),
-        algorithm @ Algorithm::Refdelta => Err(DeltaError::Unavailable(algorithm)),
+        Algorithm::Refdelta => refdelta::apply(inputs, out),
     }
 }
 

@@ -1,0 +1,230 @@
+//! Adaptive binary range coding, the same loop for both directions.
+//!
+//! A model asks a [`BitCoder`] to code a bit under a [`Bit`] (an adaptive probability) or a number under a [`Number`];
+//! the encoder writes the value it is given and returns it, the decoder ignores the argument and returns what it read.
+//! So a model is written once and both sides follow the same rules. All arithmetic is on integers: a patch decodes to
+//! the same bytes on every machine. The coder is the carry-propagating range coder of G. N. N. Martin ("Range encoding",
+//! 1979) in the byte-wise form of LZMA; the probability is the mean of a fast and a slow estimate.
+
+/// An adaptive probability that a bit is 0, in units of 1/65536.
+#[derive(Clone, Copy)]
+pub(super) struct Bit {
+    fast: u16,
+    slow: u16,
+}
+
+const FAST: u32 = 4;
+const SLOW: u32 = 7;
+
+impl Bit {
+    /// Both values are equally likely.
+    pub(super) const NEW: Self = Self { fast: 1 << 15, slow: 1 << 15 };
+
+    fn zero(self) -> u32 {
+        (u32::from(self.fast) + u32::from(self.slow)) >> 1
+    }
+
+    fn saw(&mut self, bit: bool) {
+        if bit {
+            self.fast -= self.fast >> FAST;
+            self.slow -= self.slow >> SLOW;
+        } else {
+            self.fast += (u16::MAX - self.fast) >> FAST;
+            self.slow += (u16::MAX - self.slow) >> SLOW;
+        }
+    }
+}
+
+/// One direction of the range coder.
+pub(super) trait BitCoder {
+    /// Codes one bit under `probability` (that it is 0, of 65536; 1 to 65535).
+    fn raw(&mut self, probability: u32, bit: bool) -> bool;
+
+    /// Codes one bit under an adaptive probability and adapts it.
+    #[inline(always)]
+    fn bit(&mut self, model: &mut Bit, bit: bool) -> bool {
+        let bit = self.raw(model.zero(), bit);
+        model.saw(bit);
+        bit
+    }
+
+    /// Codes `count` bits (at most 8) most significant first; the bits so far are the context. `models` has
+    /// `1 << count` places.
+    #[inline(always)]
+    fn tree(&mut self, models: &mut [Bit], count: u32, value: u32) -> u32 {
+        let mut node = 1usize;
+        for shift in (0..count).rev() {
+            let bit = self.bit(&mut models[node], value >> shift & 1 == 1);
+            node = node << 1 | usize::from(bit);
+        }
+        node as u32 - (1 << count)
+    }
+}
+
+/// Writes bits.
+pub(super) struct Encoder {
+    low: u64,
+    range: u32,
+    cache: u8,
+    pending: u64,
+    started: bool,
+    out: Vec<u8>,
+}
+
+impl Encoder {
+    pub(super) fn new() -> Self {
+        Self { low: 0, range: u32::MAX, cache: 0, pending: 0, started: false, out: Vec::new() }
+    }
+
+    fn shift(&mut self) {
+        if self.low < 0xFF00_0000 || self.low > u64::from(u32::MAX) {
+            let carry = (self.low >> 32) as u8;
+            if self.started {
+                self.out.push(self.cache.wrapping_add(carry));
+            }
+            self.started = true;
+            for _ in 0..self.pending {
+                self.out.push(0xFFu8.wrapping_add(carry));
+            }
+            self.pending = 0;
+            self.cache = (self.low >> 24) as u8;
+        } else {
+            self.pending += 1;
+        }
+        self.low = (self.low & 0x00FF_FFFF) << 8;
+    }
+
+    /// Ends the stream with the fewest bytes; zeros at the end are left out, the decoder supplies them.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        let top = self.low + u64::from(self.range) - 1;
+        for zeros in (0..33).rev() {
+            let value = top >> zeros << zeros;
+            if value >= self.low {
+                self.low = value;
+                break;
+            }
+        }
+        for _ in 0..5 {
+            self.shift();
+        }
+        while self.out.last() == Some(&0) {
+            self.out.pop();
+        }
+        self.out
+    }
+}
+
+impl BitCoder for Encoder {
+    #[inline(always)]
+    fn raw(&mut self, probability: u32, bit: bool) -> bool {
+        let bound = (self.range >> 16) * probability;
+        if bit {
+            self.low += u64::from(bound);
+            self.range -= bound;
+        } else {
+            self.range = bound;
+        }
+        while self.range < 1 << 24 {
+            self.range <<= 8;
+            self.shift();
+        }
+        bit
+    }
+}
+
+/// Reads bits. Past the end it reads zeros: every loop that decodes is bounded by a count from the header, and
+/// [`Decoder::is_used_up`] tells whether the stream was as long as it had to be.
+pub(super) struct Decoder<'a> {
+    range: u32,
+    code: u32,
+    input: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Decoder<'a> {
+    pub(super) fn new(input: &'a [u8]) -> Self {
+        let mut decoder = Self { range: u32::MAX, code: 0, input, at: 0 };
+        for _ in 0..4 {
+            decoder.code = decoder.code << 8 | decoder.next();
+        }
+        decoder
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> u32 {
+        let byte = self.input.get(self.at).copied().unwrap_or(0);
+        self.at += 1;
+        u32::from(byte)
+    }
+
+    /// Whether every byte of the stream was needed.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.at >= self.input.len()
+    }
+}
+
+impl BitCoder for Decoder<'_> {
+    #[inline(always)]
+    fn raw(&mut self, probability: u32, _: bool) -> bool {
+        let bound = (self.range >> 16) * probability;
+        let bit = self.code >= bound;
+        if bit {
+            self.code -= bound;
+            self.range -= bound;
+        } else {
+            self.range = bound;
+        }
+        while self.range < 1 << 24 {
+            self.range <<= 8;
+            self.code = self.code << 8 | self.next();
+        }
+        bit
+    }
+}
+
+/// Context bits of the mantissa which see the bits before them.
+const MANTISSA: u32 = 3;
+
+/// An adaptive code for numbers of up to 64 bits: the bit length, then the bits below the leading one. The first three
+/// of these know the length and each other, the rest know the length and their place, so that alignments show.
+pub(super) struct Number {
+    length: [Bit; 128],
+    high: [[Bit; 1 << MANTISSA]; 65],
+    low: [[Bit; 64]; 65],
+}
+
+impl Number {
+    pub(super) const fn new() -> Self {
+        Self { length: [Bit::NEW; 128], high: [[Bit::NEW; 1 << MANTISSA]; 65], low: [[Bit::NEW; 64]; 65] }
+    }
+
+    pub(super) fn code<C: BitCoder>(&mut self, coder: &mut C, value: u64) -> u64 {
+        let length = coder.tree(&mut self.length, 7, 64 - value.leading_zeros()).min(64);
+        if length < 2 {
+            return u64::from(length);
+        }
+        let below = length - 1;
+        let top = below.min(MANTISSA);
+        let mask = (1u64 << top) - 1;
+        let high = coder.tree(&mut self.high[length as usize], top, (value >> (below - top) & mask) as u32);
+        let mut result = 1u64 << top | u64::from(high);
+        for place in (0..below - top).rev() {
+            let bit = coder.bit(&mut self.low[length as usize][place as usize], value >> place & 1 == 1);
+            result = result << 1 | u64::from(bit);
+        }
+        result
+    }
+
+    /// As [`Number::code`], for a signed value: small magnitudes first, of both signs.
+    pub(super) fn code_signed<C: BitCoder>(&mut self, coder: &mut C, value: i64) -> i64 {
+        unzigzag(self.code(coder, zigzag(value)))
+    }
+}
+
+pub(super) fn zigzag(value: i64) -> u64 {
+    (value as u64) << 1 ^ (value >> 63) as u64
+}
+
+pub(super) fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}

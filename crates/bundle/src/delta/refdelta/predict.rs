@@ -1,0 +1,284 @@
+//! Predicts what a reference of the old file holds in the new one, and codes what it really holds.
+//!
+//! Encoder and decoder run [`Predictor::code`] over the same references in the same order. Each offers a short list of
+//! candidates, most trusted first; one adaptive bit per distinct candidate says whether it is the one. Only when none
+//! is, the difference to the first is coded as a number.
+
+use super::bits::{Bit, BitCoder, Number};
+use super::image::Layout;
+use super::matching::Block;
+use super::project::Projection;
+use super::references::{KINDS, Kind, Reference, References};
+
+/// What is remembered of a target that projection got wrong.
+#[derive(Clone, Copy)]
+struct Learned {
+    /// The old place, 0 for none.
+    from: u64,
+    to: u64,
+    hits: u8,
+}
+
+const NEIGHBOURS_BITS: u32 = 14;
+const STATES: usize = 8;
+
+/// The state that both sides keep in step.
+pub(super) struct Predictor<'a> {
+    old: &'a Layout,
+    new: &'a Layout,
+    projection: &'a Projection<'a>,
+    references: &'a References,
+    new_bases: &'a [u64],
+    /// By how much the last target of each kind moved.
+    last: [i64; KINDS],
+    history: [u8; KINDS],
+    learned: Vec<Learned>,
+    learned_mask: u64,
+    /// By how much the last target in a neighbourhood moved.
+    neighbours: Vec<i64>,
+    first: Vec<Bit>,
+    other: Vec<Bit>,
+    residual: Vec<Number>,
+}
+
+/// How the value of a field and its target belong together: target = origin + factor * value.
+struct Rule {
+    origin: u64,
+    factor: i64,
+}
+
+impl Rule {
+    #[inline(always)]
+    fn target(&self, value: i64) -> u64 {
+        self.origin.wrapping_add_signed(value.wrapping_mul(self.factor))
+    }
+
+    #[inline(always)]
+    fn value(&self, target: u64) -> i64 {
+        let distance = target.wrapping_sub(self.origin) as i64;
+        match self.factor {
+            1 => distance,
+            -1 => distance.wrapping_neg(),
+            factor => distance.wrapping_div(factor),
+        }
+    }
+}
+
+fn hash(value: u64) -> u64 {
+    value.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
+}
+
+/// The 4-byte value as a signed number; for 8 bytes all of it.
+#[inline(always)]
+pub(super) fn read(bytes: &[u8], at: usize, width: u32) -> i64 {
+    if width == 4 {
+        bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, |f| i64::from(i32::from_le_bytes(f)))
+    } else {
+        bytes.get(at..at + 8).and_then(|field| field.try_into().ok()).map_or(0, i64::from_le_bytes)
+    }
+}
+
+#[inline(always)]
+fn truncate(value: i64, width: u32) -> i64 {
+    if width == 4 { i64::from(value as i32) } else { value }
+}
+
+impl<'a> Predictor<'a> {
+    /// A predictor at its start.
+    pub(super) fn new(
+        old: &'a Layout,
+        new: &'a Layout,
+        projection: &'a Projection<'a>,
+        references: &'a References,
+        new_bases: &'a [u64],
+    ) -> Self {
+        let slots = (references.all.len() as u64 / 4).next_power_of_two().clamp(1 << 8, 1 << 18);
+        Self {
+            old,
+            new,
+            projection,
+            references,
+            new_bases,
+            last: [0; KINDS],
+            history: [0; KINDS],
+            learned: vec![Learned { from: 0, to: 0, hits: 0 }; slots as usize],
+            learned_mask: slots - 1,
+            neighbours: vec![0; 1 << NEIGHBOURS_BITS],
+            first: vec![Bit::NEW; (256 + KINDS) * STATES * 4],
+            other: vec![Bit::NEW; KINDS * 8 * 4],
+            residual: (0..KINDS).map(|_| Number::new()).collect(),
+        }
+    }
+
+    #[inline(always)]
+    fn rule(kind: Kind, place: u64, base: u64, bytes: &[u8], at: usize) -> Rule {
+        match kind {
+            Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand => Rule { origin: place.wrapping_add(4), factor: 1 },
+            Kind::Word
+            | Kind::WordInSequence
+            | Kind::RelaOffset
+            | Kind::RelaAddend
+            | Kind::SymbolValue
+            | Kind::PltIndex => Rule { origin: 0, factor: 1 },
+            Kind::SymbolIndex => Rule { origin: base, factor: 24 },
+            Kind::SymbolName | Kind::Based | Kind::JumpTable => Rule { origin: base, factor: 1 },
+            Kind::SymbolSize => Rule { origin: (read(bytes, at.wrapping_sub(8), 8) as u64).wrapping_sub(1), factor: 1 },
+            Kind::FrameBegin | Kind::FrameArea => Rule { origin: place, factor: 1 },
+            Kind::FrameCommon => Rule { origin: place, factor: -1 },
+            Kind::FrameRange => Rule {
+                origin: place.wrapping_sub(5).wrapping_add_signed(read(bytes, at.wrapping_sub(4), 4)),
+                factor: 1,
+            },
+        }
+    }
+
+    /// Codes the field of `reference` that moved to `new_at`: `new[..]` is known before it. `actual` is what the encoder
+    /// found there; the answer is what the decoder has to write.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "one hot function, both directions")]
+    pub(super) fn code<C: BitCoder>(
+        &mut self,
+        coder: &mut C,
+        reference: Reference,
+        old_bytes: &[u8],
+        new_bytes: &[u8],
+        new_bytes_at: u32,
+        new_at: u32,
+        block: Block,
+        actual: i64,
+    ) -> i64 {
+        let kind = reference.kind();
+        let width = kind.width();
+        let class = kind as usize;
+        let at = reference.position as usize;
+        let old_place = self.old.place(reference.position);
+        let new_place = self.new.place(new_at);
+        let (old_base, new_base) = match kind {
+            Kind::SymbolIndex | Kind::SymbolName | Kind::Based => {
+                let base = reference.base();
+                (self.references.bases[base], self.new_bases[base])
+            }
+            Kind::JumpTable => {
+                let base = self.references.tables[reference.base()];
+                (base, base.wrapping_add(new_place).wrapping_sub(old_place))
+            }
+            _ => (0, 0),
+        };
+        let old_value = read(old_bytes, at, width);
+        let from = Self::rule(kind, old_place, old_base, old_bytes, at);
+        let to = Self::rule(kind, new_place, new_base, new_bytes, (new_at - new_bytes_at) as usize);
+        let target = from.target(old_value);
+
+        let moved = self.last[class];
+        let slot = (hash(target) & self.learned_mask) as usize;
+        let learned = self.learned[slot];
+        let is_learned = learned.from == target;
+        let local = matches!(kind, Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand)
+            && self.old.offset(target).is_some_and(|offset| offset.wrapping_sub(block.old) < block.len);
+        let (projected, distance) = if local {
+            (target.wrapping_add(new_place).wrapping_sub(old_place), 0)
+        } else {
+            self.projection.of(target)
+        };
+        let place_value = |place: u64| truncate(to.value(place), width);
+        let (best, state) = if kind.is_sequence() {
+            (target.wrapping_add_signed(moved), 7)
+        } else if local {
+            (projected, 7)
+        } else if is_learned {
+            (learned.to, 3 + usize::from(learned.hits.min(3)))
+        } else {
+            (projected, if distance == 0 { 0 } else if distance < 32 { 1 } else { 2 })
+        };
+        let best = place_value(best);
+        let opcode = match kind {
+            Kind::Operand => KINDS + usize::from(old_bytes[at - 2]),
+            _ => class,
+        };
+        let history = self.history[class];
+        let context = (opcode * STATES + state) * 4 + usize::from(history & 3);
+        let mut value = best;
+        let mut hit = coder.bit(&mut self.first[context], actual != best);
+        hit = !hit;
+        if !hit {
+            let neighbour = self.neighbours[(hash(target >> 8) as usize) & ((1 << NEIGHBOURS_BITS) - 1)];
+            let candidates = [
+                place_value(target.wrapping_add_signed(moved)),
+                place_value(target.wrapping_add_signed(neighbour)),
+                place_value(projected),
+                old_value,
+            ];
+            let mut found = false;
+            for (number, candidate) in candidates.into_iter().enumerate() {
+                if candidate == best || candidates[..number].contains(&candidate) {
+                    continue;
+                }
+                let context = (class * 8 + number) * 4 + usize::from(history & 3);
+                if !coder.bit(&mut self.other[context], actual != candidate) {
+                    value = candidate;
+                    found = true;
+                    break;
+                }
+            }
+            if !found {
+                let residual = truncate(actual.wrapping_sub(best), width);
+                let residual = self.residual[class].code_signed(coder, residual);
+                value = truncate(best.wrapping_add(residual), width);
+            }
+        }
+        self.history[class] = history << 1 | u8::from(!hit);
+        let new_target = to.target(value);
+        let moved = new_target.wrapping_sub(target) as i64;
+        self.last[class] = moved;
+        if !kind.is_sequence() {
+            self.neighbours[(hash(target >> 8) as usize) & ((1 << NEIGHBOURS_BITS) - 1)] = moved;
+            if !hit {
+                self.learned[slot] = Learned { from: target, to: new_target, hits: 0 };
+            } else if is_learned {
+                self.learned[slot].hits = learned.hits.saturating_add(1);
+            }
+        }
+        value
+    }
+}
+
+/// The file with every relative field replaced by its target, and if a projection is given, every field by what it
+/// predicts: two such images of neighbouring releases match where the raw files differ only by where things lie.
+pub(super) fn normalize(
+    bytes: &[u8],
+    layout: &Layout,
+    references: &References,
+    projection: Option<(&Projection<'_>, &[u64])>,
+) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for reference in &references.all {
+        let kind = reference.kind();
+        let (at, width) = (reference.position as usize, kind.width());
+        let place = layout.place(reference.position);
+        let base = match kind {
+            Kind::SymbolIndex | Kind::SymbolName | Kind::Based => references.bases[reference.base()],
+            Kind::JumpTable => references.tables[reference.base()],
+            _ => 0,
+        };
+        let rule = Predictor::rule(kind, place, base, bytes, at);
+        let mut target = rule.target(read(bytes, at, width));
+        let mut value = target;
+        if let Some((projection, bases)) = projection {
+            target = projection.of(target).0;
+            value = target;
+            match kind {
+                Kind::SymbolIndex => value = target.wrapping_sub(bases[reference.base()]) / 24,
+                Kind::SymbolName => value = target.wrapping_sub(bases[reference.base()]),
+                Kind::SymbolSize => value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1),
+                Kind::FrameRange => value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1),
+                Kind::PltIndex => value = read(bytes, at, width) as u64,
+                _ => {}
+            }
+        } else if !matches!(kind, Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand | Kind::JumpTable | Kind::FrameBegin | Kind::FrameArea | Kind::FrameCommon | Kind::Based) {
+            continue;
+        }
+        let field = value.to_le_bytes();
+        out[at..at + width as usize].copy_from_slice(&field[..width as usize]);
+    }
+    out
+}

@@ -1,0 +1,559 @@
+//! Finds the fields of an executable that hold addresses, without disassembling it.
+//!
+//! The encoder and the decoder run this over the same old file, so what it finds is part of the format: every rule here
+//! is a total order over bytes, and a changed rule is a new model number. A field found by mistake costs a
+//! misprediction, never correctness.
+
+use super::image::{
+    FILE_SPACE, Image, Layout, Machine, SHF_WRITE, SHT_DYNSYM, SHT_FINI_ARRAY, SHT_INIT_ARRAY, SHT_PROGBITS, SHT_RELA,
+    SHT_SYMTAB, Section, u32_at, u64_at,
+};
+
+/// What a field means, which is also its class for prediction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// x86 `call rel32`.
+    Call,
+    /// x86 `jmp rel32`.
+    Jump,
+    /// x86 `jcc rel32`.
+    Branch,
+    /// x86 operand relative to the instruction pointer.
+    Operand,
+    /// A pointer in data.
+    Word,
+    /// A pointer in a table whose entries move together (`.got.plt`).
+    WordInSequence,
+    /// `r_offset` of a RELA entry.
+    RelaOffset,
+    /// `r_addend` of a RELA entry.
+    RelaAddend,
+    /// The symbol index of a RELA entry: a record of the table at the base.
+    SymbolIndex,
+    /// `st_name`: an offset from the base.
+    SymbolName,
+    /// `st_value`.
+    SymbolValue,
+    /// `st_size`: the last byte, seen from the `st_value` before it.
+    SymbolSize,
+    /// `pc_begin` of a frame description, relative to itself.
+    FrameBegin,
+    /// `pc_range` of a frame description: the last byte, seen from the `pc_begin` before it.
+    FrameRange,
+    /// The pointer to a language-specific area, relative to itself.
+    FrameArea,
+    /// The pointer back to the common information, relative to itself, negative.
+    FrameCommon,
+    /// An offset from a base.
+    Based,
+    /// An entry of a jump table, an offset from its start.
+    JumpTable,
+    /// The relocation index that a PLT entry pushes.
+    PltIndex,
+}
+
+pub(super) const KINDS: usize = 19;
+
+impl Kind {
+    pub(super) fn from_index(index: u32) -> Self {
+        const ALL: [Kind; KINDS] = [
+            Kind::Call,
+            Kind::Jump,
+            Kind::Branch,
+            Kind::Operand,
+            Kind::Word,
+            Kind::WordInSequence,
+            Kind::RelaOffset,
+            Kind::RelaAddend,
+            Kind::SymbolIndex,
+            Kind::SymbolName,
+            Kind::SymbolValue,
+            Kind::SymbolSize,
+            Kind::FrameBegin,
+            Kind::FrameRange,
+            Kind::FrameArea,
+            Kind::FrameCommon,
+            Kind::Based,
+            Kind::JumpTable,
+            Kind::PltIndex,
+        ];
+        ALL[index as usize % KINDS]
+    }
+
+    /// Bytes of the field.
+    #[inline(always)]
+    pub(super) fn width(self) -> u32 {
+        match self {
+            Self::Word
+            | Self::WordInSequence
+            | Self::RelaOffset
+            | Self::RelaAddend
+            | Self::SymbolValue
+            | Self::SymbolSize => 8,
+            _ => 4,
+        }
+    }
+
+    /// Bytes before the field that must be known to read it.
+    #[inline(always)]
+    pub(super) fn look_back(self) -> u32 {
+        match self {
+            Self::FrameRange => 4,
+            Self::SymbolSize => 8,
+            Self::Call | Self::Jump | Self::Branch => 1,
+            Self::Operand => 2,
+            _ => 0,
+        }
+    }
+
+    /// Whether fields of this class tend to move by what the one before moved.
+    #[inline(always)]
+    pub(super) fn is_sequence(self) -> bool {
+        matches!(self, Self::WordInSequence | Self::RelaOffset | Self::PltIndex)
+    }
+}
+
+/// A field of the old file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reference {
+    pub(super) position: u32,
+    /// The kind in the low byte, above it the number of the base (or jump table).
+    tag: u32,
+}
+
+impl Reference {
+    fn new(position: u32, kind: Kind) -> Self {
+        Self { position, tag: kind as u32 }
+    }
+
+    fn based(position: u32, kind: Kind, base: usize) -> Self {
+        Self { position, tag: kind as u32 | (base as u32) << 8 }
+    }
+
+    #[inline(always)]
+    pub(super) fn kind(self) -> Kind {
+        Kind::from_index(self.tag & 0xFF)
+    }
+
+    #[inline(always)]
+    pub(super) fn base(self) -> usize {
+        (self.tag >> 8) as usize
+    }
+}
+
+/// All references of a file, ascending and disjoint.
+#[derive(Default)]
+pub(super) struct References {
+    pub(super) all: Vec<Reference>,
+    /// The places that [`Kind::Based`], [`Kind::SymbolName`] and [`Kind::SymbolIndex`] count from.
+    pub(super) bases: Vec<u64>,
+    /// The places of the jump tables.
+    pub(super) tables: Vec<u64>,
+    /// For each page of the file the first reference at or after its start.
+    pages: Vec<u32>,
+}
+
+const PAGE_BITS: u32 = 10;
+
+/// Most entries of [`References::bases`].
+pub(super) const BASES_MAX: usize = 64;
+const TABLES_MAX: usize = 1 << 22;
+const CHUNK: u32 = 64 << 10;
+
+/// More references than the bound allows.
+#[derive(Debug)]
+pub(super) struct TooMany;
+
+impl References {
+    /// Finds at most `most` references in `file`.
+    pub(super) fn find(file: &[u8], image: &Image, most: usize) -> Result<Self, TooMany> {
+        Finder { file, image, found: Self::default(), most }.run()
+    }
+
+    fn index_pages(&mut self, file_len: usize) {
+        self.pages = Vec::with_capacity((file_len >> PAGE_BITS) + 2);
+        let mut count = 0;
+        for page in 0..(file_len >> PAGE_BITS) + 2 {
+            let start = (page as u64) << PAGE_BITS;
+            while self.all.get(count).is_some_and(|reference| u64::from(reference.position) < start) {
+                count += 1;
+            }
+            self.pages.push(count as u32);
+        }
+    }
+
+    /// The references that lie wholly, with what is needed to read them, in `len` bytes of the old file from `start`.
+    #[inline]
+    pub(super) fn within(&self, start: u32, len: u32) -> impl Iterator<Item = Reference> + '_ {
+        let mut first = self.pages.get((start >> PAGE_BITS) as usize).map_or(self.all.len(), |first| *first as usize);
+        while self.all.get(first).is_some_and(|reference| reference.position < start) {
+            first += 1;
+        }
+        let end = u64::from(start) + u64::from(len);
+        self.all[first..]
+            .iter()
+            .copied()
+            .take_while(move |reference| u64::from(reference.position) + u64::from(reference.kind().width()) <= end)
+            .filter(move |reference| reference.position - start >= reference.kind().look_back())
+    }
+
+    fn base(&mut self, place: u64) -> Option<usize> {
+        if let Some(index) = self.bases.iter().position(|base| *base == place) {
+            return Some(index);
+        }
+        (self.bases.len() < BASES_MAX).then(|| {
+            self.bases.push(place);
+            self.bases.len() - 1
+        })
+    }
+}
+
+struct Finder<'a> {
+    file: &'a [u8],
+    image: &'a Image,
+    found: References,
+    most: usize,
+}
+
+impl Finder<'_> {
+    fn run(mut self) -> Result<References, TooMany> {
+        let mut sections: Vec<&Section> = self.image.sections.iter().filter(|section| section.len > 0).collect();
+        sections.sort_by_key(|section| section.offset);
+        let code: Vec<&Section> =
+            sections.iter().copied().filter(|section| section.is_code() && section.kind == SHT_PROGBITS).collect();
+        let mut scanned = self.scan_code(&code)?;
+        let tables = self.table_starts(&scanned);
+        let mut end = 0;
+        for section in sections {
+            let mut local = if section.is_code() && section.kind == SHT_PROGBITS {
+                scanned.remove(0)
+            } else {
+                self.in_section(section, &tables)
+            };
+            // What overlaps an earlier section was found already.
+            if section.offset < end {
+                local.retain(|reference| reference.position >= end);
+            }
+            end = end.max(section.end());
+            if self.found.all.len() + local.len() > self.most {
+                return Err(TooMany);
+            }
+            if self.found.all.is_empty() {
+                self.found.all = local;
+            } else {
+                self.found.all.extend_from_slice(&local);
+            }
+        }
+        self.found.index_pages(self.file.len());
+        Ok(self.found)
+    }
+
+    /// Scans code sections, each in pieces of 64 KiB that know nothing of each other, on two threads.
+    fn scan_code(&self, sections: &[&Section]) -> Result<Vec<Vec<Reference>>, TooMany> {
+        let mut pieces = Vec::new();
+        for (number, section) in sections.iter().enumerate() {
+            let mut at = section.offset;
+            while at < section.end() {
+                let end = section.end().min(at + CHUNK);
+                pieces.push((number, at, end));
+                at = end;
+            }
+        }
+        let scan = |pieces: &[(usize, u32, u32)]| -> Vec<Vec<Reference>> {
+            let mut found = vec![Vec::new(); sections.len()];
+            for &(number, at, end) in pieces {
+                if let Some(bytes) = self.file.get(at as usize..end as usize) {
+                    let layout = &self.image.layout;
+                    let is_plt = sections[number].name == ".plt";
+                    match self.image.machine {
+                        Machine::X86_64 => scan_x86(bytes, at, layout, is_plt, &mut found[number]),
+                        Machine::Arm64 => {}
+                    }
+                }
+                if found[number].len() > self.most {
+                    break;
+                }
+            }
+            found
+        };
+        let (first, second) = pieces.split_at(pieces.len() / 2);
+        let (mut first, second) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| scan(first));
+            let second = scan(second);
+            (other.join().unwrap_or_default(), second)
+        });
+        if first.len() < second.len() {
+            // The thread did not finish: it can only have panicked, which nothing in the scan does.
+            return Err(TooMany);
+        }
+        for (all, more) in first.iter_mut().zip(second) {
+            all.extend(more);
+        }
+        Ok(first)
+    }
+
+    /// One bit per 4-aligned place outside code which a `lea` names.
+    fn table_starts(&self, scanned: &[Vec<Reference>]) -> TableStarts {
+        let layout = &self.image.layout;
+        let mut starts = TableStarts { bits: vec![0; self.file.len() / 256 + 1] };
+        for reference in scanned.iter().flatten() {
+            if reference.kind() == Kind::Operand {
+                let at = reference.position as usize;
+                if at >= 2 && self.file[at - 2] == 0x8D {
+                    let Some(target) = rel32(self.file, at, layout) else { continue };
+                    let Some(offset) = layout.offset(target) else { continue };
+                    if offset % 4 == 0 && layout.segment_at(offset).is_ok_and(|segment| !segment.is_code) {
+                        starts.set(offset);
+                    }
+                }
+            }
+        }
+        starts
+    }
+
+    fn in_section(&mut self, section: &Section, tables: &TableStarts) -> Vec<Reference> {
+        let mut out = Vec::new();
+        match section.kind {
+            SHT_RELA if section.is_allocated() => self.rela(section, &mut out),
+            SHT_DYNSYM | SHT_SYMTAB => self.symbols(section, &mut out),
+            SHT_INIT_ARRAY | SHT_FINI_ARRAY => self.words(section, Kind::Word, &mut out),
+            _ if section.name == ".eh_frame" => self.frames(section, &mut out),
+            _ if section.name == ".eh_frame_hdr" => self.frame_index(section, &mut out),
+            SHT_PROGBITS if section.is_allocated() => {
+                if section.flags & SHF_WRITE != 0 || self.image.is_fixed {
+                    let kind = if section.name == ".got.plt" { Kind::WordInSequence } else { Kind::Word };
+                    self.words(section, kind, &mut out);
+                }
+                if section.flags & SHF_WRITE == 0 {
+                    let entries = self.jump_tables(section, tables);
+                    if !entries.is_empty() {
+                        out = merge(out, entries);
+                    }
+                }
+            }
+            _ => {}
+        }
+        out
+    }
+
+    fn rela(&mut self, section: &Section, out: &mut Vec<Reference>) {
+        let symbols = self.image.sections.get(section.link).filter(|symbols| symbols.kind == SHT_DYNSYM);
+        let base = symbols.map(|symbols| self.image.layout.place(symbols.offset)).and_then(|at| self.found.base(at));
+        let layout = &self.image.layout;
+        let mut at = section.offset;
+        while at + 24 <= section.end() {
+            let offset = u64_at(self.file, at as usize).unwrap_or(0);
+            if layout.is_mapped(offset) {
+                out.push(Reference::new(at, Kind::RelaOffset));
+            }
+            if let (Some(base), Some(symbol)) = (base, u32_at(self.file, at as usize + 12))
+                && symbol != 0
+            {
+                out.push(Reference::based(at + 12, Kind::SymbolIndex, base));
+            }
+            if layout.is_mapped(u64_at(self.file, at as usize + 16).unwrap_or(0)) {
+                out.push(Reference::new(at + 16, Kind::RelaAddend));
+            }
+            at += 24;
+        }
+    }
+
+    fn symbols(&mut self, section: &Section, out: &mut Vec<Reference>) {
+        let strings = self.image.sections.get(section.link).filter(|strings| strings.len > 0);
+        let base = strings.map(|strings| self.image.layout.place(strings.offset)).and_then(|at| self.found.base(at));
+        let layout = &self.image.layout;
+        let mut at = section.offset;
+        while at + 24 <= section.end() {
+            if let (Some(base), Some(name)) = (base, u32_at(self.file, at as usize))
+                && name != 0
+            {
+                out.push(Reference::based(at, Kind::SymbolName, base));
+            }
+            let value = u64_at(self.file, at as usize + 8).unwrap_or(0);
+            let size = u64_at(self.file, at as usize + 16).unwrap_or(0);
+            if layout.is_mapped(value) {
+                out.push(Reference::new(at + 8, Kind::SymbolValue));
+                if size > 0 && size <= layout.hi - value {
+                    out.push(Reference::new(at + 16, Kind::SymbolSize));
+                }
+            }
+            at += 24;
+        }
+    }
+
+    fn words(&self, section: &Section, kind: Kind, out: &mut Vec<Reference>) {
+        let layout = &self.image.layout;
+        let Some(bytes) = self.file.get(section.offset as usize..section.end() as usize) else { return };
+        let skip = (8 - section.address % 8) % 8;
+        let Some(bytes) = bytes.get(skip as usize..) else { return };
+        let start = section.offset + skip as u32;
+        let (from, span) = (layout.lo.max(0x10000), layout.hi.saturating_sub(layout.lo.max(0x10000)));
+        for (index, word) in bytes.chunks_exact(8).enumerate() {
+            let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
+            if value.wrapping_sub(from) < span {
+                out.push(Reference::new(start + index as u32 * 8, kind));
+            }
+        }
+    }
+
+    /// Linux Standard Base, "Exception Frames".
+    fn frames(&self, section: &Section, out: &mut Vec<Reference>) {
+        let mut at = section.offset;
+        while at + 17 <= section.end() {
+            let Some(len) = u32_at(self.file, at as usize) else { return };
+            if len < 4 || len > section.end() - at - 4 {
+                return;
+            }
+            let id = u32_at(self.file, at as usize + 4).unwrap_or(0);
+            if id != 0 && len >= 13 {
+                out.push(Reference::new(at + 4, Kind::FrameCommon));
+                out.push(Reference::new(at + 8, Kind::FrameBegin));
+                out.push(Reference::new(at + 12, Kind::FrameRange));
+                if len >= 17 && self.file.get(at as usize + 16) == Some(&4) {
+                    out.push(Reference::new(at + 17, Kind::FrameArea));
+                }
+            }
+            at += 4 + len;
+        }
+    }
+
+    fn frame_index(&mut self, section: &Section, out: &mut Vec<Reference>) {
+        let base = self.image.layout.place(section.offset);
+        let Some(base) = self.found.base(base) else { return };
+        if section.len < 12 {
+            return;
+        }
+        out.push(Reference::based(section.offset + 4, Kind::FrameArea, base));
+        let mut at = section.offset + 12;
+        while at + 4 <= section.end() {
+            out.push(Reference::based(at, Kind::Based, base));
+            at += 4;
+        }
+    }
+
+    fn jump_tables(&mut self, section: &Section, starts: &TableStarts) -> Vec<Reference> {
+        let layout = &self.image.layout;
+        let mut out: Vec<Reference> = Vec::new();
+        let mut at = section.offset.next_multiple_of(4);
+        while at + 8 <= section.end() {
+            if !starts.get(at) {
+                at = starts.next(at).unwrap_or(section.end());
+                continue;
+            }
+            let start = at;
+            let base = layout.place(start);
+            let begin = out.len();
+            while at + 4 <= section.end() && (at == start || !starts.get(at)) {
+                let Some(entry) = u32_at(self.file, at as usize) else { break };
+                let target = base.wrapping_add_signed(i64::from(entry as i32));
+                let is_code = layout
+                    .offset(target)
+                    .is_some_and(|offset| layout.segment_at(offset).is_ok_and(|segment| segment.is_code));
+                if !is_code || target >= FILE_SPACE {
+                    break;
+                }
+                out.push(Reference::based(at, Kind::JumpTable, self.found.tables.len()));
+                at += 4;
+            }
+            if out.len() - begin < 2 || self.found.tables.len() >= TABLES_MAX {
+                out.truncate(begin);
+            } else {
+                self.found.tables.push(base);
+            }
+            at = at.max(start + 4);
+        }
+        out
+    }
+}
+
+struct TableStarts {
+    bits: Vec<u64>,
+}
+
+impl TableStarts {
+    fn set(&mut self, offset: u32) {
+        if let Some(word) = self.bits.get_mut(offset as usize / 256) {
+            *word |= 1 << (offset / 4 % 64);
+        }
+    }
+
+    fn get(&self, offset: u32) -> bool {
+        self.bits.get(offset as usize / 256).is_some_and(|word| word >> (offset / 4 % 64) & 1 == 1)
+    }
+
+    /// The first start above `offset`.
+    fn next(&self, offset: u32) -> Option<u32> {
+        let mut bit = offset / 4 + 1;
+        loop {
+            let word = self.bits.get(bit as usize / 64)? >> (bit % 64);
+            if word != 0 {
+                return Some((bit + word.trailing_zeros()) * 4);
+            }
+            bit = (bit / 64 + 1) * 64;
+        }
+    }
+}
+
+/// Merges two ascending lists; where fields overlap the one that begins first stays, `first` where both begin at once.
+fn merge(first: Vec<Reference>, second: Vec<Reference>) -> Vec<Reference> {
+    let mut out: Vec<Reference> = Vec::with_capacity(first.len() + second.len());
+    let (mut first, mut second) = (first.into_iter().peekable(), second.into_iter().peekable());
+    let mut end = 0;
+    loop {
+        let next = match (first.peek(), second.peek()) {
+            (Some(a), Some(b)) if b.position < a.position => second.next(),
+            (Some(_), _) => first.next(),
+            (None, _) => second.next(),
+        };
+        let Some(next) = next else { return out };
+        if next.position >= end {
+            end = next.position + next.kind().width();
+            out.push(next);
+        }
+    }
+}
+
+fn rel32(file: &[u8], at: usize, layout: &Layout) -> Option<u64> {
+    let field = u32_at(file, at)?;
+    Some(layout.place(at as u32).wrapping_add(4).wrapping_add_signed(i64::from(field as i32)))
+}
+
+/// What may begin at an opcode byte: bytes before the field, and the kind.
+#[inline(always)]
+pub(super) fn field_x86(first: u8, second: u8) -> Option<(usize, Kind)> {
+    match first {
+        0xE8 => Some((1, Kind::Call)),
+        0xE9 => Some((1, Kind::Jump)),
+        0x0F if second & 0xF0 == 0x80 => Some((2, Kind::Branch)),
+        _ if second & 0xC7 == 0x05 => Some((2, Kind::Operand)),
+        _ => None,
+    }
+}
+
+/// Finds relative fields in one piece of code; a field lies wholly in its piece.
+fn scan_x86(bytes: &[u8], offset: u32, layout: &Layout, is_plt: bool, out: &mut Vec<Reference>) {
+    let place = layout.place(offset);
+    let span = layout.hi - layout.lo;
+    let mut at = 0;
+    while at + 6 <= bytes.len() {
+        if is_plt && bytes[at] == 0x68 && (offset as usize + at) % 16 == 6 {
+            out.push(Reference::new(offset + at as u32 + 1, Kind::PltIndex));
+            at += 5;
+            continue;
+        }
+        let Some((skip, kind)) = field_x86(bytes[at], bytes[at + 1]) else {
+            at += 1;
+            continue;
+        };
+        let field = at + skip;
+        let value = i32::from_le_bytes([bytes[field], bytes[field + 1], bytes[field + 2], bytes[field + 3]]);
+        let target = place.wrapping_add(field as u64 + 4).wrapping_add_signed(i64::from(value));
+        if target.wrapping_sub(layout.lo) < span {
+            out.push(Reference::new(offset + field as u32, kind));
+            at = field + 4;
+        } else {
+            at += 1;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Packing of the extra bytes by general codecs, capped on both sides.
+
+use std::io::Read;
+
+use liblzma::stream::{Filters, LzmaOptions, Stream};
+
+use super::header::Codec;
+
+/// Most bytes an LZMA dictionary or a zstd window may have.
+const WINDOW_BYTES_MAX: u32 = 64 << 20;
+
+fn dictionary(raw_len: u32) -> u32 {
+    raw_len.clamp(4 << 10, WINDOW_BYTES_MAX).next_power_of_two().min(WINDOW_BYTES_MAX)
+}
+
+/// Memory in bytes to unpack `raw_len` bytes, besides input and output.
+pub(super) fn memory(codec: Codec, raw_len: u32) -> u64 {
+    match codec {
+        Codec::Stored => 0,
+        Codec::Zstd | Codec::Lzma { .. } => u64::from(dictionary(raw_len)) + (1 << 20),
+        Codec::Mix => super::mix::MixModel::memory(u64::from(raw_len)),
+    }
+}
+
+fn filters(codec: Codec, raw_len: u32) -> Option<Filters> {
+    let Codec::Lzma { lc, lp, pb } = codec else { return None };
+    const EXTREME: u32 = 1 << 31;
+    let mut options = LzmaOptions::new_preset(9 | EXTREME).ok()?;
+    options.dict_size(dictionary(raw_len));
+    options.literal_context_bits(u32::from(lc)).literal_position_bits(u32::from(lp)).position_bits(u32::from(pb));
+    let mut filters = Filters::new();
+    filters.lzma2(&options);
+    Some(filters)
+}
+
+/// Packs `raw`; `None` where the codec cannot.
+pub(super) fn pack(codec: Codec, raw: &[u8]) -> Option<Vec<u8>> {
+    match codec {
+        Codec::Stored => Some(raw.to_vec()),
+        Codec::Zstd => zstd::bulk::compress(raw, 19).ok(),
+        Codec::Lzma { .. } => {
+            let stream = Stream::new_raw_encoder(&filters(codec, raw.len() as u32)?).ok()?;
+            let mut packed = Vec::new();
+            liblzma::read::XzEncoder::new_stream(raw, stream).read_to_end(&mut packed).ok()?;
+            Some(packed)
+        }
+        Codec::Mix => None,
+    }
+}
+
+/// Unpacks exactly `raw_len` bytes and no more; `None` if `packed` is anything else.
+pub(super) fn unpack(codec: Codec, packed: &[u8], raw_len: u32) -> Option<Vec<u8>> {
+    let mut raw = vec![0; raw_len as usize];
+    match codec {
+        Codec::Stored => return (packed.len() == raw.len()).then(|| packed.to_vec()),
+        Codec::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?.single_frame();
+            decoder.window_log_max(WINDOW_BYTES_MAX.trailing_zeros()).ok()?;
+            decoder.read_exact(&mut raw).ok()?;
+            if decoder.read(&mut [0]).ok()? != 0 || !decoder.finish().is_empty() {
+                return None;
+            }
+        }
+        Codec::Lzma { .. } => {
+            let stream = Stream::new_raw_decoder(&filters(codec, raw_len)?).ok()?;
+            let mut decoder = liblzma::bufread::XzDecoder::new_stream(packed, stream);
+            decoder.read_exact(&mut raw).ok()?;
+            if decoder.read(&mut [0]).ok()? != 0 || !decoder.into_inner().is_empty() {
+                return None;
+            }
+        }
+        Codec::Mix => return None,
+    }
+    Some(raw)
+}
+
+/// The smallest packing of `raw` by any codec here.
+pub(super) fn pack_best(raw: &[u8], threads: usize) -> (Codec, Vec<u8>) {
+    if raw.is_empty() {
+        return (Codec::Stored, Vec::new());
+    }
+    const TRIED: [Codec; 4] = [
+        Codec::Lzma { lc: 3, lp: 0, pb: 0 },
+        Codec::Lzma { lc: 3, lp: 0, pb: 2 },
+        Codec::Lzma { lc: 4, lp: 0, pb: 0 },
+        Codec::Zstd,
+    ];
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || {
+        let mut best: Option<(usize, Vec<u8>)> = None;
+        loop {
+            let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(codec) = TRIED.get(number) else { return best };
+            let Some(packed) = pack(*codec, raw) else { continue };
+            if best.as_ref().is_none_or(|(_, least)| packed.len() < least.len()) {
+                best = Some((number, packed));
+            }
+        }
+    };
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut found = vec![work()];
+        found.extend(others.into_iter().map(|other| other.join().unwrap_or_default()));
+        found
+    });
+    let best = found.into_iter().flatten().min_by_key(|(number, packed)| (packed.len(), *number));
+    match best {
+        Some((number, packed)) if packed.len() < raw.len() => (TRIED[number], packed),
+        _ => (Codec::Stored, raw.to_vec()),
+    }
+}

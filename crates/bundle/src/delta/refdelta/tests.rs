@@ -1,0 +1,283 @@
+//! Round trips and refusals through the frame of the delta engine.
+
+use proptest::prelude::*;
+
+use crate::delta::{
+    Algorithm, Content, Declared, DeltaError, DeltaLimits, GenerateOptions, Pair, apply, decode_unchecked, generate,
+};
+
+fn make(old: &[u8], new: &[u8]) -> Vec<u8> {
+    let options = GenerateOptions { threads: std::num::NonZeroUsize::MIN.saturating_add(1), progress: &|_| {} };
+    generate(Algorithm::Refdelta, &Pair::new(old, new), &options).unwrap()
+}
+
+fn round_trip(old: &[u8], new: &[u8]) -> Vec<u8> {
+    let patch = make(old, new);
+    let declared = Declared { base: Content::of(old), patch: Content::of(&patch), result: Content::of(new) };
+    let limits = DeltaLimits::default();
+    let (old, packed) = (old.to_vec(), patch.clone());
+    let (out, applied) = apply(Algorithm::Refdelta, &old, &packed, &declared, &limits, Vec::new()).unwrap();
+    assert_eq!(out, new);
+    assert_eq!(applied.result_bytes, new.len() as u64);
+    patch
+}
+
+fn decode(old: &[u8], patch: &[u8], new_len: u64) -> Result<Vec<u8>, DeltaError> {
+    let mut out = Vec::new();
+    let limits = DeltaLimits::default();
+    decode_unchecked(Algorithm::Refdelta, &old.to_vec(), &patch.to_vec(), new_len, &limits, &mut out)?;
+    Ok(out)
+}
+
+fn noise(len: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// A small executable: functions that call each other, their frames and the index of these, pointers with relocations,
+/// symbols. `sizes` are the bodies' lengths, multiples of 16.
+pub(super) fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const TEXT: u32 = 0x1000;
+    let mut places = Vec::new();
+    let mut end = TEXT;
+    for size in sizes {
+        places.push(end);
+        end += size;
+    }
+    let mut file = vec![0u8; end as usize];
+    for (index, (&at, &size)) in places.iter().zip(sizes).enumerate() {
+        let body = noise(size as usize, seed + size);
+        file[at as usize..(at + size) as usize].copy_from_slice(&body);
+        for (step, call) in (0..size.saturating_sub(16)).step_by(16).enumerate() {
+            let at = at + call + 3;
+            let to = places[(index * 7 + step * 3 + 1) % places.len()];
+            file[at as usize] = 0xE8;
+            let distance = to.wrapping_sub(at + 5);
+            file[at as usize + 1..at as usize + 5].copy_from_slice(&distance.to_le_bytes());
+        }
+    }
+    let mut sections: Vec<(&str, u32, u64, u32, u32, u32)> = vec![(".text", 1, 6, TEXT, end - TEXT, 0)];
+    let mut section = |file: &mut Vec<u8>, name, kind, flags, bytes: &[u8], link| {
+        file.resize(file.len().next_multiple_of(16), 0);
+        sections.push((name, kind, flags, file.len() as u32, bytes.len() as u32, link));
+        file.extend_from_slice(bytes);
+    };
+    let index_at = file.len().next_multiple_of(16) as u32;
+    let index_len = 12 + 8 * places.len() as u32;
+    let frames_at = (index_at + index_len).next_multiple_of(16);
+    let mut frames = 20u32.to_le_bytes().to_vec();
+    frames.extend_from_slice(&[0; 20]);
+    let mut table = Vec::new();
+    for (&at, &size) in places.iter().zip(sizes) {
+        let start = frames_at + frames.len() as u32;
+        table.push((at.wrapping_sub(index_at), start - index_at));
+        for word in [20, start + 4 - frames_at, at.wrapping_sub(start + 8), size, 0, 0] {
+            frames.extend_from_slice(&u32::to_le_bytes(word));
+        }
+    }
+    let mut index = vec![1, 0x1B, 0x03, 0x3B];
+    index.extend_from_slice(&(frames_at - index_at - 4).to_le_bytes());
+    index.extend_from_slice(&(table.len() as u32).to_le_bytes());
+    for (place, frame) in table {
+        index.extend_from_slice(&place.to_le_bytes());
+        index.extend_from_slice(&frame.to_le_bytes());
+    }
+    section(&mut file, ".eh_frame_hdr", 1, 2, &index, 0);
+    section(&mut file, ".eh_frame", 1, 2, &frames, 0);
+    let mut words = Vec::new();
+    let mut relocations = Vec::new();
+    let mut symbols = vec![0u8; 24];
+    let mut strings = vec![0u8];
+    for (index, (&at, &size)) in places.iter().zip(sizes).enumerate() {
+        words.extend_from_slice(&(BASE + u64::from(at)).to_le_bytes());
+        for word in [BASE + 8 * index as u64, 8, BASE + u64::from(at)] {
+            relocations.extend_from_slice(&word.to_le_bytes());
+        }
+        symbols.extend_from_slice(&(strings.len() as u32).to_le_bytes());
+        symbols.extend_from_slice(&[0x12, 0, 1, 0]);
+        symbols.extend_from_slice(&(BASE + u64::from(at)).to_le_bytes());
+        symbols.extend_from_slice(&u64::from(size).to_le_bytes());
+        strings.extend_from_slice(format!("function_{size}\0").as_bytes());
+    }
+    section(&mut file, ".data", 1, 3, &words, 0);
+    section(&mut file, ".rela.dyn", 4, 2, &relocations, 0);
+    section(&mut file, ".symtab", 2, 0, &symbols, 6);
+    section(&mut file, ".strtab", 3, 0, &strings, 0);
+    let mut names = vec![0u8];
+    let at: Vec<u32> = sections
+        .iter()
+        .map(|(name, ..)| {
+            let at = names.len() as u32;
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+            at
+        })
+        .collect();
+    let names_at = file.len() as u64;
+    file.extend_from_slice(&names);
+    file.resize(file.len().next_multiple_of(16), 0);
+    let table_at = file.len() as u64;
+    file.extend_from_slice(&[0; 64]);
+    for ((_, kind, flags, offset, len, link), name) in sections.iter().zip(at) {
+        let mut header = [0u8; 64];
+        header[..4].copy_from_slice(&name.to_le_bytes());
+        header[4..8].copy_from_slice(&kind.to_le_bytes());
+        header[8..16].copy_from_slice(&flags.to_le_bytes());
+        header[16..24].copy_from_slice(&(BASE + u64::from(*offset)).to_le_bytes());
+        header[24..32].copy_from_slice(&u64::from(*offset).to_le_bytes());
+        header[32..40].copy_from_slice(&u64::from(*len).to_le_bytes());
+        header[40..44].copy_from_slice(&(link + u32::from(*link > 0)).to_le_bytes());
+        file.extend_from_slice(&header);
+    }
+    let mut header = [0u8; 64];
+    header[24..32].copy_from_slice(&names_at.to_le_bytes());
+    header[32..40].copy_from_slice(&(names.len() as u64).to_le_bytes());
+    file.extend_from_slice(&header);
+    let len = names_at;
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    for (at, value) in [(16, 3u16), (18, 62), (54, 56), (56, 1), (58, 64), (60, sections.len() as u16 + 2)] {
+        file[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    file[62..64].copy_from_slice(&(sections.len() as u16 + 1).to_le_bytes());
+    file[32..40].copy_from_slice(&64u64.to_le_bytes());
+    file[40..48].copy_from_slice(&table_at.to_le_bytes());
+    file[64..68].copy_from_slice(&1u32.to_le_bytes());
+    file[68..72].copy_from_slice(&5u32.to_le_bytes());
+    file[80..88].copy_from_slice(&BASE.to_le_bytes());
+    file[96..104].copy_from_slice(&len.to_le_bytes());
+    file[104..112].copy_from_slice(&len.to_le_bytes());
+    file
+}
+
+fn releases() -> (Vec<u8>, Vec<u8>) {
+    let old: Vec<u32> = (0..60).map(|index| 64 + index * 16).collect();
+    let mut new = old.clone();
+    new.insert(7, 2048);
+    new.remove(40);
+    (program(&old, 1), program(&new, 1))
+}
+
+#[test]
+fn files_of_every_relation_come_back() {
+    let data = noise(70_000, 5);
+    let mut edited = data.clone();
+    edited.splice(1000..1010, noise(77, 6));
+    edited.truncate(60_000);
+    let nothing: &[u8] = &[];
+    for (old, new) in [
+        (nothing, nothing),
+        (nothing, &data[..]),
+        (&data[..], nothing),
+        (&data[..], &data[..]),
+        (&data[..], &edited[..]),
+        (&[7][..], &[7, 7][..]),
+        (&data[..30_000], &noise(30_000, 9)[..]),
+        (&vec![0; 300_000][..], &vec![0; 299_999][..]),
+    ] {
+        round_trip(old, new);
+    }
+    assert!(round_trip(&data, &data).len() < 40);
+    assert!(round_trip(&data, &edited).len() < 200);
+}
+
+#[test]
+fn executables_cost_what_changed_and_not_what_moved() {
+    let (old, new) = releases();
+    let patch = round_trip(&old, &new);
+    let plain = zstd::bulk::compress(&noise(2048, 2049), 19).unwrap().len();
+    assert!(patch.len() < plain + 700, "{} bytes for {plain} new ones", patch.len());
+}
+
+#[test]
+fn cut_off_executables_are_bytes_like_any_others() {
+    let (old, new) = releases();
+    for len in (0..400).step_by(13).chain((400..old.len()).step_by(2999)) {
+        round_trip(&old[..len], &new[..len.min(new.len())]);
+    }
+}
+
+#[test]
+fn executables_with_damaged_headers_do_no_harm() {
+    let (old, new) = releases();
+    let tables = old.len() - 9 * 64;
+    for (at, seed) in (16..128).chain(tables..old.len()).step_by(7).zip(1..) {
+        let mut old = old.clone();
+        old[at] ^= 1 << (seed % 8);
+        let mut new = new.clone();
+        let end = new.len();
+        new[end - (old.len() - at)..][0] ^= 0x40;
+        round_trip(&old, &new);
+    }
+}
+
+#[test]
+fn a_flipped_byte_or_a_cut_is_refused_or_makes_another_file_of_the_declared_size() {
+    let (old, new) = releases();
+    for (old, new) in [(old, new), (b"one two three four five".to_vec(), b"one two three for five six".to_vec())] {
+        let patch = make(&old, &new);
+        for at in 0..patch.len() {
+            for flip in [1u8, 0x80, 0xFF] {
+                let mut damaged = patch.clone();
+                damaged[at] ^= flip;
+                if let Ok(out) = decode(&old, &damaged, new.len() as u64) {
+                    assert_eq!(out.len(), new.len());
+                }
+            }
+            if let Ok(out) = decode(&old, &patch[..at], new.len() as u64) {
+                assert_eq!(out.len(), new.len());
+            }
+        }
+        let mut longer = patch.clone();
+        longer.extend_from_slice(&[1; 16]);
+        assert!(decode(&old, &longer, new.len() as u64).is_err());
+    }
+}
+
+#[test]
+fn a_patch_for_other_sizes_is_refused_before_memory_is_taken() {
+    let (old, new) = (noise(5000, 1), noise(5000, 1));
+    let patch = make(&old, &new);
+    assert!(matches!(decode(&old[1..], &patch, 5000), Err(DeltaError::Patch { field: "old size", .. })));
+    assert!(matches!(decode(&old, &patch, 4999), Err(DeltaError::Patch { field: "new size", .. })));
+}
+
+#[test]
+fn a_patch_over_the_memory_limit_is_refused() {
+    let old = noise(5000, 1);
+    let patch = make(&old, &old);
+    let limits = DeltaLimits { memory_bytes_max: 1 << 20, ..DeltaLimits::default() };
+    let result = decode_unchecked(Algorithm::Refdelta, &old, &patch, 5000, &limits, &mut Vec::new());
+    assert!(matches!(result, Err(DeltaError::Memory { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_two_files_make_a_patch_that_works(
+        old in proptest::collection::vec(prop_oneof![Just(0u8), Just(0xE8), any::<u8>()], 0..3000),
+        cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..300, any::<u8>()), 0..12),
+    ) {
+        let mut new = Vec::new();
+        for (at, len, byte) in cuts {
+            if !old.is_empty() {
+                let at = at.index(old.len());
+                new.extend_from_slice(&old[at..old.len().min(at + len)]);
+            }
+            new.push(byte);
+        }
+        round_trip(&old, &new);
+    }
+
+    #[test]
+    fn noise_after_the_magic_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut patch = super::header::MAGIC.to_vec();
+        patch.extend_from_slice(&bytes);
+        let _ = decode(b"some base", &patch, 64);
+    }
+}
