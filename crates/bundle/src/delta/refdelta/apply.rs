@@ -11,7 +11,9 @@ use super::bits::{BitCoder, Decoder};
 use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
 use super::frame_index::FrameIndex;
-use super::header::{ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES};
+use super::header::{
+    ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES,
+};
 use super::image::{Image, Layout};
 use super::literals::LiteralModel;
 use super::matching::Block;
@@ -110,7 +112,13 @@ impl Plan<'_> {
     }
 
     /// Writes the references.
-    fn patch<C: BitCoder>(&self, batch: &Batch, bytes: &mut [u8], predictor: &mut Predictor<'_>, coder: &mut C) {
+    fn patch<C: BitCoder>(
+        &self,
+        batch: &Batch,
+        bytes: &mut [u8],
+        predictor: &mut Predictor<'_>,
+        coder: &mut C,
+    ) {
         let Some(references) = self.references else { return };
         let start = batch.bytes.start;
         for &block in &self.blocks[batch.blocks.clone()] {
@@ -146,8 +154,9 @@ impl<'c> Writer<'_, '_, 'c> {
                 let (from, to) = overlap(&self.batches[self.next], index.index, index.index_len);
                 if from < to {
                     let Some(derived) = &self.derived else { return Ok(()) };
-                    bytes[(from - start) as usize..(to - start) as usize]
-                        .copy_from_slice(&derived[(from - index.index) as usize..(to - index.index) as usize]);
+                    bytes[(from - start) as usize..(to - start) as usize].copy_from_slice(
+                        &derived[(from - index.index) as usize..(to - index.index) as usize],
+                    );
                 }
             }
             self.out.put(bytes)?;
@@ -176,7 +185,12 @@ fn overlap(batch: &Batch, start: u32, len: u32) -> (u32, u32) {
 }
 
 /// Decodes a whole patch.
-pub(super) fn decode(inputs: &Inputs<'_>, header: &Header, begin: usize, out: &mut Output<'_>) -> Result<(), DeltaError> {
+pub(super) fn decode(
+    inputs: &Inputs<'_>,
+    header: &Header,
+    begin: usize,
+    out: &mut Output<'_>,
+) -> Result<(), DeltaError> {
     let damaged = |damage: Damage| inputs.damaged(damage.at, damage.field, damage.reason);
     let mut old = vec![0; header.old_len as usize];
     inputs.read_base(0, &mut old)?;
@@ -245,7 +259,8 @@ fn decode_packed(
     damaged: &dyn Fn(Damage) -> DeltaError,
 ) -> Result<(), DeltaError> {
     let damage = |field, reason: &str| damaged(Damage::new(0, field, reason));
-    let streams = split(header, packed).ok_or_else(|| damage("packed size", "the streams do not fill the patch"))?;
+    let streams =
+        split(header, packed).ok_or_else(|| damage("packed size", "the streams do not fill the patch"))?;
     let image = if header.is(REFERENCES) {
         Some(Image::parse(old).ok_or_else(|| damage("flags", "the base is not an executable"))?)
     } else {
@@ -254,12 +269,12 @@ fn decode_packed(
     let is_joined = header.is(JOINED);
     let mut coder = Decoder::new(streams[CONTROL]);
     let (control, references, extra) = std::thread::scope(|scope| {
-        let references = image.as_ref().map(|image| {
-            scope.spawn(|| References::find(old, image, header.references as usize))
-        });
+        let references = image
+            .as_ref()
+            .map(|image| scope.spawn(|| References::find(old, image, header.references as usize)));
         let is_packed = !is_joined && header.extra_codec != Codec::Mix;
-        let extra =
-            is_packed.then(|| scope.spawn(|| streams::unpack(header.extra_codec, streams[EXTRA], header.extra_len)));
+        let extra = is_packed
+            .then(|| scope.spawn(|| streams::unpack(header.extra_codec, streams[EXTRA], header.extra_len)));
         let control = control(header, image.as_ref(), &mut coder);
         (control, references.map(|thread| thread.join()), extra.map(|thread| thread.join()))
     });
@@ -381,7 +396,16 @@ fn decode_packed(
 /// The extra bytes out of the mixing model.
 fn unmix(coder: &mut Decoder<'_>, old: &[u8], header: &Header, control: &Control) -> Vec<u8> {
     let mut extra = Vec::with_capacity(header.extra_len as usize);
-    mix(coder, old, header.new_len, header.extra_len, control.blocks.iter().copied(), &control.layout, &[], &mut extra);
+    mix(
+        coder,
+        old,
+        header.new_len,
+        header.extra_len,
+        control.blocks.iter().copied(),
+        &control.layout,
+        &[],
+        &mut extra,
+    );
     extra
 }
 

@@ -45,7 +45,9 @@ pub(super) fn plan(blocks: &[Block], new_len: u32, layout: &Layout) -> (Vec<Batc
         batches.push(Batch { blocks: blocks.len()..blocks.len(), bytes: end..new_len, extra });
         code.push(false);
     }
-    let order = (0..batches.len()).filter(|batch| code[*batch]).chain((0..batches.len()).filter(|batch| !code[*batch]));
+    let order = (0..batches.len())
+        .filter(|batch| code[*batch])
+        .chain((0..batches.len()).filter(|batch| !code[*batch]));
     let order = order.collect();
     (batches, order)
 }

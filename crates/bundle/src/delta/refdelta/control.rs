@@ -45,7 +45,8 @@ impl BlockModel {
         self.recent.copy_within(0..place, 1);
         self.recent[0] = shift;
         self.history = self.history << 1 | usize::from(choice == RECENT);
-        let gap = self.gap[usize::from(choice == RECENT)].code(coder, u64::from(block.new.wrapping_sub(self.at)));
+        let gap =
+            self.gap[usize::from(choice == RECENT)].code(coder, u64::from(block.new.wrapping_sub(self.at)));
         let kind = if choice == RECENT { 2 } else { usize::from(choice != 0) };
         let len = self.len[kind].code(coder, u64::from(block.len));
         let new = self.at.checked_add(u32::try_from(gap).ok()?)?;
@@ -99,12 +100,18 @@ pub(super) fn code_bases<C: BitCoder>(coder: &mut C, expected: &[u64], actual: &
     expected
         .iter()
         .enumerate()
-        .map(|(index, base)| base.wrapping_add_signed(numbers.code_signed(coder, actual(index).wrapping_sub(*base) as i64)))
+        .map(|(index, base)| {
+            base.wrapping_add_signed(numbers.code_signed(coder, actual(index).wrapping_sub(*base) as i64))
+        })
         .collect()
 }
 
 /// Codes where the frame index lies, as differences to the old one. The answer is not checked.
-pub(super) fn code_frame_index<C: BitCoder>(coder: &mut C, old: &FrameIndex, new: &FrameIndex) -> Option<FrameIndex> {
+pub(super) fn code_frame_index<C: BitCoder>(
+    coder: &mut C,
+    old: &FrameIndex,
+    new: &FrameIndex,
+) -> Option<FrameIndex> {
     let mut numbers = Number::new();
     let mut difference = |old: u32, new: u32| {
         let moved = numbers.code_signed(coder, i64::from(new) - i64::from(old));

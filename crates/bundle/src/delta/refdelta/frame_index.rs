@@ -20,7 +20,12 @@ impl FrameIndex {
     pub(super) fn of(image: &Image) -> Option<Self> {
         let index = image.section(".eh_frame_hdr")?;
         let frames = image.section(".eh_frame")?;
-        Some(Self { index: index.offset, index_len: index.len, frames: frames.offset, frames_len: frames.len })
+        Some(Self {
+            index: index.offset,
+            index_len: index.len,
+            frames: frames.offset,
+            frames_len: frames.len,
+        })
     }
 
     /// Whether both lie apart from each other in a file of `len` bytes.
@@ -28,7 +33,9 @@ impl FrameIndex {
         let end = |start: u32, len: u32| start.checked_add(len);
         match (end(self.index, self.index_len), end(self.frames, self.frames_len)) {
             (Some(index_end), Some(frames_end)) => {
-                index_end <= len && frames_end <= len && (index_end <= self.frames || frames_end <= self.index)
+                index_end <= len
+                    && frames_end <= len
+                    && (index_end <= self.frames || frames_end <= self.index)
             }
             _ => false,
         }
@@ -49,9 +56,13 @@ impl FrameIndex {
                 if entries.len() >= self.index_len as usize / 8 {
                     break;
                 }
-                let place = frames_place.wrapping_add(at as u64 + 8).wrapping_add_signed(i64::from(begin as i32));
+                let place =
+                    frames_place.wrapping_add(at as u64 + 8).wrapping_add_signed(i64::from(begin as i32));
                 let description = frames_place.wrapping_add(at as u64);
-                entries.push((place.wrapping_sub(index_place) as u32, description.wrapping_sub(index_place) as u32));
+                entries.push((
+                    place.wrapping_sub(index_place) as u32,
+                    description.wrapping_sub(index_place) as u32,
+                ));
             }
             at += 4 + len as usize;
         }

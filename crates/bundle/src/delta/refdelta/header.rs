@@ -26,7 +26,11 @@ pub(super) enum Codec {
     Stored,
     Zstd,
     /// Raw LZMA2; literal context, literal position and position bits.
-    Lzma { lc: u8, lp: u8, pb: u8 },
+    Lzma {
+        lc: u8,
+        lp: u8,
+        pb: u8,
+    },
     /// The mixing model in [`super::mix`].
     Mix,
 }
@@ -140,7 +144,8 @@ impl Header {
                 u32::try_from(rest).map_err(|_| reader.damage("patch", "larger than any valid one"))?;
         } else {
             let codec = reader.number("codec", u64::MAX)?;
-            header.extra_codec = Codec::from_number(codec).ok_or_else(|| reader.damage("codec", "unknown codec"))?;
+            header.extra_codec =
+                Codec::from_number(codec).ok_or_else(|| reader.damage("codec", "unknown codec"))?;
             for packed in &mut header.packed {
                 *packed = reader.number("packed size", FILE_BYTES_MAX)? as u32;
             }
@@ -193,7 +198,9 @@ impl Reader<'_> {
     fn number(&mut self, field: &'static str, max: u64) -> Result<u64, Damage> {
         let mut number = 0u64;
         for shift in (0..35).step_by(7) {
-            let Some(&byte) = self.bytes.get(self.at) else { return Err(self.damage(field, "the patch ends here")) };
+            let Some(&byte) = self.bytes.get(self.at) else {
+                return Err(self.damage(field, "the patch ends here"));
+            };
             self.at += 1;
             number |= u64::from(byte & 0x7F) << shift;
             if byte & 0x80 == 0 {

@@ -236,7 +236,8 @@ impl Image {
             let name = name.map(|byte| char::from(*byte)).collect();
             let kind = u32_at(file, at + 4)?;
             let (offset, len) = (u64_at(file, at + 24)?, u64_at(file, at + 32)?);
-            let inside = offset.checked_add(len).is_some_and(|end| end <= u64::from(file_len)) && kind != SHT_NOBITS;
+            let inside =
+                offset.checked_add(len).is_some_and(|end| end <= u64::from(file_len)) && kind != SHT_NOBITS;
             let (offset, len) = if inside { (offset as u32, len as u32) } else { (0, 0) };
             sections.push(Section {
                 name,

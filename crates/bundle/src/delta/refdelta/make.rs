@@ -9,8 +9,8 @@ use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
 use super::frame_index::FrameIndex;
 use super::header::{
-    ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES,
-    blocks_max, references_max,
+    ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, Header, JOINED, LITERALS,
+    REFERENCES, blocks_max, references_max,
 };
 use super::image::{Image, Layout};
 use super::literals::LiteralModel;

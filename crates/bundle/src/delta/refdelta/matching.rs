@@ -47,7 +47,12 @@ impl<'a> Index<'a> {
         let suffixes = if old.is_empty() {
             Vec::new()
         } else {
-            SuffixArrayConstruction::for_text(old).in_owned_buffer32().single_threaded().run().ok()?.into_vec()
+            SuffixArrayConstruction::for_text(old)
+                .in_owned_buffer32()
+                .single_threaded()
+                .run()
+                .ok()?
+                .into_vec()
         };
         let prefix = if old.len() < WIDE_INDEX_FROM { 2 } else { 3 };
         let mut buckets = vec![0u32; (1 << (8 * prefix)) + 1];
@@ -189,7 +194,9 @@ fn scan(index: &Index<'_>, new: &[u8], start: usize, end: usize, gain: usize) ->
             (old_at < old.len() as i64).then(|| same(old_at, last_new + step))
         });
         let backward = if at < end {
-            extend((at - last_new).min(position), |step| Some(same(position as i64 - 1 - step as i64, at - 1 - step)))
+            extend((at - last_new).min(position), |step| {
+                Some(same(position as i64 - 1 - step as i64, at - 1 - step))
+            })
         } else {
             0
         };

@@ -12,8 +12,8 @@ use super::bits::BitCoder;
 /// Logistic domain: 8 fractional bits, -2047 to 2047; probabilities have 12 bits here.
 fn squash(x: i32) -> i32 {
     const POINTS: [i32; 33] = [
-        1, 2, 3, 6, 10, 16, 27, 45, 73, 120, 194, 310, 488, 747, 1101, 1546, 2047, 2549, 2994, 3348, 3607, 3785, 3901,
-        3975, 4022, 4050, 4068, 4079, 4085, 4089, 4092, 4093, 4094,
+        1, 2, 3, 6, 10, 16, 27, 45, 73, 120, 194, 310, 488, 747, 1101, 1546, 2047, 2549, 2994, 3348, 3607,
+        3785, 3901, 3975, 4022, 4050, 4068, 4079, 4085, 4089, 4092, 4093, 4094,
     ];
     let x = x.clamp(-2047, 2047) + 2048;
     let (index, within) = ((x >> 7) as usize, x & 127);
@@ -96,8 +96,11 @@ impl Mixer {
     #[inline(always)]
     fn mix(&mut self, inputs: &[i32; INPUTS], set: usize) -> i32 {
         self.chosen = set;
-        let sum: i64 =
-            inputs.iter().zip(&self.weights[set]).map(|(input, weight)| i64::from(*input) * i64::from(*weight)).sum();
+        let sum: i64 = inputs
+            .iter()
+            .zip(&self.weights[set])
+            .map(|(input, weight)| i64::from(*input) * i64::from(*weight))
+            .sum();
         let x = (sum >> 16).clamp(-2047, 2047) as i32;
         self.output = squash(x);
         x
@@ -218,8 +221,7 @@ impl MixModel {
             let hash = context.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             ((hash ^ hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 32) as usize
         });
-        let expected =
-            if self.matched_len > 0 { self.history[self.matched] as usize | 256 } else { 0 };
+        let expected = if self.matched_len > 0 { self.history[self.matched] as usize | 256 } else { 0 };
         let match_set = if expected > 0 { self.matched_len } else { 0 };
         let mut node = 1usize;
         for shift in (0..8).rev() {
@@ -233,7 +235,8 @@ impl MixModel {
                 let count = slot.count();
                 if count > 0 {
                     inputs[index * 2] = stretched;
-                    inputs[index * 2 + 1] = if count > 3 { stretched } else { (slot.probability() - 2048) >> 2 };
+                    inputs[index * 2 + 1] =
+                        if count > 3 { stretched } else { (slot.probability() - 2048) >> 2 };
                 }
             }
             let expects = expected > 0 && (expected | 256) >> (shift + 1) == node;

@@ -72,7 +72,10 @@ fn hash(value: u64) -> u64 {
 #[inline(always)]
 pub(super) fn read(bytes: &[u8], at: usize, width: u32) -> i64 {
     if width == 4 {
-        bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, |f| i64::from(i32::from_le_bytes(f)))
+        bytes
+            .get(at..at + 4)
+            .and_then(|field| field.try_into().ok())
+            .map_or(0, |f| i64::from(i32::from_le_bytes(f)))
     } else {
         bytes.get(at..at + 8).and_then(|field| field.try_into().ok()).map_or(0, i64::from_le_bytes)
     }
@@ -113,7 +116,9 @@ impl<'a> Predictor<'a> {
     #[inline(always)]
     fn rule(kind: Kind, place: u64, base: u64, bytes: &[u8], at: usize) -> Rule {
         match kind {
-            Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand => Rule { origin: place.wrapping_add(4), factor: 1 },
+            Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand => {
+                Rule { origin: place.wrapping_add(4), factor: 1 }
+            }
             Kind::Word
             | Kind::WordInSequence
             | Kind::RelaOffset
@@ -122,7 +127,9 @@ impl<'a> Predictor<'a> {
             | Kind::PltIndex => Rule { origin: 0, factor: 1 },
             Kind::SymbolIndex => Rule { origin: base, factor: 24 },
             Kind::SymbolName | Kind::Based | Kind::JumpTable => Rule { origin: base, factor: 1 },
-            Kind::SymbolSize => Rule { origin: (read(bytes, at.wrapping_sub(8), 8) as u64).wrapping_sub(1), factor: 1 },
+            Kind::SymbolSize => {
+                Rule { origin: (read(bytes, at.wrapping_sub(8), 8) as u64).wrapping_sub(1), factor: 1 }
+            }
             Kind::FrameBegin | Kind::FrameArea => Rule { origin: place, factor: 1 },
             Kind::FrameCommon => Rule { origin: place, factor: -1 },
             Kind::FrameRange => Rule {
@@ -188,7 +195,16 @@ impl<'a> Predictor<'a> {
         } else if is_learned {
             (learned.to, 3 + usize::from(learned.hits.min(3)))
         } else {
-            (projected, if distance == 0 { 0 } else if distance < 32 { 1 } else { 2 })
+            (
+                projected,
+                if distance == 0 {
+                    0
+                } else if distance < 32 {
+                    1
+                } else {
+                    2
+                },
+            )
         };
         let best = place_value(best);
         let opcode = match kind {
@@ -269,12 +285,27 @@ pub(super) fn normalize(
             match kind {
                 Kind::SymbolIndex => value = target.wrapping_sub(bases[reference.base()]) / 24,
                 Kind::SymbolName => value = target.wrapping_sub(bases[reference.base()]),
-                Kind::SymbolSize => value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1),
-                Kind::FrameRange => value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1),
+                Kind::SymbolSize => {
+                    value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1)
+                }
+                Kind::FrameRange => {
+                    value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1)
+                }
                 Kind::PltIndex => value = read(bytes, at, width) as u64,
                 _ => {}
             }
-        } else if !matches!(kind, Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand | Kind::JumpTable | Kind::FrameBegin | Kind::FrameArea | Kind::FrameCommon | Kind::Based) {
+        } else if !matches!(
+            kind,
+            Kind::Call
+                | Kind::Jump
+                | Kind::Branch
+                | Kind::Operand
+                | Kind::JumpTable
+                | Kind::FrameBegin
+                | Kind::FrameArea
+                | Kind::FrameCommon
+                | Kind::Based
+        ) {
             continue;
         }
         let field = value.to_le_bytes();

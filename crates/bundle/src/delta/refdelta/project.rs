@@ -38,7 +38,8 @@ impl<'a> Projection<'a> {
         let Some(offset) = self.old.offset(place) else {
             return (place.wrapping_add(self.new.hi).wrapping_sub(self.old.hi), 0);
         };
-        let page = self.pages.get((offset >> PAGE_BITS) as usize).or(self.pages.last()).map_or(0, |page| *page);
+        let page =
+            self.pages.get((offset >> PAGE_BITS) as usize).or(self.pages.last()).map_or(0, |page| *page);
         let mut after = page as usize;
         while self.blocks.get(after).is_some_and(|block| block.old <= offset) {
             after += 1;
@@ -46,7 +47,9 @@ impl<'a> Projection<'a> {
         let mut best: Option<(u32, Block)> = None;
         for block in self.blocks[after.saturating_sub(4)..after].iter().rev() {
             let distance = (offset - block.old).saturating_sub(block.len - 1);
-            if best.is_none_or(|(nearest, one)| distance < nearest || (distance == nearest && block.len > one.len)) {
+            if best.is_none_or(|(nearest, one)| {
+                distance < nearest || (distance == nearest && block.len > one.len)
+            }) {
                 best = Some((distance, *block));
             }
             if distance == 0 {

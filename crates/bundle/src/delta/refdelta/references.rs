@@ -5,8 +5,8 @@
 //! misprediction, never correctness.
 
 use super::image::{
-    FILE_SPACE, Image, Layout, Machine, SHF_WRITE, SHT_DYNSYM, SHT_FINI_ARRAY, SHT_INIT_ARRAY, SHT_PROGBITS, SHT_RELA,
-    SHT_SYMTAB, Section, u32_at, u64_at,
+    FILE_SPACE, Image, Layout, Machine, SHF_WRITE, SHT_DYNSYM, SHT_FINI_ARRAY, SHT_INIT_ARRAY, SHT_PROGBITS,
+    SHT_RELA, SHT_SYMTAB, Section, u32_at, u64_at,
 };
 
 /// What a field means, which is also its class for prediction.
@@ -186,7 +186,8 @@ impl References {
     /// The references that lie wholly, with what is needed to read them, in `len` bytes of the old file from `start`.
     #[inline]
     pub(super) fn within(&self, start: u32, len: u32) -> impl Iterator<Item = Reference> + '_ {
-        let mut first = self.pages.get((start >> PAGE_BITS) as usize).map_or(self.all.len(), |first| *first as usize);
+        let mut first =
+            self.pages.get((start >> PAGE_BITS) as usize).map_or(self.all.len(), |first| *first as usize);
         while self.all.get(first).is_some_and(|reference| reference.position < start) {
             first += 1;
         }
@@ -194,7 +195,9 @@ impl References {
         self.all[first..]
             .iter()
             .copied()
-            .take_while(move |reference| u64::from(reference.position) + u64::from(reference.kind().width()) <= end)
+            .take_while(move |reference| {
+                u64::from(reference.position) + u64::from(reference.kind().width()) <= end
+            })
             .filter(move |reference| reference.position - start >= reference.kind().look_back())
     }
 
@@ -218,10 +221,14 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     fn run(mut self) -> Result<References, TooMany> {
-        let mut sections: Vec<&Section> = self.image.sections.iter().filter(|section| section.len > 0).collect();
+        let mut sections: Vec<&Section> =
+            self.image.sections.iter().filter(|section| section.len > 0).collect();
         sections.sort_by_key(|section| section.offset);
-        let code: Vec<&Section> =
-            sections.iter().copied().filter(|section| section.is_code() && section.kind == SHT_PROGBITS).collect();
+        let code: Vec<&Section> = sections
+            .iter()
+            .copied()
+            .filter(|section| section.is_code() && section.kind == SHT_PROGBITS)
+            .collect();
         let mut scanned = self.scan_code(&code)?;
         let tables = self.table_starts(&scanned);
         let mut end = 0;
@@ -339,7 +346,8 @@ impl Finder<'_> {
 
     fn rela(&mut self, section: &Section, out: &mut Vec<Reference>) {
         let symbols = self.image.sections.get(section.link).filter(|symbols| symbols.kind == SHT_DYNSYM);
-        let base = symbols.map(|symbols| self.image.layout.place(symbols.offset)).and_then(|at| self.found.base(at));
+        let base =
+            symbols.map(|symbols| self.image.layout.place(symbols.offset)).and_then(|at| self.found.base(at));
         let layout = &self.image.layout;
         let mut at = section.offset;
         while at + 24 <= section.end() {
@@ -361,7 +369,8 @@ impl Finder<'_> {
 
     fn symbols(&mut self, section: &Section, out: &mut Vec<Reference>) {
         let strings = self.image.sections.get(section.link).filter(|strings| strings.len > 0);
-        let base = strings.map(|strings| self.image.layout.place(strings.offset)).and_then(|at| self.found.base(at));
+        let base =
+            strings.map(|strings| self.image.layout.place(strings.offset)).and_then(|at| self.found.base(at));
         let layout = &self.image.layout;
         let mut at = section.offset;
         while at + 24 <= section.end() {

@@ -27,7 +27,10 @@ fn filters(codec: Codec, raw_len: u32) -> Option<Filters> {
     const EXTREME: u32 = 1 << 31;
     let mut options = LzmaOptions::new_preset(9 | EXTREME).ok()?;
     options.dict_size(dictionary(raw_len));
-    options.literal_context_bits(u32::from(lc)).literal_position_bits(u32::from(lp)).position_bits(u32::from(pb));
+    options
+        .literal_context_bits(u32::from(lc))
+        .literal_position_bits(u32::from(lp))
+        .position_bits(u32::from(pb));
     let mut filters = Filters::new();
     filters.lzma2(&options);
     Some(filters)

@@ -3,11 +3,13 @@
 use proptest::prelude::*;
 
 use crate::delta::{
-    Algorithm, Content, Declared, DeltaError, DeltaLimits, GenerateOptions, Pair, apply, decode_unchecked, generate,
+    Algorithm, Content, Declared, DeltaError, DeltaLimits, GenerateOptions, Pair, apply, decode_unchecked,
+    generate,
 };
 
 fn make(old: &[u8], new: &[u8]) -> Vec<u8> {
-    let options = GenerateOptions { threads: std::num::NonZeroUsize::MIN.saturating_add(1), progress: &|_| {} };
+    let options =
+        GenerateOptions { threads: std::num::NonZeroUsize::MIN.saturating_add(1), progress: &|_| {} };
     generate(Algorithm::Refdelta, &Pair::new(old, new), &options).unwrap()
 }
 
@@ -218,7 +220,9 @@ fn executables_with_damaged_headers_do_no_harm() {
 #[test]
 fn a_flipped_byte_or_a_cut_is_refused_or_makes_another_file_of_the_declared_size() {
     let (old, new) = releases();
-    for (old, new) in [(old, new), (b"one two three four five".to_vec(), b"one two three for five six".to_vec())] {
+    for (old, new) in
+        [(old, new), (b"one two three four five".to_vec(), b"one two three for five six".to_vec())]
+    {
         let patch = make(&old, &new);
         for at in 0..patch.len() {
             for flip in [1u8, 0x80, 0xFF] {
