@@ -62,14 +62,14 @@ struct Literals {
 
 impl Literals {
     fn new<C: BitCoder>(coder: &mut C, count: u32) -> Self {
-        let mut model = LiteralModel::new();
-        let zeros = if count > 0 { model.gap(coder, 0) } else { 0 };
+        let mut model = LiteralModel::new(count);
+        let zeros = if count > 0 { model.gap(coder, &[], 0, 0) } else { 0 };
         Self { model, zeros, left: count }
     }
 
     /// Turns old bytes into new ones.
     #[inline]
-    fn apply<C: BitCoder>(&mut self, coder: &mut C, bytes: &mut [u8]) {
+    fn apply<C: BitCoder>(&mut self, coder: &mut C, old: &[u8], old_at: usize, bytes: &mut [u8]) {
         let mut at = 0;
         while self.left > 0 {
             let rest = (bytes.len() - at) as u64;
@@ -78,10 +78,10 @@ impl Literals {
                 return;
             }
             at += self.zeros as usize;
-            bytes[at] = self.model.byte(coder, bytes[at], 0);
+            bytes[at] = self.model.byte(coder, old, old_at + at, 0);
             at += 1;
             self.left -= 1;
-            self.zeros = if self.left > 0 { self.model.gap(coder, 0) } else { 0 };
+            self.zeros = if self.left > 0 { self.model.gap(coder, old, old_at + at, 0) } else { 0 };
         }
     }
 }
@@ -106,7 +106,7 @@ impl Plan<'_> {
             at = block.new_end();
             let run = &mut bytes[(block.new - start) as usize..(at - start) as usize];
             run.copy_from_slice(&self.old[block.old as usize..block.old_end() as usize]);
-            literals.apply(coder, run);
+            literals.apply(coder, self.old, block.old as usize, run);
         }
         gap(at, batch.bytes.end, bytes);
     }
@@ -276,7 +276,11 @@ fn decode_packed(
         let extra = is_packed
             .then(|| scope.spawn(|| streams::unpack(header.extra_codec, streams[EXTRA], header.extra_len)));
         let control = control(header, image.as_ref(), &mut coder);
-        (control, references.map(|thread| thread.join()), extra.map(|thread| thread.join()))
+        (
+            control,
+            references.map(std::thread::ScopedJoinHandle::join),
+            extra.map(std::thread::ScopedJoinHandle::join),
+        )
     });
     let control = control.map_err(damaged)?;
     let references = match references {

@@ -286,8 +286,19 @@ impl<'a> Encoding<'a> {
 
     /// Codes the literals and counts them.
     fn literals(&self, coder: &mut Encoder) -> u32 {
+        let count = self.each_literal(|_, _, _, _| {});
+        let mut model = LiteralModel::new(count);
+        let (mut old, mut after): (&[u8], usize) = (&[], 0);
+        self.each_literal(|from, at, zeros, new| {
+            model.gap(coder, old, after, zeros);
+            model.byte(coder, from, at, new);
+            (old, after) = (from, at + 1);
+        })
+    }
+
+    /// Calls back with the old file, a place in it, the equal bytes before it and the new byte there; counts the calls.
+    fn each_literal(&self, mut found: impl FnMut(&'a [u8], usize, u64, u8)) -> u32 {
         let (batches, order) = plan(&self.blocks, self.new.len() as u32, &self.layout);
-        let mut model = LiteralModel::new();
         let (mut zeros, mut count) = (0u64, 0u32);
         for number in order {
             for block in &self.blocks[batches[number].blocks.clone()] {
@@ -295,13 +306,12 @@ impl<'a> Encoding<'a> {
                 let to = &self.new[block.new as usize..block.new_end() as usize];
                 let mut at = 0usize;
                 let mut run = |start: usize, until: usize, skipped: u32| {
-                    for (old, new) in from[start..until].iter().zip(&to[start..until]) {
+                    for (step, (old, new)) in from[start..until].iter().zip(&to[start..until]).enumerate() {
                         if old == new {
                             zeros += 1;
                             continue;
                         }
-                        model.gap(coder, zeros);
-                        model.byte(coder, *old, *new);
+                        found(self.old, block.old as usize + start + step, zeros, *new);
                         zeros = 0;
                         count += 1;
                     }

@@ -20,16 +20,22 @@ fn squash(x: i32) -> i32 {
     (POINTS[index] * (128 - within) + POINTS[index + 1] * within + 64) >> 7
 }
 
-struct Tables {
+pub(super) struct Tables {
     stretch: [i16; 4096],
     /// 65536 / (n + 1.6): how much of an error an estimate takes over after n bits.
     rate: [i32; 256],
+    /// How much an estimate counts after n bits, of 16.
+    trust: [i32; 16],
 }
 
-fn tables() -> &'static Tables {
+pub(super) fn tables() -> &'static Tables {
     static TABLES: OnceLock<Tables> = OnceLock::new();
     TABLES.get_or_init(|| {
-        let mut tables = Tables { stretch: [0; 4096], rate: [0; 256] };
+        let mut tables = Tables {
+            stretch: [0; 4096],
+            rate: [0; 256],
+            trust: [0, 8, 11, 13, 14, 15, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
+        };
         let mut from = 0;
         for x in -2047..=2047 {
             let to = squash(x);
@@ -73,58 +79,99 @@ impl Slot {
     }
 }
 
-/// Contexts besides the match model.
-const CONTEXTS: usize = 8;
-/// Two inputs per context, two of the match model, one constant.
-const INPUTS: usize = CONTEXTS * 2 + 3;
+/// Mixes the predictions of `N` contexts.
+pub(super) struct Mixing<const N: usize> {
+    slots: Vec<Slot>,
+    mask: usize,
+    weights: [Vec<[i32; N]>; 2],
+    /// How many bits an estimate remembers.
+    memory: u32,
+    rate: i32,
+}
+
+impl<const N: usize> Mixing<N> {
+    /// An engine with `1 << bits` estimates; `sets` says how many sets of weights each of the two mixers has.
+    pub(super) fn new(bits: u32, sets: [usize; 2], memory: u32, rate: i32) -> Self {
+        let start = (1 << 16) * 10 / (N as i32 * 4 + 10);
+        Self {
+            slots: vec![Slot::NEW; 1 << bits],
+            mask: (1 << bits) - 1,
+            weights: [vec![[start; N]; sets[0] * (N + 1)], vec![[start; N]; sets[1]]],
+            memory,
+            rate,
+        }
+    }
+
+    /// Codes one byte in `contexts`, with the weights in `sets`.
+    #[inline]
+    pub(super) fn symbol<C: BitCoder>(
+        &mut self,
+        coder: &mut C,
+        tables: &Tables,
+        contexts: &[u64; N],
+        sets: [usize; 2],
+        byte: u8,
+    ) -> u8 {
+        let mut index = 0;
+        let bases = contexts.map(|context| {
+            index += 1;
+            let hash =
+                (context.wrapping_mul(N as u64 + 1).wrapping_add(index)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            ((hash ^ hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 32) as usize
+        });
+        let mut node = 1usize;
+        for shift in (0..8).rev() {
+            let mut inputs = [0i32; N];
+            let mut places = [0usize; N];
+            let mut known = 0;
+            for index in 0..N {
+                let place = (bases[index] ^ node.wrapping_mul(0x9E35)) & self.mask;
+                places[index] = place;
+                let slot = self.slots[place];
+                let stretched = i32::from(tables.stretch[slot.probability() as usize]);
+                let count = slot.count();
+                known += usize::from(count > 0);
+                inputs[index] = (stretched * tables.trust[count.min(15) as usize]) >> 4;
+            }
+            let [first, second] = &mut self.weights;
+            let (first, second) = (&mut first[sets[0] * (N + 1) + known], &mut second[sets[1]]);
+            let dot = |weights: &[i32; N]| {
+                let sum: i64 = inputs.iter().zip(weights).map(|(x, w)| i64::from(*x) * i64::from(*w)).sum();
+                (sum >> 16).clamp(-2047, 2047) as i32
+            };
+            let (a, b) = (dot(first), dot(second));
+            let mixed = squash((a + b) >> 1);
+            let probability = (mixed * 16).clamp(24, 65536 - 24);
+            let bit = coder.raw(65536 - probability as u32, byte >> shift & 1 == 1);
+            let target = i32::from(bit) << 12;
+            for (weights, x) in [(first, a), (second, b)] {
+                let error = (target - squash(x)) * self.rate;
+                for (weight, input) in weights.iter_mut().zip(&inputs) {
+                    *weight = (*weight + ((input * error + (1 << 15)) >> 16)).clamp(-(1 << 20), 1 << 20);
+                }
+            }
+            for place in places {
+                self.slots[place].saw(bit, &tables.rate, self.memory);
+            }
+            node = node << 1 | usize::from(bit);
+        }
+        node as u8
+    }
+}
+
+/// Contexts of an extra byte.
+const CONTEXTS: usize = 9;
 const MATCH_MIN: usize = 4;
-const COUNT_MAX: u32 = 250;
 /// How much of the old file the match model sees.
 pub(super) const REMEMBERED_MAX: usize = 1 << 20;
 
-struct Mixer {
-    weights: Vec<[i32; INPUTS]>,
-    chosen: usize,
-    output: i32,
-}
-
-impl Mixer {
-    fn new(sets: usize) -> Self {
-        Self { weights: vec![[(1 << 16) / 5; INPUTS]; sets], chosen: 0, output: 2048 }
-    }
-
-    #[inline(always)]
-    fn mix(&mut self, inputs: &[i32; INPUTS], set: usize) -> i32 {
-        self.chosen = set;
-        let sum: i64 = inputs
-            .iter()
-            .zip(&self.weights[set])
-            .map(|(input, weight)| i64::from(*input) * i64::from(*weight))
-            .sum();
-        let x = (sum >> 16).clamp(-2047, 2047) as i32;
-        self.output = squash(x);
-        x
-    }
-
-    #[inline(always)]
-    fn saw(&mut self, inputs: &[i32; INPUTS], bit: bool) {
-        let error = ((i32::from(bit) << 12) - self.output) * 10;
-        for (input, weight) in inputs.iter().zip(&mut self.weights[self.chosen]) {
-            *weight = (*weight + ((input * error + (1 << 15)) >> 16)).clamp(-(1 << 20), 1 << 20);
-        }
-    }
-}
-
-/// The state of the model: what was seen, and the statistics about it.
+/// The state of the model of extra bytes: what was seen, and the statistics about it.
 pub(super) struct MixModel {
     history: Vec<u8>,
-    slots: Vec<Slot>,
-    mask: usize,
+    engine: Mixing<CONTEXTS>,
     recent: Vec<u32>,
     matched: usize,
     matched_len: usize,
-    match_slots: Vec<Slot>,
-    mixers: [Mixer; 3],
 }
 
 /// What is known about a byte besides the bytes before it.
@@ -139,22 +186,18 @@ pub(super) struct Hint {
 impl MixModel {
     /// A model for about `len` bytes.
     pub(super) fn new(len: usize) -> Self {
-        let bits = (len.max(1) * 24 * CONTEXTS).next_power_of_two().trailing_zeros().clamp(16, 24);
         Self {
             history: vec![0; 8],
-            slots: vec![Slot::NEW; 1 << bits],
-            mask: (1 << bits) - 1,
+            engine: Mixing::new(bits(len as u64), [64, 1024], 250, 14),
             recent: vec![0; 1 << 16],
             matched: 0,
             matched_len: 0,
-            match_slots: vec![Slot::NEW; 64 * 2],
-            mixers: [Mixer::new(256), Mixer::new(64 * 4), Mixer::new(256 * 4)],
         }
     }
 
     /// Memory in bytes of [`MixModel::new`] after `len` bytes.
     pub(super) fn memory(len: u64) -> u64 {
-        (len.saturating_mul(24 * CONTEXTS as u64 * 2).clamp(1 << 16, 1 << 22)) * 4 + len + (1 << 20)
+        (4 << bits(len)) + len + REMEMBERED_MAX as u64 + (1 << 20)
     }
 
     /// Takes over bytes that both sides know, without statistics: only the match model sees them.
@@ -201,77 +244,38 @@ impl MixModel {
 
     /// Codes one byte.
     pub(super) fn code<C: BitCoder>(&mut self, coder: &mut C, hint: Hint, byte: u8) -> u8 {
-        let tables = tables();
         let end = self.history.len();
         let last = |back: usize| u64::from(self.history[end - back]);
         let kind = u64::from(hint.kind);
         let [before, old, after] = hint.old.map(u64::from);
         let (one, two, three) = (last(1), last(2), last(3));
+        let expected = if self.matched_len > 0 {
+            u64::from(self.history[self.matched]) << 8 | (self.matched_len as u64).min(40) + 1
+        } else {
+            0
+        };
         let contexts: [u64; CONTEXTS] = [
             kind,
-            one | kind << 8 | 1 << 16,
-            one | two << 8 | 2 << 32,
-            one | two << 8 | three << 16 | 3 << 32,
-            one | two << 8 | three << 16 | last(4) << 24 | 4 << 32,
-            (one | two << 8 | three << 16 | last(4) << 24 | last(5) << 32 | last(6) << 40) ^ 5 << 56,
-            old | before << 8 | one << 16 | kind << 24 | 6 << 32,
-            old | after << 8 | before << 16 | kind << 24 | 7 << 32,
+            one | kind << 8,
+            one | two << 8,
+            one | two << 8 | three << 16,
+            one | two << 8 | three << 16 | last(4) << 24,
+            one | two << 8 | three << 16 | last(4) << 24 | last(5) << 32 | last(6) << 40,
+            old | before << 8 | one << 16 | kind << 24,
+            old | after << 8 | before << 16 | kind << 24,
+            expected,
         ];
-        let bases = contexts.map(|context| {
-            let hash = context.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            ((hash ^ hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 32) as usize
-        });
-        let expected = if self.matched_len > 0 { self.history[self.matched] as usize | 256 } else { 0 };
-        let match_set = if expected > 0 { self.matched_len } else { 0 };
-        let mut node = 1usize;
-        for shift in (0..8).rev() {
-            let mut inputs = [0i32; INPUTS];
-            let mut places = [0usize; CONTEXTS];
-            for (index, base) in bases.iter().enumerate() {
-                let place = (base + node * 0x9E35) & self.mask;
-                places[index] = place;
-                let slot = self.slots[place];
-                let stretched = i32::from(tables.stretch[slot.probability() as usize]);
-                let count = slot.count();
-                if count > 0 {
-                    inputs[index * 2] = stretched;
-                    inputs[index * 2 + 1] =
-                        if count > 3 { stretched } else { (slot.probability() - 2048) >> 2 };
-                }
-            }
-            let expects = expected > 0 && (expected | 256) >> (shift + 1) == node;
-            let expected_bit = expects && expected >> shift & 1 == 1;
-            let match_place = self.matched_len * 2 + usize::from(expected_bit);
-            if expects {
-                let slot = self.match_slots[match_place];
-                inputs[CONTEXTS * 2] = i32::from(tables.stretch[slot.probability() as usize]);
-                let strength = (self.matched_len.min(32) as i32) * 16;
-                inputs[CONTEXTS * 2 + 1] = if expected_bit { strength } else { -strength };
-            }
-            inputs[CONTEXTS * 2 + 2] = 256;
-            let set = if expects { match_set } else { 0 };
-            let x = self.mixers[0].mix(&inputs, node)
-                + self.mixers[1].mix(&inputs, set << 2 | usize::from(hint.kind))
-                + self.mixers[2].mix(&inputs, (one as usize) << 2 | usize::from(hint.kind));
-            let x = x / 3;
-            let mixed = squash(x);
-            let one_of_65536 = (mixed * 16).clamp(32, 65536 - 32);
-            let bit = coder.raw(65536 - one_of_65536 as u32, byte >> shift & 1 == 1);
-            for (place, index) in places.iter().zip(0..) {
-                let most = if index == 0 { COUNT_MAX } else { 60 };
-                self.slots[*place].saw(bit, &tables.rate, most);
-            }
-            if expects {
-                self.match_slots[match_place].saw(bit, &tables.rate, COUNT_MAX);
-            }
-            for mixer in &mut self.mixers {
-                mixer.saw(&inputs, bit);
-            }
-            node = node << 1 | usize::from(bit);
-        }
-        let byte = node as u8;
+        let sets = [
+            (self.matched_len.min(31) << 1 | usize::from(hint.kind & 1)),
+            usize::from(hint.kind) << 8 | one as usize,
+        ];
+        let byte = self.engine.symbol(coder, tables(), &contexts, sets, byte);
         self.history.push(byte);
         self.find_match();
         byte
     }
+}
+
+fn bits(len: u64) -> u32 {
+    (len.saturating_mul(12 * CONTEXTS as u64).clamp(1 << 16, 1 << 22)).next_power_of_two().trailing_zeros()
 }

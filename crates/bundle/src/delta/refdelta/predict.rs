@@ -58,6 +58,7 @@ impl Rule {
         let distance = target.wrapping_sub(self.origin) as i64;
         match self.factor {
             1 => distance,
+            4 => distance >> 2,
             -1 => distance.wrapping_neg(),
             factor => distance.wrapping_div(factor),
         }
@@ -124,9 +125,18 @@ impl<'a> Predictor<'a> {
             | Kind::RelaOffset
             | Kind::RelaAddend
             | Kind::SymbolValue
-            | Kind::PltIndex => Rule { origin: 0, factor: 1 },
+            | Kind::Counter
+            | Kind::Absolute => Rule { origin: 0, factor: 1 },
             Kind::SymbolIndex => Rule { origin: base, factor: 24 },
-            Kind::SymbolName | Kind::Based | Kind::JumpTable => Rule { origin: base, factor: 1 },
+            Kind::GoUnit => Rule { origin: base, factor: 4 },
+            Kind::SymbolName
+            | Kind::Based
+            | Kind::JumpTable
+            | Kind::GoEntry
+            | Kind::GoFunction
+            | Kind::GoName
+            | Kind::GoTable
+            | Kind::GoData => Rule { origin: base, factor: 1 },
             Kind::SymbolSize => {
                 Rule { origin: (read(bytes, at.wrapping_sub(8), 8) as u64).wrapping_sub(1), factor: 1 }
             }
@@ -161,7 +171,7 @@ impl<'a> Predictor<'a> {
         let old_place = self.old.place(reference.position);
         let new_place = self.new.place(new_at);
         let (old_base, new_base) = match kind {
-            Kind::SymbolIndex | Kind::SymbolName | Kind::Based => {
+            kind if kind.has_base() => {
                 let base = reference.base();
                 (self.references.bases[base], self.new_bases[base])
             }
@@ -272,7 +282,7 @@ pub(super) fn normalize(
         let (at, width) = (reference.position as usize, kind.width());
         let place = layout.place(reference.position);
         let base = match kind {
-            Kind::SymbolIndex | Kind::SymbolName | Kind::Based => references.bases[reference.base()],
+            kind if kind.has_base() => references.bases[reference.base()],
             Kind::JumpTable => references.tables[reference.base()],
             _ => 0,
         };
@@ -283,15 +293,16 @@ pub(super) fn normalize(
             target = projection.of(target).0;
             value = target;
             match kind {
-                Kind::SymbolIndex => value = target.wrapping_sub(bases[reference.base()]) / 24,
-                Kind::SymbolName => value = target.wrapping_sub(bases[reference.base()]),
+                kind if kind.has_base() => {
+                    value = Rule { origin: bases[reference.base()], factor: rule.factor }.value(target) as u64
+                }
                 Kind::SymbolSize => {
                     value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1)
                 }
                 Kind::FrameRange => {
                     value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1)
                 }
-                Kind::PltIndex => value = read(bytes, at, width) as u64,
+                Kind::Counter => value = read(bytes, at, width) as u64,
                 _ => {}
             }
         } else if !matches!(
@@ -304,7 +315,6 @@ pub(super) fn normalize(
                 | Kind::FrameBegin
                 | Kind::FrameArea
                 | Kind::FrameCommon
-                | Kind::Based
         ) {
             continue;
         }

@@ -49,11 +49,25 @@ pub(super) enum Kind {
     Based,
     /// An entry of a jump table, an offset from its start.
     JumpTable,
-    /// The relocation index that a PLT entry pushes.
-    PltIndex,
+    /// A counter that goes on by what the one before it did: a PLT entry's relocation, a function number of Go.
+    Counter,
+    /// An address as immediate or displacement in the code of a fixed program.
+    Absolute,
+    /// Go: an offset of code.
+    GoEntry,
+    /// Go: an offset of a function's record.
+    GoFunction,
+    /// Go: an offset of a name.
+    GoName,
+    /// Go: an offset of a table by program counter.
+    GoTable,
+    /// Go: the number of a unit's first file.
+    GoUnit,
+    /// Go: an offset of data about a function.
+    GoData,
 }
 
-pub(super) const KINDS: usize = 19;
+pub(super) const KINDS: usize = 26;
 
 impl Kind {
     pub(super) fn from_index(index: u32) -> Self {
@@ -76,7 +90,14 @@ impl Kind {
             Kind::FrameCommon,
             Kind::Based,
             Kind::JumpTable,
-            Kind::PltIndex,
+            Kind::Counter,
+            Kind::Absolute,
+            Kind::GoEntry,
+            Kind::GoFunction,
+            Kind::GoName,
+            Kind::GoTable,
+            Kind::GoUnit,
+            Kind::GoData,
         ];
         ALL[index as usize % KINDS]
     }
@@ -107,10 +128,27 @@ impl Kind {
         }
     }
 
+    /// Whether the field counts from one of [`References::bases`].
+    #[inline(always)]
+    pub(super) fn has_base(self) -> bool {
+        matches!(
+            self,
+            Self::SymbolIndex
+                | Self::SymbolName
+                | Self::Based
+                | Self::GoEntry
+                | Self::GoFunction
+                | Self::GoName
+                | Self::GoTable
+                | Self::GoUnit
+                | Self::GoData
+        )
+    }
+
     /// Whether fields of this class tend to move by what the one before moved.
     #[inline(always)]
     pub(super) fn is_sequence(self) -> bool {
-        matches!(self, Self::WordInSequence | Self::RelaOffset | Self::PltIndex)
+        matches!(self, Self::WordInSequence | Self::RelaOffset | Self::Counter)
     }
 }
 
@@ -274,7 +312,10 @@ impl Finder<'_> {
                     let layout = &self.image.layout;
                     let is_plt = sections[number].name == ".plt";
                     match self.image.machine {
-                        Machine::X86_64 => scan_x86(bytes, at, layout, is_plt, &mut found[number]),
+                        Machine::X86_64 => {
+                            let fixed = self.image.is_fixed;
+                            scan_x86(bytes, at, layout, is_plt, fixed, &mut found[number]);
+                        }
                         Machine::Arm64 => {}
                     }
                 }
@@ -325,6 +366,8 @@ impl Finder<'_> {
             SHT_RELA if section.is_allocated() => self.rela(section, &mut out),
             SHT_DYNSYM | SHT_SYMTAB => self.symbols(section, &mut out),
             SHT_INIT_ARRAY | SHT_FINI_ARRAY => self.words(section, Kind::Word, &mut out),
+            _ if section.name == ".gopclntab" => self.go_functions(section, &mut out),
+            _ if section.name == ".typelink" => self.go_types(section, &mut out),
             _ if section.name == ".eh_frame" => self.frames(section, &mut out),
             _ if section.name == ".eh_frame_hdr" => self.frame_index(section, &mut out),
             SHT_PROGBITS if section.is_allocated() => {
@@ -424,6 +467,133 @@ impl Finder<'_> {
                 }
             }
             at += 4 + len;
+        }
+    }
+
+    /// The words of Go's `moduledata` (Go source, src/runtime/symtab.go), which begins with the place of its table and
+    /// of the names in it.
+    fn go_module(&self) -> Option<[u64; 41]> {
+        let table = self.image.section(".gopclntab")?;
+        let names = u64_at(self.file, table.offset as usize + 32)?;
+        let begin = [table.address, table.address.wrapping_add(names)];
+        for name in [".go.module", ".noptrdata", ".data"] {
+            let Some(section) = self.image.section(name) else { continue };
+            let bytes = self.file.get(section.offset as usize..section.end() as usize)?;
+            for at in (0..bytes.len().saturating_sub(41 * 8)).step_by(8) {
+                if u64_at(bytes, at) == Some(begin[0]) && u64_at(bytes, at + 8) == Some(begin[1]) {
+                    let mut words = [0; 41];
+                    for (index, word) in words.iter_mut().enumerate() {
+                        *word = u64_at(bytes, at + index * 8)?;
+                    }
+                    return Some(words);
+                }
+            }
+        }
+        None
+    }
+
+    fn go_types(&mut self, section: &Section, out: &mut Vec<Reference>) {
+        let Some(base) = self.go_module().and_then(|module| self.found.base(module[37])) else { return };
+        for at in (section.offset..section.end().saturating_sub(3)).step_by(4) {
+            out.push(Reference::based(at, Kind::Based, base));
+        }
+    }
+
+    /// Go's function table since 1.20 (Go source, src/runtime/symtab.go: `pcHeader`, `functab`, `_func`).
+    fn go_functions(&mut self, section: &Section, out: &mut Vec<Reference>) {
+        const MAGIC: u32 = 0xFFFF_FFF1;
+        let start = section.offset as usize;
+        let word = |index: usize| u64_at(self.file, start + index * 8).unwrap_or(0);
+        if u32_at(self.file, start) != Some(MAGIC) || section.len < 72 {
+            return;
+        }
+        let len = u64::from(section.len);
+        let (count, names, units, files, tables, functions) =
+            (word(1), word(4), word(5), word(6), word(7), word(8));
+        if count > len / 8
+            || names > units
+            || units > files
+            || files > tables
+            || tables > functions
+            || functions > len
+        {
+            return;
+        }
+        let Some(module) = self.go_module() else { return };
+        let place = |offset: u64| section.address.wrapping_add(offset);
+        let text = self.found.base(module[22]);
+        let names = self.found.base(place(names));
+        let unit_base = self.found.base(place(units));
+        let file_base = self.found.base(place(files));
+        let tables = self.found.base(place(tables));
+        let function_base = self.found.base(place(functions));
+        let data = self.found.base(module[40]);
+        let (
+            Some(text),
+            Some(names),
+            Some(unit_base),
+            Some(file_base),
+            Some(tables),
+            Some(function_base),
+            Some(data),
+        ) = (text, names, unit_base, file_base, tables, function_base, data)
+        else {
+            return;
+        };
+        let field = |at: u32| u32_at(self.file, at as usize).unwrap_or(u32::MAX);
+        for at in (section.offset + units as u32..section.offset + files as u32).step_by(4) {
+            if field(at) != u32::MAX {
+                out.push(Reference::based(at, Kind::GoName, file_base));
+            }
+        }
+        let table = section.offset + functions as u32;
+        let records = table.saturating_add(count as u32 * 8 + 4);
+        if records > section.end() {
+            return;
+        }
+        for at in (table..records - 4).step_by(8) {
+            out.push(Reference::based(at, Kind::GoEntry, text));
+            out.push(Reference::based(at + 4, Kind::GoFunction, function_base));
+        }
+        out.push(Reference::based(records - 4, Kind::GoEntry, text));
+        let mut end = records;
+        for entry in (table..records - 4).step_by(8) {
+            let Some(at) = table.checked_add(field(entry + 4)) else { continue };
+            if at < end || at.saturating_add(44) > section.end() {
+                continue;
+            }
+            let pcs = field(at + 28);
+            let datas = field(at + 40) >> 24;
+            if pcs > 16 || at + 44 + (pcs + datas) * 4 > section.end() {
+                continue;
+            }
+            out.push(Reference::based(at, Kind::GoEntry, text));
+            out.push(Reference::based(at + 4, Kind::GoName, names));
+            for step in [16, 20, 24] {
+                if field(at + step) != 0 {
+                    out.push(Reference::based(at + step, Kind::GoTable, tables));
+                }
+            }
+            out.push(Reference::based(at + 32, Kind::GoUnit, unit_base));
+            for step in 0..pcs {
+                if field(at + 44 + step * 4) != 0 {
+                    out.push(Reference::based(at + 44 + step * 4, Kind::GoTable, tables));
+                }
+            }
+            for step in pcs..pcs + datas {
+                if field(at + 44 + step * 4) != u32::MAX {
+                    out.push(Reference::based(at + 44 + step * 4, Kind::GoData, data));
+                }
+            }
+            end = at + 44 + (pcs + datas) * 4;
+        }
+        // `findfunctab`: for every 4 KiB of code the number of a function and 16 bytes.
+        let buckets = module[21].saturating_sub(module[20]).div_ceil(4096).min(len / 20) as u32;
+        let Some(first) = self.image.layout.offset(module[19]).filter(|first| *first >= end) else { return };
+        if first.saturating_add(buckets * 20) <= section.end() {
+            for bucket in 0..buckets {
+                out.push(Reference::new(first + bucket * 20, Kind::Counter));
+            }
         }
     }
 
@@ -540,29 +710,63 @@ pub(super) fn field_x86(first: u8, second: u8) -> Option<(usize, Kind)> {
     }
 }
 
-/// Finds relative fields in one piece of code; a field lies wholly in its piece.
-fn scan_x86(bytes: &[u8], offset: u32, layout: &Layout, is_plt: bool, out: &mut Vec<Reference>) {
+/// Where in `code` an absolute 32-bit field may begin, if the instruction at its start has one.
+#[inline(always)]
+fn absolute_x86(code: &[u8]) -> Option<usize> {
+    let (first, second, third) = (code[0], code[1], code[2]);
+    match first {
+        0xB8..=0xBF | 0x68 | 0x3D => Some(1),
+        0xC7 => match (second >> 6, second & 7) {
+            (3, _) => Some(2),
+            (0, rm) if rm != 4 && rm != 5 => Some(2),
+            (1, rm) if rm != 4 => Some(3),
+            (1, 4) => Some(4),
+            _ => None,
+        },
+        0x81 if second >= 0xF8 => Some(2),
+        _ if second & 0xC7 == 0x04 && third & 7 == 5 => Some(3),
+        _ if second & 0xC0 == 0x80 => Some(if second & 7 == 4 { 3 } else { 2 }),
+        _ => None,
+    }
+}
+
+/// Finds fields in one piece of code; a field lies wholly in its piece.
+fn scan_x86(
+    bytes: &[u8],
+    offset: u32,
+    layout: &Layout,
+    is_plt: bool,
+    is_fixed: bool,
+    out: &mut Vec<Reference>,
+) {
     let place = layout.place(offset);
     let span = layout.hi - layout.lo;
+    let (least, most) = (layout.lo.max(0x10000), layout.hi.min(1 << 31));
+    let read = |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let mut at = 0;
-    while at + 6 <= bytes.len() {
+    while at + 8 <= bytes.len() {
         if is_plt && bytes[at] == 0x68 && (offset as usize + at) % 16 == 6 {
-            out.push(Reference::new(offset + at as u32 + 1, Kind::PltIndex));
+            out.push(Reference::new(offset + at as u32 + 1, Kind::Counter));
             at += 5;
             continue;
         }
-        let Some((skip, kind)) = field_x86(bytes[at], bytes[at + 1]) else {
-            at += 1;
-            continue;
-        };
-        let field = at + skip;
-        let value = i32::from_le_bytes([bytes[field], bytes[field + 1], bytes[field + 2], bytes[field + 3]]);
-        let target = place.wrapping_add(field as u64 + 4).wrapping_add_signed(i64::from(value));
-        if target.wrapping_sub(layout.lo) < span {
-            out.push(Reference::new(offset + field as u32, kind));
-            at = field + 4;
-        } else {
-            at += 1;
+        if let Some((skip, kind)) = field_x86(bytes[at], bytes[at + 1]) {
+            let field = at + skip;
+            let target = place.wrapping_add(field as u64 + 4).wrapping_add_signed(i64::from(read(field)));
+            if target.wrapping_sub(layout.lo) < span {
+                out.push(Reference::new(offset + field as u32, kind));
+                at = field + 4;
+                continue;
+            }
         }
+        if is_fixed && let Some(skip) = absolute_x86(&bytes[at..at + 3]) {
+            let field = at + skip;
+            if (least..most).contains(&(read(field) as u32 as u64)) {
+                out.push(Reference::new(offset + field as u32, Kind::Absolute));
+                at = field + 4;
+                continue;
+            }
+        }
+        at += 1;
     }
 }
