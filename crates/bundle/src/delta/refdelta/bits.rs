@@ -11,27 +11,33 @@
 pub(super) struct Bit {
     fast: u16,
     slow: u16,
+    /// By how many bits both shifts still lag behind their final values: the first bits count more.
+    age: u16,
 }
 
-const FAST: u32 = 4;
-const SLOW: u32 = 7;
+const FAST: u16 = 4;
+const SLOW: u16 = 7;
 
 impl Bit {
     /// Both values are equally likely.
-    pub(super) const NEW: Self = Self { fast: 1 << 15, slow: 1 << 15 };
+    pub(super) const NEW: Self = Self { fast: 1 << 15, slow: 1 << 15, age: 1 };
 
+    #[inline(always)]
     fn zero(self) -> u32 {
         (u32::from(self.fast) + u32::from(self.slow)) >> 1
     }
 
+    #[inline(always)]
     fn saw(&mut self, bit: bool) {
+        let (fast, slow) = (self.age.min(FAST), self.age);
         if bit {
-            self.fast -= self.fast >> FAST;
-            self.slow -= self.slow >> SLOW;
+            self.fast -= self.fast >> fast;
+            self.slow -= self.slow >> slow;
         } else {
-            self.fast += (u16::MAX - self.fast) >> FAST;
-            self.slow += (u16::MAX - self.slow) >> SLOW;
+            self.fast += (u16::MAX - self.fast) >> fast;
+            self.slow += (u16::MAX - self.slow) >> slow;
         }
+        self.age = (self.age + 1).min(SLOW);
     }
 }
 

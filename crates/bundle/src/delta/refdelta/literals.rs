@@ -34,9 +34,9 @@ impl LiteralModel {
     pub(super) fn new(count: u32) -> Self {
         Self {
             gap: (0..64).map(|_| Number::new()).collect(),
-            engine: Mixing::new(18, [64, 256], 250, 10),
+            engine: Mixing::new(18, [64, 256], 250, 24),
             tables: tables(),
-            gap_engine: (count <= FEW).then(|| Mixing::new(18, [64, 256], 250, 10)),
+            gap_engine: (count <= FEW).then(|| Mixing::new(18, [64, 256], 250, 24)),
             gaps: [u64::MAX; 3],
             differences: [0; 3],
         }
@@ -58,7 +58,7 @@ impl LiteralModel {
                 one | two << 8 | three << 16,
                 first | one << 8,
                 first | second << 8 | one << 16,
-                first | byte(at) << 8 | byte(at + 1) << 16 | byte(at + 2) << 24,
+                first | byte(at) << 8 | byte(at + 1) << 16 | byte(at + 2) << 24 | byte(at + 3) << 32,
             ];
             read = u64::from(engine.symbol(
                 coder,
@@ -92,7 +92,7 @@ impl LiteralModel {
             one | two << 8 | gap << 16,
             one | two << 8 | three << 16 | gap << 24 | before << 32,
             here | gap << 8,
-            here | around(at.wrapping_sub(1)) << 8 | around(at + 1) << 16 | one << 24,
+            here | around(at.wrapping_sub(1)) << 8 | around(at + 1) << 16 | one << 24 | two << 32,
         ];
         let sets = [(gap << 3 | before) as usize, one as usize];
         let difference = new.wrapping_sub(old.get(at).copied().unwrap_or(0));

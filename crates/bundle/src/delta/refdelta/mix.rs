@@ -34,7 +34,7 @@ pub(super) fn tables() -> &'static Tables {
         let mut tables = Tables {
             stretch: [0; 4096],
             rate: [0; 256],
-            trust: [0, 8, 11, 13, 14, 15, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
+            trust: [0, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
         };
         let mut from = 0;
         for x in -2047..=2047 {
@@ -48,7 +48,7 @@ pub(super) fn tables() -> &'static Tables {
             tables.stretch[place as usize] = 2047;
         }
         for (count, rate) in tables.rate.iter_mut().enumerate() {
-            *rate = (65536 * 10 / (count * 10 + 16)) as i32;
+            *rate = (65536 * 10 / (count * 10 + 12)) as i32;
         }
         tables
     })
@@ -188,7 +188,7 @@ impl MixModel {
     pub(super) fn new(len: usize) -> Self {
         Self {
             history: vec![0; 8],
-            engine: Mixing::new(bits(len as u64), [64, 1024], 250, 14),
+            engine: Mixing::new(bits(len as u64), [64, 1024], 250, 24),
             recent: vec![0; 1 << 16],
             matched: 0,
             matched_len: 0,
@@ -250,7 +250,7 @@ impl MixModel {
         let [before, old, after] = hint.old.map(u64::from);
         let (one, two, three) = (last(1), last(2), last(3));
         let expected = if self.matched_len > 0 {
-            u64::from(self.history[self.matched]) << 8 | (self.matched_len as u64).min(40) + 1
+            u64::from(self.history[self.matched]) << 8 | ((self.matched_len as u64).min(40) + 1)
         } else {
             0
         };

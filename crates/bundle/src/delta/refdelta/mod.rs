@@ -26,7 +26,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
-use super::{DeltaError, GenerateOptions, Inputs, Output, Pair};
+use super::{DeltaError, GenerateOptions, Inputs, Output, Pair, Part};
 
 /// What is wrong with a patch, before it is known whose patch it is.
 #[derive(Debug)]
@@ -58,10 +58,12 @@ fn read_header(inputs: &Inputs<'_>) -> Result<(header::Header, usize), DeltaErro
     let damaged = |damage: Damage| inputs.damaged(damage.at, damage.field, damage.reason);
     let (header, begin) = header::Header::decode(&bytes[..len], inputs.patch_bytes()).map_err(damaged)?;
     if u64::from(header.old_len) != inputs.base_bytes() {
-        return Err(inputs.damaged(0, "old size", "is not the base's"));
+        let (expected, actual) = (u64::from(header.old_len), inputs.base_bytes());
+        return Err(DeltaError::WrongSize { part: Part::Base, expected, actual });
     }
     if u64::from(header.new_len) != inputs.result_bytes() {
-        return Err(inputs.damaged(0, "new size", "is not the declared one"));
+        let (expected, actual) = (inputs.result_bytes(), u64::from(header.new_len));
+        return Err(DeltaError::WrongSize { part: Part::Result, expected, actual });
     }
     Ok((header, begin))
 }
@@ -69,7 +71,7 @@ fn read_header(inputs: &Inputs<'_>) -> Result<(header::Header, usize), DeltaErro
 /// The decoder's memory in bytes, from the header alone.
 ///
 /// # Errors
-/// [`DeltaError::Patch`], [`DeltaError::Read`].
+/// [`DeltaError::Patch`], [`DeltaError::WrongSize`], [`DeltaError::Read`].
 pub(super) fn memory_needed(inputs: &Inputs<'_>) -> Result<u64, DeltaError> {
     let (header, _) = read_header(inputs)?;
     Ok(apply::memory(&header, inputs.patch_bytes()))
