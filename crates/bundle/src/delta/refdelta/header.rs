@@ -97,6 +97,7 @@ impl Header {
             put(&mut out, u64::from(self.references));
         }
         if self.is(JOINED) {
+            put(&mut out, u64::from(self.packed[CONTROL]));
             return out;
         }
         put(&mut out, self.extra_codec.to_number());
@@ -139,9 +140,7 @@ impl Header {
             return Err(reader.damage("flags", "needs references"));
         }
         if header.is(JOINED) {
-            let rest = patch_len.saturating_sub(reader.at as u64);
-            header.packed[CONTROL] =
-                u32::try_from(rest).map_err(|_| reader.damage("patch", "larger than any valid one"))?;
+            header.packed[CONTROL] = reader.number("packed size", FILE_BYTES_MAX)? as u32;
         } else {
             let codec = reader.number("codec", u64::MAX)?;
             header.extra_codec =
@@ -149,13 +148,13 @@ impl Header {
             for packed in &mut header.packed {
                 *packed = reader.number("packed size", FILE_BYTES_MAX)? as u32;
             }
-            let sum = reader.at as u64 + header.packed.iter().map(|packed| u64::from(*packed)).sum::<u64>();
-            if sum != patch_len {
-                return Err(reader.damage("packed size", "the streams do not fill the patch"));
-            }
             if u64::from(header.packed[EXTRA]) > packed_max(extra_len) {
                 return Err(reader.damage("packed size", "larger than stored"));
             }
+        }
+        if reader.at as u64 + header.packed.iter().map(|packed| u64::from(*packed)).sum::<u64>() != patch_len
+        {
+            return Err(reader.damage("packed size", "the streams do not fill the patch"));
         }
         Ok((header, reader.at))
     }

@@ -8,12 +8,18 @@ const CONTEXTS: usize = 6;
 /// Adaptive model of literals: of their differences, in the contexts of those before and of the old bytes around.
 pub(super) struct LiteralModel {
     gap: Vec<Number>,
-    engine: Mixing<CONTEXTS>,
+    bytes: Bytes,
     tables: &'static Tables,
     /// For few literals gaps are worth as much care as bytes.
     gap_engine: Option<Mixing<CONTEXTS>>,
     gaps: [u64; 3],
     differences: [u8; 3],
+}
+
+/// More care where time does not matter.
+enum Bytes {
+    Few(Mixing<CONTEXTS>),
+    Many(Mixing<4>),
 }
 
 /// Up to this many literals the gaps are mixed too.
@@ -34,7 +40,11 @@ impl LiteralModel {
     pub(super) fn new(count: u32) -> Self {
         Self {
             gap: (0..64).map(|_| Number::new()).collect(),
-            engine: Mixing::new(18, [64, 256], 250, 24),
+            bytes: if count <= FEW {
+                Bytes::Few(Mixing::new(18, [64, 256], 250, 24))
+            } else {
+                Bytes::Many(Mixing::new(18, [64, 256], 250, 16))
+            },
             tables: tables(),
             gap_engine: (count <= FEW).then(|| Mixing::new(18, [64, 256], 250, 24)),
             gaps: [u64::MAX; 3],
@@ -86,17 +96,26 @@ impl LiteralModel {
         let here = around(at);
         let [one, two, three] = self.differences.map(u64::from);
         let (gap, before) = (class(self.gaps[0]) as u64, class(self.gaps[1]) as u64);
-        let contexts = [
-            gap,
-            one | gap << 8,
-            one | two << 8 | gap << 16,
-            one | two << 8 | three << 16 | gap << 24 | before << 32,
-            here | gap << 8,
-            here | around(at.wrapping_sub(1)) << 8 | around(at + 1) << 16 | one << 24 | two << 32,
-        ];
+        let near = here | around(at.wrapping_sub(1)) << 8 | around(at + 1) << 16 | one << 24;
         let sets = [(gap << 3 | before) as usize, one as usize];
         let difference = new.wrapping_sub(old.get(at).copied().unwrap_or(0));
-        let difference = self.engine.symbol(coder, self.tables, &contexts, sets, difference);
+        let difference = match &mut self.bytes {
+            Bytes::Few(engine) => {
+                let contexts = [
+                    gap,
+                    one | gap << 8,
+                    one | two << 8 | gap << 16,
+                    one | two << 8 | three << 16 | gap << 24 | before << 32,
+                    here | gap << 8,
+                    near | two << 32,
+                ];
+                engine.symbol(coder, self.tables, &contexts, sets, difference)
+            }
+            Bytes::Many(engine) => {
+                let contexts = [one | gap << 8, one | two << 8 | gap << 16, here | gap << 8, near];
+                engine.symbol(coder, self.tables, &contexts, sets, difference)
+            }
+        };
         self.differences = [difference, self.differences[0], self.differences[1]];
         difference.wrapping_add(here as u8)
     }

@@ -267,6 +267,7 @@ impl<'a> Encoding<'a> {
             let mut header = self.header(literal_count);
             header.flags |= JOINED;
             let joined = coder.finish();
+            header.packed[CONTROL] = joined.len() as u32;
             keep([header.encode(), joined].concat());
         }
     }

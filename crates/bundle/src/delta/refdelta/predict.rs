@@ -13,10 +13,39 @@ use super::references::{KINDS, Kind, Reference, References};
 /// What is remembered of a target that projection got wrong.
 #[derive(Clone, Copy)]
 struct Learned {
-    /// The old place, 0 for none.
-    from: u64,
-    to: u64,
-    hits: u8,
+    /// The low 32 bits of the old place.
+    from: u32,
+    /// How often it was right, plus 1; 0 for nothing learned.
+    hits: u32,
+    /// By how much it moved.
+    moved: i64,
+}
+
+/// The segment that was asked for last.
+#[derive(Clone, Copy, Default)]
+struct Nearby {
+    start: u32,
+    len: u32,
+    shift: u64,
+}
+
+impl Nearby {
+    /// As [`Layout::place`].
+    #[inline(always)]
+    fn place(&mut self, layout: &Layout, offset: u32) -> u64 {
+        if offset.wrapping_sub(self.start) >= self.len {
+            match layout.segment_at(offset) {
+                Ok(segment) => {
+                    let shift = segment.address.wrapping_sub(u64::from(segment.offset));
+                    *self = Self { start: segment.offset, len: segment.len, shift };
+                }
+                Err(next) => {
+                    *self = Self { start: offset, len: next - offset, shift: super::image::FILE_SPACE }
+                }
+            }
+        }
+        self.shift.wrapping_add(u64::from(offset))
+    }
 }
 
 const NEIGHBOURS_BITS: u32 = 14;
@@ -26,6 +55,8 @@ const STATES: usize = 8;
 pub(super) struct Predictor<'a> {
     old: &'a Layout,
     new: &'a Layout,
+    old_at: Nearby,
+    new_at: Nearby,
     projection: &'a Projection<'a>,
     references: &'a References,
     new_bases: &'a [u64],
@@ -100,12 +131,14 @@ impl<'a> Predictor<'a> {
         Self {
             old,
             new,
+            old_at: Nearby::default(),
+            new_at: Nearby::default(),
             projection,
             references,
             new_bases,
             last: [0; KINDS],
             history: [0; KINDS],
-            learned: vec![Learned { from: 0, to: 0, hits: 0 }; slots as usize],
+            learned: vec![Learned { from: 0, hits: 0, moved: 0 }; slots as usize],
             learned_mask: slots - 1,
             neighbours: vec![0; 1 << NEIGHBOURS_BITS],
             first: vec![Bit::NEW; (256 + KINDS) * STATES * 4],
@@ -168,8 +201,8 @@ impl<'a> Predictor<'a> {
         let width = kind.width();
         let class = kind as usize;
         let at = reference.position as usize;
-        let old_place = self.old.place(reference.position);
-        let new_place = self.new.place(new_at);
+        let old_place = self.old_at.place(self.old, reference.position);
+        let new_place = self.new_at.place(self.new, new_at);
         let (old_base, new_base) = match kind {
             kind if kind.has_base() => {
                 let base = reference.base();
@@ -189,7 +222,7 @@ impl<'a> Predictor<'a> {
         let moved = self.last[class];
         let slot = (hash(target) & self.learned_mask) as usize;
         let learned = self.learned[slot];
-        let is_learned = learned.from == target;
+        let is_learned = learned.from == target as u32 && learned.hits > 0;
         let local = matches!(kind, Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand)
             && self.old.offset(target).is_some_and(|offset| offset.wrapping_sub(block.old) < block.len);
         let (projected, distance) = if local {
@@ -203,7 +236,7 @@ impl<'a> Predictor<'a> {
         } else if local {
             (projected, 7)
         } else if is_learned {
-            (learned.to, 3 + usize::from(learned.hits.min(3)))
+            (target.wrapping_add_signed(learned.moved), 2 + learned.hits.min(4) as usize)
         } else {
             (
                 projected,
@@ -259,9 +292,9 @@ impl<'a> Predictor<'a> {
         if !kind.is_sequence() {
             self.neighbours[(hash(target >> 8) as usize) & ((1 << NEIGHBOURS_BITS) - 1)] = moved;
             if !hit {
-                self.learned[slot] = Learned { from: target, to: new_target, hits: 0 };
+                self.learned[slot] = Learned { from: target as u32, hits: 1, moved };
             } else if is_learned {
-                self.learned[slot].hits = learned.hits.saturating_add(1);
+                self.learned[slot].hits = (learned.hits + 1).min(4);
             }
         }
         value
