@@ -38,15 +38,16 @@ fn class(gap: u64) -> usize {
 impl LiteralModel {
     /// A model for `count` literals.
     pub(super) fn new(count: u32) -> Self {
+        let bits = (count.min(FEW) * 8 * 8).clamp(1 << 12, 1 << 18).next_power_of_two().trailing_zeros();
         Self {
             gap: (0..64).map(|_| Number::new()).collect(),
             bytes: if count <= FEW {
-                Bytes::Few(Mixing::new(18, [64, 256], 250, 24))
+                Bytes::Few(Mixing::new(bits, [64, 256], 250, 24))
             } else {
                 Bytes::Many(Mixing::new(18, [64, 256], 250, 16))
             },
             tables: tables(),
-            gap_engine: (count <= FEW).then(|| Mixing::new(18, [64, 256], 250, 24)),
+            gap_engine: (count <= FEW).then(|| Mixing::new(bits, [64, 256], 250, 24)),
             gaps: [u64::MAX; 3],
             differences: [0; 3],
         }

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use crate::delta::{
-    Algorithm, Content, Declared, DeltaError, DeltaLimits, GenerateOptions, Pair, apply, decode_unchecked,
-    generate,
+    Algorithm, Content, Declared, DeltaError, DeltaLimits, GenerateOptions, Pair, Part, apply,
+    decode_unchecked, generate,
 };
 
 fn make(old: &[u8], new: &[u8]) -> Vec<u8> {
@@ -246,8 +246,8 @@ fn a_flipped_byte_or_a_cut_is_refused_or_makes_another_file_of_the_declared_size
 fn a_patch_for_other_sizes_is_refused_before_memory_is_taken() {
     let (old, new) = (noise(5000, 1), noise(5000, 1));
     let patch = make(&old, &new);
-    assert!(matches!(decode(&old[1..], &patch, 5000), Err(DeltaError::Patch { field: "old size", .. })));
-    assert!(matches!(decode(&old, &patch, 4999), Err(DeltaError::Patch { field: "new size", .. })));
+    assert!(matches!(decode(&old[1..], &patch, 5000), Err(DeltaError::WrongSize { part: Part::Base, .. })));
+    assert!(matches!(decode(&old, &patch, 4999), Err(DeltaError::WrongSize { part: Part::Result, .. })));
 }
 
 #[test]
