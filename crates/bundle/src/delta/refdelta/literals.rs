@@ -38,7 +38,10 @@ fn class(gap: u64) -> usize {
 impl LiteralModel {
     /// A model for `count` literals.
     pub(super) fn new(count: u32) -> Self {
-        let bits = (count.min(FEW) * 8 * 8).clamp(1 << 12, 1 << 18).next_power_of_two().trailing_zeros();
+        let bits = (count.min(FEW) * 8 * CONTEXTS as u32 * 4)
+            .clamp(1 << 12, 1 << 18)
+            .next_power_of_two()
+            .trailing_zeros();
         Self {
             gap: (0..64).map(|_| Number::new()).collect(),
             bytes: if count <= FEW {

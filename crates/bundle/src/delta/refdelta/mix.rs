@@ -277,5 +277,5 @@ impl MixModel {
 }
 
 fn bits(len: u64) -> u32 {
-    (len.saturating_mul(12 * CONTEXTS as u64).clamp(1 << 12, 1 << 22)).next_power_of_two().trailing_zeros()
+    (len.saturating_mul(64 * CONTEXTS as u64).clamp(1 << 12, 1 << 22)).next_power_of_two().trailing_zeros()
 }
