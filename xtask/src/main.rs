@@ -5,6 +5,7 @@
 mod bench;
 mod crash;
 mod node;
+mod pairs;
 mod program;
 mod real_tree;
 mod real_update;
@@ -33,6 +34,8 @@ enum Task {
     Crash(crash::Options),
     /// Installs, updates, kills and rolls back two consecutive releases of real programs.
     RealUpdate(real_update::Options),
+    /// Makes the old and new files of the delta benchmark.
+    Pairs(pairs::Options),
     /// Measures.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -55,6 +58,7 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Reference => reference::write(&root),
         Task::Crash(options) => crash::run(&root, &options),
+        Task::Pairs(options) => pairs::run(&root, &options),
         Task::Bench(bench) => bench::run(&root, &bench),
         Task::RealUpdate(options) => real_update::run(&root, &options),
     }

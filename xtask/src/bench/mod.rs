@@ -4,6 +4,7 @@
 //! that a slow minute hits all methods alike; the table shows medians. After the first round each result is compared
 //! with the tree, so that a fast wrong answer is an error. Read [`Options`] first.
 
+mod delta;
 mod peers;
 mod targets;
 
@@ -29,6 +30,8 @@ use peers::{Origin, PEERS, Peer};
 pub(crate) enum Bench {
     /// Installing a real tree, beside other tools, and the targets.
     Install(Options),
+    /// Patches of ours beside those of other tools.
+    Delta(delta::Options),
 }
 
 /// How it is measured.
@@ -91,7 +94,10 @@ pub(super) struct Material {
 
 /// Runs the benchmark and prints its tables.
 pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
-    let Bench::Install(options) = bench;
+    let options = match bench {
+        Bench::Install(options) => options,
+        Bench::Delta(options) => return delta::run(root, options),
+    };
     if options.install_peers {
         install_peers()?;
     }

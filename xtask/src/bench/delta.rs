@@ -1,0 +1,315 @@
+//! `cargo xtask bench delta PAIRS`: patches of ours beside those of other tools, on real pairs.
+//!
+//! One process at a time, a pair's tools one after the other, files in the page cache. A patch is made once and applied
+//! in some rounds, of which the fastest counts; a tool that does not check its result gets the time of a SHA-256 over it
+//! added, and from ours the check of the base is taken away, which has a column of its own. Peers that are not installed
+//! say so. This program holds no file in memory, so that what it starts is not charged for it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::{
+    node::{self, Usage},
+    pairs::digest_of,
+    program::{self, Profile},
+};
+
+/// What is compared.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// The directory that `cargo xtask pairs` filled.
+    pairs: PathBuf,
+    /// Fails when a target is missed.
+    #[arg(long)]
+    check: bool,
+    /// Rounds of applying.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only pairs whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only tools whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    tool: Option<String>,
+    /// Prints a line of JSON per row as well.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One way to make and apply patches. In arguments `{o}` is the old file, `{n}` the new one, `{p}` the patch, `{r}` the
+/// result, `{size}` the old size, at least 1 MiB.
+struct Tool {
+    name: &'static str,
+    /// `None` for ours.
+    program: Option<&'static str>,
+    generate: &'static str,
+    apply_program: &'static str,
+    apply: &'static str,
+    /// Compresses the patch afterwards and decompresses it before.
+    is_packed: bool,
+}
+
+macro_rules! ours {
+    ($name:literal) => {
+        Tool {
+            name: concat!("cutover ", $name),
+            program: None,
+            generate: concat!("delta generate {o} {n} --output {p} --algorithm ", $name),
+            apply_program: "",
+            apply: "delta apply {o} {p} --output {r} --memory 4G",
+            is_packed: false,
+        }
+    };
+}
+
+const fn peer(
+    name: &'static str,
+    program: &'static str,
+    generate: &'static str,
+    apply_program: &'static str,
+    apply: &'static str,
+) -> Tool {
+    Tool { name, program: Some(program), generate, apply_program, apply, is_packed: false }
+}
+
+const TOOLS: &[Tool] = &[
+    ours!("refdelta"),
+    ours!("bsdiff"),
+    ours!("xdelta3"),
+    ours!("vcdiff"),
+    ours!("zstd-dict"),
+    peer("bsdiff", "bsdiff", "{o} {n} {p}", "bspatch", "{o} {r} {p}"),
+    peer(
+        "xdelta3 lzma",
+        "xdelta3",
+        "-e -f -9 -S lzma -B {size} -W 16777216 -s {o} {n} {p}",
+        "xdelta3",
+        "-d -f -B {size} -s {o} {p} {r}",
+    ),
+    peer(
+        "zstd --patch-from",
+        "zstd",
+        "-q -f -19 --ultra --long=31 --patch-from={o} {n} -o {p}",
+        "zstd",
+        "-q -f -d --long=31 --patch-from={o} {p} -o {r}",
+    ),
+    peer("hdiffz -m-6", "hdiffz", "-f -p-2 -SD -m-6 -c-lzma2-9-16m {o} {n} {p}", "hpatchz", "-f {o} {p} {r}"),
+    peer(
+        "hdiffz -m-1",
+        "hdiffz",
+        "-f -p-2 -SD -m-1 -cache -block-0 -c-lzma2-9-64m {o} {n} {p}",
+        "hpatchz",
+        "-f {o} {p} {r}",
+    ),
+    Tool {
+        name: "zucchini + xz",
+        program: Some("zucchini"),
+        generate: "-gen {o} {n} {p}",
+        apply_program: "zucchini",
+        apply: "-apply {o} {p} {r}",
+        is_packed: true,
+    },
+];
+
+/// One row of the table.
+#[derive(serde::Serialize)]
+struct Row {
+    pair: String,
+    tool: &'static str,
+    is_ours: bool,
+    new_bytes: u64,
+    patch_bytes: u64,
+    generate_seconds: f64,
+    base_check_seconds: f64,
+    apply_seconds: f64,
+    apply_peak_bytes: u64,
+    ok: bool,
+}
+
+/// Runs the benchmark and prints its table.
+pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    let binary = program::build(root, Profile::Release)?;
+    let place = tempfile::tempdir_in(std::fs::canonicalize(&options.pairs)?)?;
+    let installed: Vec<&Tool> = TOOLS
+        .iter()
+        .filter(|tool| options.tool.as_ref().is_none_or(|text| tool.name.contains(text.as_str())))
+        .filter(|tool| {
+            let is_there =
+                tool.program.is_none_or(|program| is_installed(program) && is_installed(tool.apply_program));
+            if !is_there {
+                println!("skip {}: not installed", tool.name);
+            }
+            is_there
+        })
+        .collect();
+    describe()?;
+    let mut names: Vec<String> = std::fs::read_dir(&options.pairs)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.join("old").is_file() && path.join("new").is_file())
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .filter(|name| options.only.as_ref().is_none_or(|text| name.contains(text.as_str())))
+        .collect();
+    names.sort();
+    ensure!(!names.is_empty(), "no pairs in {}; make them with `cargo xtask pairs`", options.pairs.display());
+    println!(
+        "{:14} {:18} {:>11} {:>6} {:>8} {:>7} {:>7} {:>6}  ok",
+        "pair", "tool", "patch", "ratio", "make s", "base s", "apply s", "MB"
+    );
+    let mut missed = Vec::new();
+    for name in &names {
+        let mut rows = Vec::new();
+        for tool in &installed {
+            let row = measure(&binary, tool, &options.pairs.join(name), name, place.path(), options.rounds);
+            match row {
+                Ok(row) => rows.push(row),
+                Err(error) => println!("{name:14} {:18} failed: {error:#}", tool.name),
+            }
+        }
+        let best = rows.iter().filter(|row| !row.is_ours).map(|row| row.patch_bytes).min();
+        for row in &rows {
+            let ratio =
+                best.map_or("-".to_owned(), |best| format!("{:.3}", row.patch_bytes as f64 / best as f64));
+            println!(
+                "{:14} {:18} {:>11} {:>6} {:>8.2} {:>7.3} {:>7.3} {:>6.0}  {}",
+                row.pair,
+                row.tool,
+                row.patch_bytes,
+                ratio,
+                row.generate_seconds,
+                row.base_check_seconds,
+                row.apply_seconds,
+                row.apply_peak_bytes as f64 / 1e6,
+                if row.ok { "yes" } else { "NO" },
+            );
+            if options.json {
+                println!("{}", serde_json::to_string(row)?);
+            }
+        }
+        judge(&rows, best, &mut missed);
+    }
+    for line in &missed {
+        println!("missed: {line}");
+    }
+    ensure!(!options.check || missed.is_empty(), "{} targets missed", missed.len());
+    Ok(())
+}
+
+/// Notes the targets that a pair's rows miss.
+fn judge(rows: &[Row], best: Option<u64>, missed: &mut Vec<String>) {
+    for row in rows.iter().filter(|row| !row.ok) {
+        missed.push(format!("{} {}: another result", row.pair, row.tool));
+    }
+    let Some(ours) = rows.iter().find(|row| row.tool == "cutover refdelta") else { return };
+    let is_small = ours.new_bytes < 10_000_000;
+    let most = if is_small { 1.0 } else { 0.75 };
+    if let Some(best) = best
+        && ours.patch_bytes as f64 > best as f64 * most
+    {
+        missed.push(format!("{}: {} bytes against {best}, at most {most}", ours.pair, ours.patch_bytes));
+    }
+    for peer in rows.iter().filter(|row| !row.is_ours) {
+        if peer.tool.starts_with("hdiffz") && ours.apply_seconds > peer.apply_seconds {
+            let (a, b) = (ours.apply_seconds, peer.apply_seconds);
+            missed.push(format!("{}: applied in {a:.3} s, {} in {b:.3} s", ours.pair, peer.tool));
+        }
+        if peer.tool == "bsdiff" && ours.generate_seconds > peer.generate_seconds {
+            let (a, b) = (ours.generate_seconds, peer.generate_seconds);
+            missed.push(format!("{}: made in {a:.1} s, by bsdiff in {b:.1} s", ours.pair));
+        }
+    }
+}
+
+fn measure(binary: &Path, tool: &Tool, pair: &Path, name: &str, place: &Path, rounds: usize) -> Result<Row> {
+    let (old, new) = (pair.join("old"), pair.join("new"));
+    let (patch, result) = (place.join("patch"), place.join("result"));
+    for path in [&patch, &result] {
+        let _ = std::fs::remove_file(path);
+    }
+    let wanted = digest_of(&new)?;
+    let started = Instant::now();
+    digest_of(&old)?;
+    let old_hash = started.elapsed();
+    let size = std::fs::metadata(&old)?.len().max(1 << 20).to_string();
+    let command = |program: Option<&str>, arguments: &str| {
+        let mut command = Command::new(program.map_or(binary, Path::new));
+        for argument in arguments.split(' ') {
+            let mut text = argument.to_owned();
+            for (key, path) in [("{o}", &old), ("{n}", &new), ("{p}", &patch), ("{r}", &result)] {
+                text = text.replace(key, path.to_str().unwrap_or_default());
+            }
+            command.arg(text.replace("{size}", &size));
+        }
+        if program.is_none() {
+            command.args(["--progress", "none"]);
+        }
+        command
+    };
+    let mut generate_time = finish(command(tool.program, tool.generate))?.0;
+    let packed = place.join("patch.xz");
+    if tool.is_packed {
+        let mut xz = Command::new("xz");
+        xz.args(["-9e", "-k", "-f"]).arg(&patch);
+        generate_time += finish(xz)?.0;
+    }
+    let patch_bytes = std::fs::metadata(if tool.is_packed { &packed } else { &patch })?.len();
+    let (mut apply_time, mut usage, mut ok) = (Duration::MAX, Usage::default(), true);
+    for _ in 0..rounds.max(1) {
+        let _ = std::fs::remove_file(&result);
+        let mut took = Duration::ZERO;
+        if tool.is_packed {
+            let mut xz = Command::new("xz");
+            xz.args(["-d", "-k", "-f"]).arg(&packed);
+            took += finish(xz)?.0;
+        }
+        let program = tool.program.map(|_| tool.apply_program);
+        let (applied, used) = finish(command(program, tool.apply))?;
+        took += applied;
+        usage.peak_bytes = usage.peak_bytes.max(used.peak_bytes);
+        let started = Instant::now();
+        ok &= digest_of(&result)? == wanted;
+        let hash = started.elapsed();
+        took = if tool.program.is_some() { took + hash } else { took.saturating_sub(old_hash) };
+        apply_time = apply_time.min(took);
+    }
+    Ok(Row {
+        pair: name.to_owned(),
+        tool: tool.name,
+        is_ours: tool.program.is_none(),
+        new_bytes: std::fs::metadata(&new)?.len(),
+        patch_bytes,
+        generate_seconds: generate_time.as_secs_f64(),
+        base_check_seconds: old_hash.as_secs_f64(),
+        apply_seconds: apply_time.as_secs_f64(),
+        apply_peak_bytes: usage.peak_bytes,
+        ok,
+    })
+}
+
+fn finish(command: Command) -> Result<(Duration, Usage)> {
+    let finished = node::finish(command)?.with(&[0])?;
+    Ok((finished.took, finished.usage))
+}
+
+fn is_installed(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+fn describe() -> Result<()> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!(
+        "{}; {} processors; load {}",
+        cpu.trim_start_matches([' ', '\t', ':']),
+        std::thread::available_parallelism().context("processors")?,
+        load.split(' ').next().unwrap_or("unknown"),
+    );
+    Ok(())
+}
