@@ -1,11 +1,13 @@
 //! Sweeps all stories in all layouts, or replays one point.
 //!
-//! `cargo run -p cutover-sim --example sweep -- [--full] [--story NAME] [POINT]`
+//! `cargo run --release -p cutover-sim --example sweep -- [--full] [--story NAME] [--layout NAME] [POINT]`
+//!
+//! Story and layout are independent of one another: any part of a full sweep can be run by itself, with the same result.
 #![allow(clippy::print_stdout, reason = "an example that reports")]
 
 use std::{process::ExitCode, sync::Mutex, time::Instant};
 
-use cutover_sim::{Depth, LAYOUTS, Point, Story, Subject, revision, seed, stories};
+use cutover_sim::{Depth, LAYOUTS, Point, Story, Subject, Tally, layout_name, revision, seed, stories};
 
 fn main() -> ExitCode {
     match run() {
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let mut depth = Depth::Sampled;
     let mut chosen = stories();
+    let mut layouts = LAYOUTS.to_vec();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -27,6 +30,10 @@ fn run() -> Result<(), String> {
             "--story" => {
                 let name = arguments.next().ok_or("--story needs a name")?;
                 chosen.retain(|story| story.name == name);
+            }
+            "--layout" => {
+                let name = arguments.next().ok_or("--layout needs a name")?;
+                layouts.retain(|layout| layout_name(*layout) == name);
             }
             point => {
                 point.parse::<Point>()?.replay()?;
@@ -36,10 +43,16 @@ fn run() -> Result<(), String> {
         }
     }
     println!("seed={} revision={}", seed(), revision());
-    let mut jobs: Vec<(Story, _)> =
-        chosen.into_iter().flat_map(|story| LAYOUTS.map(|layout| (story.clone(), layout))).collect();
+    println!(
+        "story/layout: calls, points, of them double crashes, distinct states, of them continued, seconds"
+    );
+    let started = Instant::now();
+    let mut jobs: Vec<(Story, _)> = chosen
+        .into_iter()
+        .flat_map(|story| layouts.iter().map(move |layout| (story.clone(), *layout)).collect::<Vec<_>>())
+        .collect();
     jobs.reverse();
-    let (jobs, failures, total) = (Mutex::new(jobs), Mutex::new(Vec::new()), Mutex::new(0));
+    let (jobs, failures, total) = (Mutex::new(jobs), Mutex::new(Vec::new()), Mutex::new(Tally::default()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -47,17 +60,15 @@ fn run() -> Result<(), String> {
                 loop {
                     let Some((story, layout)) = jobs.lock().expect("no holder panics").pop() else { break };
                     let started = Instant::now();
-                    let name = format!("{} ({layout:?})", story.name);
+                    let name = format!("{}/{}", story.name, layout_name(layout));
                     let swept = Subject::prepare(story, layout).and_then(|subject| {
-                        subject.sweep(depth, seed()).map_err(|failure| failure.to_string())
+                        let tally = subject.sweep(depth, seed()).map_err(|failure| failure.to_string())?;
+                        Ok((subject.calls().len(), tally))
                     });
                     match swept {
-                        Ok(points) => {
-                            *total.lock().expect("no holder panics") += points;
-                            println!(
-                                "{name}: {points} points hold, {:.1} s",
-                                started.elapsed().as_secs_f64()
-                            );
+                        Ok((calls, tally)) => {
+                            *total.lock().expect("no holder panics") += tally;
+                            println!("{name}: {calls}, {tally}, {:.1}", started.elapsed().as_secs_f64());
                         }
                         Err(problem) => {
                             println!("{name}: {problem}\n");
@@ -68,7 +79,11 @@ fn run() -> Result<(), String> {
             });
         }
     });
-    println!("{} points in all", total.into_inner().expect("no holder panics"));
+    println!(
+        "in all: {}, {:.1}",
+        total.into_inner().expect("no holder panics"),
+        started.elapsed().as_secs_f64()
+    );
     let failures = failures.into_inner().expect("no holder panics");
     if failures.is_empty() { Ok(()) } else { Err(format!("broken: {}", failures.join(", "))) }
 }

@@ -23,4 +23,4 @@ pub use random::Random;
 pub use release::{Release, Spec, SpecFile, releases};
 pub use state::{Visible, damaged_objects, leftovers, shared_inodes};
 pub use story::{Damage, Story, stories, story};
-pub use sweep::{Depth, Failure, Injection, LAYOUTS, Point, Subject, revision, seed};
+pub use sweep::{Depth, Failure, Injection, LAYOUTS, Point, Subject, Tally, layout_name, revision, seed};

@@ -34,7 +34,7 @@ use cutover_host::{
 
 use crate::{
     disk::FaultDisk,
-    fault::{Call, Faults},
+    fault::{Call, Death, Fault, Faults, Moment, Op},
     fs::{FileSystem, Options},
 };
 
@@ -87,8 +87,46 @@ pub struct Machine {
     /// What to do about edited config files.
     pub local_changes: LocalChanges,
     catalog: Arc<Catalog>,
+    generation: Generation,
     present: Present,
     world: Arc<World>,
+}
+
+/// Stands for the content of a catalog: two catalogs of one generation hold the same.
+type Generation = Arc<AtomicU64>;
+
+/// The machine as it is at one call of a process.
+struct Image {
+    /// The disk and its cache.
+    fs: FileSystem,
+    running: Option<ReleaseRef>,
+    now: i64,
+}
+
+/// A process that went through undisturbed, and the machine at each of its calls.
+pub(crate) struct Recording {
+    /// What it did.
+    pub(crate) life: Life,
+    /// The machine it left.
+    pub(crate) machine: Machine,
+    /// Before each call, and after the last one.
+    images: Vec<Image>,
+    /// The catalog after so many commits, and its generation.
+    catalogs: Vec<(Arc<Catalog>, u64)>,
+    /// The calls from which on one more commit is done.
+    commits: Vec<u64>,
+}
+
+/// What a process left when it died: a machine that has not booted yet.
+pub(crate) struct Remains {
+    /// What the next boot finds.
+    pub(crate) fs: FileSystem,
+    /// Whose service runs.
+    pub(crate) running: Option<ReleaseRef>,
+    /// Stands for the content of the catalog.
+    pub(crate) generation: u64,
+    catalog: Arc<Catalog>,
+    now: i64,
 }
 
 /// What goes on beside the disk.
@@ -118,19 +156,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the calls before and after each commit of the catalog are called.
+const COMMIT: &str = "commit of the catalog";
+
+fn next_generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Every commit of the catalog is a point where the process may die.
-fn gate(present: &Present) -> Box<dyn Fn() -> io::Result<()> + Send + Sync> {
-    let present = present.clone();
+fn gate(present: &Present, generation: &Generation) -> Box<dyn Fn() -> io::Result<()> + Send + Sync> {
+    let (present, generation) = (present.clone(), generation.clone());
     Box::new(move || {
+        // Before a commit nothing has changed yet; to count it as a change is harmless.
+        generation.store(next_generation(), Ordering::Relaxed);
         let disk = lock(&present).clone();
-        disk.map_or(Ok(()), |disk| disk.effect("commit of the catalog", || Ok(())))
+        disk.map_or(Ok(()), |disk| disk.effect(COMMIT, || Ok(())))
     })
 }
 
 impl Machine {
     /// A machine with an empty root.
     pub fn new(layout: Layout, options: Options) -> Self {
-        let present = Present::default();
+        let (present, generation) = (Present::default(), Generation::new(next_generation().into()));
         let world = World::default();
         world.now.store(crate::release::RELEASED_AT + 1_000_000, Ordering::Relaxed);
         Self {
@@ -138,7 +186,8 @@ impl Machine {
             layout,
             verdicts: Arc::new(|_| ProbeOutcome::Passed),
             local_changes: LocalChanges::Refuse,
-            catalog: Arc::new(Catalog::in_memory(gate(&present)).expect("memory")),
+            catalog: Arc::new(Catalog::in_memory(gate(&present, &generation)).expect("memory")),
+            generation,
             present,
             world: Arc::new(world),
         }
@@ -146,24 +195,85 @@ impl Machine {
 
     /// A machine like this one with a future of its own.
     pub fn fork(&self) -> Self {
-        let present = Present::default();
-        let world = World::default();
-        world.now.store(self.world.now.load(Ordering::Relaxed), Ordering::Relaxed);
-        lock(&world.running).clone_from(&lock(&self.world.running));
-        Self {
+        self.boot(self.remains())
+    }
+
+    /// What the catalog knows of releases, for comparisons.
+    pub(crate) fn indexed(&self) -> String {
+        format!("{:?} {:?}", self.catalog.releases(), self.catalog.tombstones())
+    }
+
+    /// What a process that ended here left.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains {
             fs: self.fs.clone(),
+            running: lock(&self.world.running).clone(),
+            generation: self.generation.load(Ordering::Relaxed),
+            catalog: self.catalog.clone(),
+            now: self.world.now.load(Ordering::Relaxed),
+        }
+    }
+
+    /// A machine like this one that goes on from `remains`.
+    pub(crate) fn boot(&self, remains: Remains) -> Self {
+        let (present, generation) = (Present::default(), Generation::new(remains.generation.into()));
+        let world = World {
+            now: remains.now.into(),
+            probes: AtomicU64::default(),
+            running: Mutex::new(remains.running),
+        };
+        Self {
+            fs: remains.fs,
             layout: self.layout,
             verdicts: self.verdicts.clone(),
             local_changes: self.local_changes,
-            catalog: Arc::new(self.catalog.fork(gate(&present)).expect("memory")),
+            catalog: Arc::new(remains.catalog.fork(gate(&present, &generation)).expect("memory")),
+            generation,
             present,
             world: Arc::new(world),
         }
     }
 
+    /// Runs one process undisturbed on a fork of this machine and remembers the machine at each of its calls.
+    pub(crate) fn record(&self, action: &Action) -> Recording {
+        let mut machine = self.fork();
+        let images: Arc<Mutex<Vec<Image>>> = Arc::default();
+        let (world, taken) = (machine.world.clone(), images.clone());
+        let image = move |fs: &FileSystem| Image {
+            fs: fs.clone(),
+            running: lock(&world.running).clone(),
+            now: world.now.load(Ordering::Relaxed),
+        };
+        let look = image.clone();
+        let life = machine.run(
+            action,
+            Faults::script(move |_, fs| {
+                lock(&taken).push(look(fs));
+                None
+            }),
+        );
+        let mut images = std::mem::take(&mut *lock(&images));
+        images.push(image(&machine.fs));
+        // The gate is passed twice, before a commit and after it.
+        let gates = life.trace.iter().filter(|call| call.op == Op::Other && call.names(COMMIT));
+        let commits: Vec<u64> = gates.skip(1).step_by(2).map(|call| call.index).collect();
+        let mut catalogs = vec![(self.catalog.clone(), self.generation.load(Ordering::Relaxed))];
+        for call in commits.iter().rev().skip(1).rev() {
+            let mut until = self.fork();
+            until.run(action, Faults::at(*call, Fault::Crash(Moment::Before, Death::Kill)));
+            catalogs.push((until.catalog, next_generation()));
+        }
+        if !commits.is_empty() {
+            let catalog = machine.catalog.fork(Box::new(|| Ok(()))).expect("memory");
+            catalogs.push((Arc::new(catalog), machine.generation.load(Ordering::Relaxed)));
+        }
+        Recording { life, machine, images, catalogs, commits }
+    }
+
     /// Loses the catalog, as when its file was damaged.
     pub fn lose_catalog(&mut self) {
-        self.catalog = Arc::new(Catalog::in_memory(gate(&self.present)).expect("memory"));
+        self.generation.store(next_generation(), Ordering::Relaxed);
+        self.catalog = Arc::new(Catalog::in_memory(gate(&self.present, &self.generation)).expect("memory"));
     }
 
     /// Turns the clock, in either direction.
@@ -198,6 +308,26 @@ impl Machine {
             probes: self.world.probes.load(Ordering::Relaxed) - probes,
         };
         (done, life)
+    }
+}
+
+impl Recording {
+    /// What would have been left, had the process died at call `index`. `None` when that needs the call to be half
+    /// done, which was not recorded.
+    pub(crate) fn remains(&self, index: u64, moment: Moment, death: Death) -> Option<Remains> {
+        let image = usize::try_from(index).expect("an index");
+        let image = match moment {
+            Moment::Before => self.images.get(image)?,
+            Moment::During => return None,
+            Moment::After => self.images.get(image + 1)?,
+        };
+        let commits = self.commits.iter().filter(|done| **done <= index).count();
+        let (catalog, generation) = self.catalogs.get(commits)?.clone();
+        let fs = match death {
+            Death::Kill => image.fs.after_kill(),
+            Death::PowerCut { seed } => image.fs.after_power_cut(seed),
+        };
+        Some(Remains { fs, running: image.running.clone(), generation, catalog, now: image.now })
     }
 }
 

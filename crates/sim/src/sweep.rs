@@ -4,12 +4,20 @@
 //! [`Subject::attempt`] runs the story anew with it, recovers, and checks the promises. The first that does not hold is
 //! a [`Failure`], which says how to replay it.
 
-use std::{fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::AddAssign,
+    str::FromStr,
+};
 
-use cutover_core::{execute::Outcome, plan::Layout};
+use cutover_core::{execute::Outcome, model::ReleaseRef, plan::Layout};
 
 use crate::{
-    Action, Call, Death, Ended, Errno, Fault, Faults, Lasting, Life, Machine, Moment, Random, Tree,
+    Action, Call, Death, Ended, Errno, Fault, Faults, FileSystem, Lasting, Life, Machine, Moment, Random,
+    Tree, TreeKind,
+    machine::{Recording, Remains},
     release::releases,
     state::{Visible, damaged_objects, leftovers, shared_inodes},
     story::{Story, story, succeeded},
@@ -59,31 +67,66 @@ pub struct Subject {
     after: Visible,
     /// Names below `.cutover` and `releases` after it, journals and the like left out.
     kept: Vec<String>,
-    /// The calls of the action when nothing goes wrong.
-    calls: Vec<Call>,
+    /// The action when nothing goes wrong.
+    unbroken: Recording,
     outcome: Option<Outcome>,
 }
 
 /// How thoroughly a sweep looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Every call, each with a few faults in turn, and one crash in the recovery now and then. For every test run.
+    /// A kill and three power cuts before and after every call that changes anything. Of the other faults one at every
+    /// eighth call, and of second crashes one for every sixteenth first, both chosen by the seed. For every test run.
     Sampled,
-    /// Every call with every fault, and every call of every recovery from a crash with a second crash.
+    /// Every fault at every call, and a second crash, a kill and a power cut, before and after every call of every
+    /// recovery that begins in a state of its own.
     Full,
 }
 
-/// Whether to check that the machine can go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Check,
-    Skip,
+/// What a sweep came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Faults that were tried: pairs of a call and what happens to it, and for double crashes two of them.
+    pub points: u64,
+    /// How many of these had a second crash, in the recovery.
+    pub double: u64,
+    /// How many different states they left; each was recovered and checked.
+    pub states: u64,
+    /// How many of these also were to repeat the action and to install the next release.
+    pub continued: u64,
 }
 
-/// What an attempt came to.
-struct Attempt {
-    /// The calls of the recovery, when it was not broken itself.
-    recovery: Vec<Call>,
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.points += other.points;
+        self.double += other.double;
+        self.states += other.states;
+        self.continued += other.continued;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}, {}, {}", self.points, self.double, self.states, self.continued)
+    }
+}
+
+/// What an answer that somebody heard promises to be visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Promised {
+    Nothing,
+    Old,
+    New,
+}
+
+/// What was recovered and checked already. Many faults leave the same: nothing needs to be checked twice.
+struct Seen {
+    /// Exact states with what was promised of them, by a hash.
+    states: BTreeMap<u64, Vec<(FileSystem, Option<ReleaseRef>, u64, Promised)>>,
+    /// States after a recovery, without what tells only when they came to be, by a hash.
+    settled: BTreeSet<u64>,
+    depth: Depth,
+    tally: Tally,
 }
 
 impl Subject {
@@ -94,8 +137,8 @@ impl Subject {
     pub fn prepare(story: Story, layout: Layout) -> Result<Self, String> {
         let base = story.prepare(layout)?;
         let before = Visible::of(&base.fs, layout);
-        let mut machine = base.fork();
-        let life = machine.run(&story.action, Faults::none());
+        let unbroken = base.record(&story.action);
+        let life = &unbroken.life;
         let expected = match &life.ended {
             Ended::Executed(report) if story.probe_fails.is_some() => {
                 matches!(report.outcome, Outcome::ProbeFailed { .. })
@@ -109,12 +152,12 @@ impl Subject {
             Ended::Executed(report) => Some(report.outcome.clone()),
             _ => None,
         };
-        let after = Visible::of(&machine.fs, layout);
-        let subject =
-            Self { kept: kept(&machine), story, layout, base, before, after, calls: life.trace, outcome };
-        subject.check_reference(life.probes)?;
+        let after = Visible::of(&unbroken.machine.fs, layout);
+        let kept = kept(&unbroken.machine);
+        let subject = Self { kept, story, layout, base, before, after, unbroken, outcome };
+        subject.check_reference(subject.unbroken.life.probes)?;
         subject
-            .settle(machine, Some(&subject.after), Next::Check)
+            .settle(subject.unbroken.machine.fork(), Promised::New, &mut Seen::new(Depth::Full))
             .map_err(|problem| format!("without any fault: {problem}"))?;
         Ok(subject)
     }
@@ -140,7 +183,7 @@ impl Subject {
 
     /// The calls of the unbroken action.
     pub fn calls(&self) -> &[Call] {
-        &self.calls
+        &self.unbroken.life.trace
     }
 
     /// Runs the story with `first` going wrong, recovers with `second` going wrong, and checks everything.
@@ -148,36 +191,42 @@ impl Subject {
     /// # Errors
     /// The first promise that does not hold.
     pub fn attempt(&self, first: Injection, second: Option<Injection>) -> Result<(), Failure> {
-        self.run(first, second, Depth::Full).map(drop)
+        self.run(first, second, &mut Seen::new(Depth::Full))
     }
 
-    fn run(&self, first: Injection, second: Option<Injection>, depth: Depth) -> Result<Attempt, Failure> {
-        let next = match depth {
-            Depth::Sampled if !first.call.is_multiple_of(4) => Next::Skip,
-            Depth::Sampled | Depth::Full => Next::Check,
-        };
+    fn failure(
+        &self,
+        first: Injection,
+        second: Option<Injection>,
+        hit: Option<&Call>,
+        problem: String,
+    ) -> Failure {
+        Failure {
+            point: Point { story: self.story.name.to_owned(), layout: self.layout, first, second },
+            call: hit.cloned(),
+            problem,
+        }
+    }
+
+    fn run(&self, first: Injection, second: Option<Injection>, seen: &mut Seen) -> Result<(), Failure> {
         let mut machine = self.base.fork();
         let life = machine.run(&self.story.action, Faults::at(first.call, first.fault));
-        let fail = |problem: String| Failure {
-            point: Point { story: self.story.name.to_owned(), layout: self.layout, first, second },
-            call: life.hit.clone(),
-            problem,
-        };
-        self.check_at_once(&machine).map_err(fail)?;
-        let promised = self.promised(&life).map_err(fail)?;
+        let fail = |problem: String| self.failure(first, second, life.hit.as_ref(), problem);
+        self.check_at_once(&machine.fs).map_err(fail)?;
+        let promised = promised(&life).map_err(fail)?;
         if !life.crashed {
             // Whatever was answered must hold when the power fails right after.
             let seeds = [0, 1, first.call.wrapping_mul(31).wrapping_add(3)];
-            let seeds = match depth {
+            let seeds = match seen.depth {
                 Depth::Full => &seeds[..],
                 Depth::Sampled => {
                     std::slice::from_ref(&seeds[usize::try_from(first.call % 3).expect("below 3")])
                 }
             };
             for &seed in seeds {
-                let mut cut = machine.fork();
+                let mut cut = machine.remains();
                 cut.fs = machine.fs.after_power_cut(seed);
-                self.settle(cut, promised, next).map_err(|problem| {
+                self.settle_once(cut, promised, seen).map_err(|problem| {
                     fail(format!(
                         "after the answer {} and a power cut (seed {seed}): {problem}",
                         told(&life.ended)
@@ -191,19 +240,18 @@ impl Subject {
                 let hit = again.hit.as_ref().map_or_else(String::new, Call::to_string);
                 fail(format!("after a second fault at {hit}: {problem}"))
             };
-            self.check_at_once(&machine).map_err(during)?;
-            return self.settle(machine, promised, next).map(|recovery| Attempt { recovery }).map_err(during);
+            self.check_at_once(&machine.fs).map_err(during)?;
+            return self.settle_once(machine.remains(), promised, seen).map_err(during);
         }
         let ended =
             if life.crashed { String::new() } else { format!("after the answer {}: ", told(&life.ended)) };
-        self.settle(machine, promised, next)
-            .map(|recovery| Attempt { recovery })
+        self.settle_once(machine.remains(), promised, seen)
             .map_err(|problem| fail(format!("{ended}{problem}")))
     }
 
     /// What must hold at any moment, recovered or not.
-    fn check_at_once(&self, machine: &Machine) -> Result<(), String> {
-        let now = Visible::of(&machine.fs, self.layout);
+    fn check_at_once(&self, fs: &FileSystem) -> Result<(), String> {
+        let now = Visible::of(fs, self.layout);
         let torn = match (&self.story.action, self.layout) {
             (Action::Repair(_), _) | (_, Layout::InPlace) => now.torn(&[&self.before, &self.after]),
             (_, Layout::Versioned | Layout::Exchange) => self.neither(&now),
@@ -222,46 +270,53 @@ impl Subject {
         )
     }
 
-    /// What an answer promises, if anybody heard one.
-    fn promised(&self, life: &Life) -> Result<Option<&Visible>, String> {
-        if life.crashed {
-            return Ok(None);
-        }
-        match &life.ended {
-            Ended::Executed(report) => match &report.outcome {
-                Outcome::Confirmed => Ok(Some(&self.after)),
-                Outcome::Undone { .. } | Outcome::ProbeFailed { .. } => Ok(Some(&self.before)),
-                Outcome::Stuck { .. } => Ok(None),
-                Outcome::KeptUnconfirmed => Err("kept a release whose probe failed".to_owned()),
-            },
-            Ended::Pruned(_) | Ended::Repaired(_) => Ok(Some(&self.after)),
-            Ended::Failed(_) => Ok(None),
-            Ended::Nothing | Ended::Refused(_) => Err(format!("answered {:?}", life.ended)),
+    /// What a promise makes visible.
+    fn visible(&self, promised: Promised) -> Option<&Visible> {
+        match promised {
+            Promised::Nothing => None,
+            Promised::Old => Some(&self.before),
+            Promised::New => Some(&self.after),
         }
     }
 
-    /// Recovers, and checks everything that must hold then. Returns the calls of the recovery.
-    fn settle(
+    /// Recovers what a process left, and checks everything that must hold then, unless that was done already.
+    fn settle_once(&self, remains: Remains, promised: Promised, seen: &mut Seen) -> Result<(), String> {
+        if seen.is_new(&remains, promised) {
+            self.settle(self.base.boot(remains), promised, seen)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Recovers, and checks everything that must hold then.
+    fn settle(&self, mut machine: Machine, promised: Promised, seen: &mut Seen) -> Result<(), String> {
+        let life = machine.run(&Action::Recover, Faults::none());
+        self.check_recovered(machine, &life, promised, seen)
+    }
+
+    /// Checks everything that must hold after a recovery.
+    fn check_recovered(
         &self,
         mut machine: Machine,
-        promised: Option<&Visible>,
-        next: Next,
-    ) -> Result<Vec<Call>, String> {
-        let life = machine.run(&Action::Recover, Faults::none());
+        life: &Life,
+        promised: Promised,
+        seen: &mut Seen,
+    ) -> Result<(), String> {
         let mut now = Visible::of(&machine.fs, self.layout);
-        let state = match &life.ended {
-            Ended::Nothing => None,
+        let reported = match &life.ended {
+            Ended::Nothing => Promised::Nothing,
             Ended::Executed(report) => match &report.outcome {
-                Outcome::Confirmed => Some(&self.after),
-                Outcome::Undone { .. } | Outcome::ProbeFailed { .. } => Some(&self.before),
+                Outcome::Confirmed => Promised::New,
+                Outcome::Undone { .. } | Outcome::ProbeFailed { .. } => Promised::Old,
                 Outcome::Stuck { .. } | Outcome::KeptUnconfirmed => {
                     return Err(format!("recovery: {report:?}"));
                 }
             },
             ended => return Err(format!("recovery failed: {ended:?}")),
         };
-        for (expected, what) in [(promised, "promised"), (state, "reported by the recovery")] {
-            let difference = expected.map_or(String::new(), |expected| now.difference(expected));
+        for (expected, what) in [(promised, "promised"), (reported, "reported by the recovery")] {
+            let difference =
+                self.visible(expected).map_or(String::new(), |expected| now.difference(expected));
             if !difference.is_empty() {
                 return Err(format!("not what was {what}:\n{difference}"));
             }
@@ -273,28 +328,27 @@ impl Subject {
         if !torn.is_empty() {
             return Err(format!("after the recovery:\n{torn}"));
         }
-        self.check_housekeeping(&machine)?;
+        self.check_housekeeping(&mut machine)?;
         self.check_recovery_is_a_no_op(&mut machine)?;
+        if !seen.is_newly_settled(&machine) {
+            return Ok(());
+        }
         if matches!(self.story.action, Action::Prune(_) | Action::Repair(_)) || now != self.after {
             self.check_retry(&mut machine)?;
             now = Visible::of(&machine.fs, self.layout);
         }
-        match next {
-            Next::Check => self.check_next_update(&mut machine, &now)?,
-            Next::Skip => {}
-        }
-        Ok(life.trace)
+        self.check_next_update(&mut machine, &now)
     }
 
-    fn check_housekeeping(&self, machine: &Machine) -> Result<(), String> {
+    fn check_housekeeping(&self, machine: &mut Machine) -> Result<(), String> {
         let empty = |what: &str, found: Vec<String>| {
             if found.is_empty() { Ok(()) } else { Err(format!("{what}: {}", found.join(", "))) }
         };
         empty("left over", leftovers(&machine.fs))?;
         empty("damaged objects in the store", damaged_objects(&machine.fs))?;
         empty("live files that share an inode with what repairs them", shared_inodes(&machine.fs))?;
-        let mut probe = machine.fork();
-        let (unusable, _) = probe.live(Faults::none(), |process| {
+        let before = machine.fs.clone();
+        let (unusable, _) = machine.live(Faults::none(), |process| {
             let points = process
                 .node()
                 .and_then(|node| node.restore_points())
@@ -306,16 +360,20 @@ impl Subject {
                     .collect(),
             )
         });
+        machine.fs = before;
         empty("unusable restore points", unusable?)
     }
 
     fn check_recovery_is_a_no_op(&self, machine: &mut Machine) -> Result<(), String> {
-        let before = whole(machine);
+        let before = machine.fs.clone();
         let life = machine.run(&Action::Recover, Faults::none());
         if !matches!(life.ended, Ended::Nothing) {
             return Err(format!("the second recovery was not a no-op: {:?}", life.ended));
         }
-        let difference = whole(machine).difference(&before);
+        if machine.fs.looks_the_same_but_for(LOCK, &before) {
+            return Ok(());
+        }
+        let difference = whole(&machine.fs).difference(&whole(&before));
         if difference.is_empty() {
             Ok(())
         } else {
@@ -364,59 +422,169 @@ impl Subject {
         Ok(())
     }
 
-    /// Breaks the story everywhere. Returns how many attempts there were.
+    /// Breaks the story everywhere.
     ///
     /// # Errors
     /// The first failure.
-    pub fn sweep(&self, depth: Depth, seed: u64) -> Result<u64, Failure> {
-        let mut attempts = 0;
-        let mut random = Random::new(seed);
-        for call in &self.calls {
-            for fault in faults(call, depth, &mut random) {
-                let first = Injection { call: call.index, fault };
-                let attempt = self.run(first, None, depth)?;
-                attempts += 1;
-                if let Fault::Crash(..) = fault {
-                    attempts += self.sweep_recovery(first, &attempt.recovery, depth, &mut random)?;
+    pub fn sweep(&self, depth: Depth, seed: u64) -> Result<Tally, Failure> {
+        let mut seen = Seen::new(depth);
+        // What is tried in one story and layout does not depend on which others are swept.
+        let mut hasher = DefaultHasher::new();
+        (seed, self.story.name, layout_name(self.layout)).hash(&mut hasher);
+        let mut random = Random::new(hasher.finish());
+        for call in self.calls() {
+            for death in deaths(&mut random) {
+                for moment in [Moment::Before, Moment::After] {
+                    let fault = Fault::Crash(moment, death);
+                    if fault.can_hit(call.op) {
+                        self.crash(Injection { call: call.index, fault }, call, &mut random, &mut seen)?;
+                    }
+                }
+            }
+            for fault in other_faults(call, depth, &mut random) {
+                seen.tally.points += 1;
+                self.run(Injection { call: call.index, fault }, None, &mut seen)?;
+            }
+        }
+        Ok(seen.tally)
+    }
+
+    /// A crash right before or after a call. What it leaves was recorded: nothing runs anew up to it.
+    fn crash(
+        &self,
+        first: Injection,
+        call: &Call,
+        random: &mut Random,
+        seen: &mut Seen,
+    ) -> Result<(), Failure> {
+        let fail = |problem| self.failure(first, None, Some(call), problem);
+        let remains = left_by(&self.unbroken, first);
+        seen.tally.points += 1;
+        if !seen.is_new(&remains, Promised::Nothing) {
+            return Ok(());
+        }
+        self.check_at_once(&remains.fs).map_err(fail)?;
+        let machine = self.base.boot(remains);
+        if seen.depth == Depth::Sampled && random.below(16) > 0 {
+            return self.settle(machine, Promised::Nothing, seen).map_err(fail);
+        }
+        let recovery = machine.record(&Action::Recover);
+        let recovered = recovery.machine.fork();
+        self.check_recovered(recovered, &recovery.life, Promised::Nothing, seen).map_err(fail)?;
+        let mut seconds = Vec::new();
+        for call in recovery.life.trace.iter().filter(|call| call.op.is_effect()) {
+            for death in [Death::Kill, Death::PowerCut { seed: random.below(1 << 16) }] {
+                for moment in [Moment::Before, Moment::After] {
+                    seconds.push(Injection { call: call.index, fault: Fault::Crash(moment, death) });
                 }
             }
         }
-        Ok(attempts)
-    }
-
-    fn sweep_recovery(
-        &self,
-        first: Injection,
-        recovery: &[Call],
-        depth: Depth,
-        random: &mut Random,
-    ) -> Result<u64, Failure> {
-        let effects: Vec<&Call> = recovery.iter().filter(|call| call.op.is_effect()).collect();
-        let chosen: Vec<&Call> = match depth {
-            Depth::Full => effects,
-            Depth::Sampled if effects.is_empty() || !random.below(4).is_multiple_of(4) => Vec::new(),
-            Depth::Sampled => vec![*random.pick(&effects)],
-        };
-        let mut attempts = 0;
-        for call in chosen {
-            let death =
-                if random.coin() { Death::Kill } else { Death::PowerCut { seed: random.below(1 << 16) } };
-            let moment = if random.coin() { Moment::Before } else { Moment::After };
-            let second = Injection { call: call.index, fault: Fault::Crash(moment, death) };
-            self.run(first, Some(second), depth)?;
-            attempts += 1;
+        if seen.depth == Depth::Sampled && !seconds.is_empty() {
+            seconds = vec![*random.pick(&seconds)];
         }
-        Ok(attempts)
+        for second in seconds {
+            let hit = recovery.life.trace.iter().find(|call| call.index == second.call);
+            let fail = |problem: String| {
+                let hit = hit.map_or_else(String::new, Call::to_string);
+                let problem = format!("after a second fault at {hit}: {problem}");
+                self.failure(first, Some(second), Some(call), problem)
+            };
+            seen.tally.points += 1;
+            seen.tally.double += 1;
+            let remains = left_by(&recovery, second);
+            if seen.is_new(&remains, Promised::Nothing) {
+                self.check_at_once(&remains.fs).map_err(fail)?;
+                self.settle(self.base.boot(remains), Promised::Nothing, seen).map_err(fail)?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// The faults to try at one call.
-fn faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
-    let mut all: Vec<Fault> = Moment::ALL.iter().map(|moment| Fault::Crash(*moment, Death::Kill)).collect();
-    for seed in [0, 1, 3 + random.below(1 << 16), 3 + random.below(1 << 16)] {
-        let moments = if seed < 3 { &Moment::ALL[2..] } else { &Moment::ALL[..] };
-        all.extend(moments.iter().map(|moment| Fault::Crash(*moment, Death::PowerCut { seed })));
+impl Seen {
+    fn new(depth: Depth) -> Self {
+        Self { states: BTreeMap::new(), settled: BTreeSet::new(), depth, tally: Tally::default() }
     }
+
+    /// Whether this state was not seen yet.
+    fn is_new(&mut self, remains: &Remains, promised: Promised) -> bool {
+        let mut hasher = DefaultHasher::new();
+        remains.fs.hash_into(&mut hasher);
+        let alike = self.states.entry(hasher.finish()).or_default();
+        let known = alike.iter().any(|(fs, running, generation, before)| {
+            (running, *generation, *before) == (&remains.running, remains.generation, promised)
+                && fs.is_same(&remains.fs)
+        });
+        if !known {
+            alike.push((remains.fs.clone(), remains.running.clone(), remains.generation, promised));
+            self.tally.states += 1;
+        }
+        !known
+    }
+
+    /// Whether a recovered machine differs from all before it in more than when things happened. In a full sweep what
+    /// the journals say counts, too, as far as their lengths tell it, and every eighth machine is taken anyway.
+    fn is_newly_settled(&mut self, machine: &Machine) -> bool {
+        let mut hasher = DefaultHasher::new();
+        machine.indexed().hash(&mut hasher);
+        machine.running().map(|release| release.name().to_string()).hash(&mut hasher);
+        for (path, entry) in &machine.fs.tree("").unwrap_or_default().0 {
+            (path, entry.mode).hash(&mut hasher);
+            match &entry.kind {
+                TreeKind::File(_) if path == LOCK => {}
+                TreeKind::File(bytes) if path == STATE || path.starts_with(JOURNALS) => {
+                    (self.depth == Depth::Full).then_some(bytes.len()).hash(&mut hasher);
+                }
+                TreeKind::File(bytes) => bytes.hash(&mut hasher),
+                TreeKind::Directory => {}
+                TreeKind::Symlink(target) => target.hash(&mut hasher),
+            }
+        }
+        let sampled = self.depth == Depth::Full && self.tally.states.is_multiple_of(8);
+        let new = self.settled.insert(hasher.finish()) || sampled;
+        self.tally.continued += u64::from(new);
+        new
+    }
+}
+
+/// What an answer promises, if anybody heard one.
+fn promised(life: &Life) -> Result<Promised, String> {
+    if life.crashed {
+        return Ok(Promised::Nothing);
+    }
+    match &life.ended {
+        Ended::Executed(report) => match &report.outcome {
+            Outcome::Confirmed => Ok(Promised::New),
+            Outcome::Undone { .. } | Outcome::ProbeFailed { .. } => Ok(Promised::Old),
+            Outcome::Stuck { .. } => Ok(Promised::Nothing),
+            Outcome::KeptUnconfirmed => Err("kept a release whose probe failed".to_owned()),
+        },
+        Ended::Pruned(_) | Ended::Repaired(_) => Ok(Promised::New),
+        Ended::Failed(_) => Ok(Promised::Nothing),
+        Ended::Nothing | Ended::Refused(_) => Err(format!("answered {:?}", life.ended)),
+    }
+}
+
+/// What is left when the process dies at one of the recorded calls.
+fn left_by(recording: &Recording, injection: Injection) -> Remains {
+    match injection.fault {
+        Fault::Crash(moment, death) => recording.remains(injection.call, moment, death),
+        Fault::Error(..) | Fault::DoneButError(_) | Fault::ShortWrite | Fault::FsyncLie => None,
+    }
+    .expect("crashes before and after a call are recorded")
+}
+
+/// The ways to die that are tried at every call: a kill, and power cuts that keep only what was synced, all names but no
+/// unsynced bytes, and something in between.
+fn deaths(random: &mut Random) -> [Death; 4] {
+    let cut = |seed| Death::PowerCut { seed };
+    [Death::Kill, cut(0), cut(1), cut(3 + random.below(1 << 16))]
+}
+
+/// The other faults to try at one call.
+fn other_faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
+    let mut all: Vec<Fault> =
+        deaths(random).iter().map(|death| Fault::Crash(Moment::During, *death)).collect();
     for errno in Errno::ALL {
         all.extend([Fault::Error(errno, Lasting::Once), Fault::Error(errno, Lasting::Forever)]);
     }
@@ -424,15 +592,17 @@ fn faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
     all.retain(|fault| fault.can_hit(call.op));
     match depth {
         Depth::Full => all,
-        Depth::Sampled => {
-            let mut few = Vec::new();
-            for _ in 0..3.min(all.len()) {
-                few.push(all.swap_remove(random.index(all.len())));
-            }
-            few
-        }
+        Depth::Sampled if all.is_empty() || random.below(8) > 0 => Vec::new(),
+        Depth::Sampled => vec![*random.pick(&all)],
     }
 }
+
+/// The lock, whose note tells who held it last.
+const LOCK: &str = ".cutover/lock";
+/// What a node went through.
+const STATE: &str = ".cutover/state.jsonl";
+/// Where its journals lie.
+const JOURNALS: &str = ".cutover/journal/";
 
 /// Names that an action keeps or removes: restore points, releases, objects, manifests.
 fn kept(machine: &Machine) -> Vec<String> {
@@ -449,9 +619,9 @@ fn kept(machine: &Machine) -> Vec<String> {
 }
 
 /// The whole root, but for the note in the lock.
-fn whole(machine: &Machine) -> Tree {
-    let mut tree = machine.fs.tree("").unwrap_or_default();
-    tree.0.retain(|path, _| path != ".cutover/lock");
+fn whole(fs: &FileSystem) -> Tree {
+    let mut tree = fs.tree("").unwrap_or_default();
+    tree.0.retain(|path, _| path != LOCK);
     tree
 }
 
@@ -477,7 +647,7 @@ pub fn revision() -> String {
 }
 
 /// The word for a layout.
-pub(crate) fn layout_name(layout: Layout) -> &'static str {
+pub fn layout_name(layout: Layout) -> &'static str {
     match layout {
         Layout::Versioned => "versioned",
         Layout::Exchange => "exchange",

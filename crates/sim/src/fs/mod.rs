@@ -17,6 +17,7 @@ mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{Hash as _, Hasher},
     io,
     ops::Range,
     path::{Component, Path},
@@ -87,7 +88,7 @@ struct Attributes {
     modified_ns: i128,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct FileBody {
     /// What readers see.
     cached: Arc<Vec<u8>>,
@@ -99,20 +100,20 @@ struct FileBody {
     lost: Vec<Range<usize>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct DirectoryBody {
     cached: BTreeMap<Name, Ino>,
     durable: BTreeMap<Name, Ino>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Body {
     File(FileBody),
     Directory(DirectoryBody),
     Symlink(Arc<str>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Inode {
     body: Body,
     attributes: Attributes,
@@ -123,7 +124,7 @@ struct Inode {
 }
 
 /// A change of names that is not durable yet. Atomic: it happens whole or not at all.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Pending {
     number: u64,
     /// What each name means afterwards.
@@ -132,12 +133,13 @@ struct Pending {
     after: Vec<u64>,
 }
 
-/// A whole file system, cached and durable state. Cloning it is cheap; a clone is an image to boot from.
+/// A whole file system, cached and durable state. Cloning it is cheap, because clones share the inodes that neither
+/// changed since; a clone is an image to boot from.
 #[derive(Clone, Debug)]
 pub struct FileSystem {
     options: Options,
-    inodes: BTreeMap<Ino, Inode>,
-    pending: Vec<Pending>,
+    inodes: BTreeMap<Ino, Arc<Inode>>,
+    pending: Vec<Arc<Pending>>,
     next_ino: Ino,
     next_pending: u64,
     clock: u64,
@@ -168,7 +170,7 @@ impl FileSystem {
         };
         Self {
             options,
-            inodes: BTreeMap::from([(ROOT, root)]),
+            inodes: BTreeMap::from([(ROOT, Arc::new(root))]),
             pending: Vec::new(),
             next_ino: ROOT + 1,
             next_pending: 0,
@@ -202,7 +204,7 @@ impl FileSystem {
     }
 
     fn inode_mut(&mut self, ino: Ino) -> &mut Inode {
-        self.inodes.get_mut(&ino).expect("names lead to inodes that exist")
+        Arc::make_mut(self.inodes.get_mut(&ino).expect("names lead to inodes that exist"))
     }
 
     fn directory(&self, ino: Ino) -> io::Result<&DirectoryBody> {
@@ -311,7 +313,7 @@ impl FileSystem {
         }
         let number = self.next_pending;
         self.next_pending += 1;
-        self.pending.push(Pending { number, sets, after });
+        self.pending.push(Arc::new(Pending { number, sets, after }));
         number
     }
 
@@ -329,7 +331,7 @@ impl FileSystem {
     }
 
     fn changes_within(&self, directory: Ino) -> Vec<u64> {
-        let within = |pending: &&Pending| pending.sets.iter().any(|(ino, _, _)| *ino == directory);
+        let within = |pending: &&Arc<Pending>| pending.sets.iter().any(|(ino, _, _)| *ino == directory);
         self.pending.iter().filter(within).map(|pending| pending.number).collect()
     }
 
@@ -384,12 +386,12 @@ impl FileSystem {
         let ino = self.next_ino;
         self.next_ino += 1;
         let inode = Inode { body, durable_attributes: attributes.clone(), attributes, links: 1, open: 0 };
-        self.inodes.insert(ino, inode);
+        self.inodes.insert(ino, Arc::new(inode));
         Ok(ino)
     }
 
     fn in_use(&self) -> impl Iterator<Item = &Inode> {
-        self.inodes.values().filter(|inode| inode.links > 0 || inode.open > 0)
+        self.inodes.values().map(Arc::as_ref).filter(|inode| inode.links > 0 || inode.open > 0)
     }
 
     fn free_inodes(&self) -> Option<u64> {
@@ -505,6 +507,9 @@ impl FileSystem {
 
     /// Writes back bytes and attributes.
     pub(crate) fn sync(&mut self, ino: Ino) {
+        if self.inode(ino).is_written_back() {
+            return;
+        }
         let inode = self.inode_mut(ino);
         inode.durable_attributes = inode.attributes.clone();
         if let Body::File(file) = &mut inode.body {
@@ -818,15 +823,15 @@ impl FileSystem {
                 chosen.extend(&pending.after);
             }
         }
-        let (now, later): (Vec<Pending>, Vec<Pending>) = std::mem::take(&mut self.pending)
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
             .into_iter()
             .partition(|pending| chosen.contains(&pending.number));
         self.pending = later;
-        for (directory, name, ino) in now.into_iter().flat_map(|pending| pending.sets) {
-            let names = &mut self.directory_mut(directory).durable;
+        for (directory, name, ino) in now.iter().flat_map(|pending| &pending.sets) {
+            let names = &mut self.directory_mut(*directory).durable;
             match ino {
-                Some(ino) => names.insert(name, ino),
-                None => names.remove(&name),
+                Some(ino) => names.insert(name.clone(), *ino),
+                None => names.remove(name),
             };
         }
     }
@@ -854,9 +859,70 @@ impl FileSystem {
     /// What a killed process leaves behind: everything, the page cache included.
     pub fn after_kill(&self) -> Self {
         let mut survivor = self.clone();
-        survivor.inodes.values_mut().for_each(|inode| inode.open = 0);
+        for inode in survivor.inodes.values_mut().filter(|inode| inode.open > 0) {
+            Arc::make_mut(inode).open = 0;
+        }
         survivor.forget_unreachable();
         survivor
+    }
+
+    /// Whether both hold the same, cached and durable, inode by inode. What the next new inode is called and what the
+    /// next time stamp is may differ: no program can tell.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.options == other.options && self.inodes == other.inodes && self.pending == other.pending
+    }
+
+    /// Whether readers see the same in both, but for the file at `path`.
+    pub(crate) fn looks_the_same_but_for(&self, path: &str, other: &Self) -> bool {
+        let left_out = self.find(Path::new(path)).ok();
+        self.inodes.len() == other.inodes.len()
+            && self.inodes.iter().zip(&other.inodes).all(|((ino, inode), (other_ino, other))| {
+                ino == other_ino
+                    && (Arc::ptr_eq(inode, other) || Some(*ino) == left_out || inode.looks_like(other))
+            })
+    }
+
+    /// Hashes enough of the content that states which are not the same rarely collide.
+    pub(crate) fn hash_into(&self, hasher: &mut impl Hasher) {
+        self.pending.len().hash(hasher);
+        for (ino, inode) in &self.inodes {
+            (ino, inode.attributes.changed_ns, inode.attributes.mode, inode.links).hash(hasher);
+            match &inode.body {
+                Body::File(file) => (file.cached.len(), file.clean).hash(hasher),
+                Body::Directory(directory) => {
+                    (directory.cached.len(), directory.durable.len()).hash(hasher);
+                    directory.cached.values().for_each(|child| child.hash(hasher));
+                }
+                Body::Symlink(target) => target.hash(hasher),
+            }
+        }
+    }
+}
+
+impl Inode {
+    /// Whether a sync would change nothing.
+    fn is_written_back(&self) -> bool {
+        self.attributes == self.durable_attributes
+            && match &self.body {
+                Body::File(file) => {
+                    file.clean == file.cached.len()
+                        && file.lost.is_empty()
+                        && file.durable.as_ref().is_some_and(|durable| Arc::ptr_eq(durable, &file.cached))
+                }
+                Body::Directory(_) | Body::Symlink(_) => true,
+            }
+    }
+
+    /// Whether readers see no difference.
+    fn looks_like(&self, other: &Self) -> bool {
+        let (a, b) = (&self.attributes, &other.attributes);
+        (a.mode, a.uid, a.gid, &a.xattrs) == (b.mode, b.uid, b.gid, &b.xattrs)
+            && match (&self.body, &other.body) {
+                (Body::File(a), Body::File(b)) => a.cached == b.cached,
+                (Body::Directory(a), Body::Directory(b)) => a.cached == b.cached,
+                (Body::Symlink(a), Body::Symlink(b)) => a == b,
+                (Body::File(_) | Body::Directory(_) | Body::Symlink(_), _) => false,
+            }
     }
 }
 

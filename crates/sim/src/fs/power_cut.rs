@@ -1,8 +1,8 @@
 //! What is left after a power cut: everything durable, and by seed more or less of the rest.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{BLOCK, Body, DirectoryBody, FileBody, FileSystem, Ino};
+use super::{BLOCK, Body, DirectoryBody, FileBody, FileSystem, Inode};
 use crate::random::Random;
 
 /// Which unsynced name changes reach the disk.
@@ -55,28 +55,41 @@ impl FileSystem {
         let mut survivor = self.clone();
         survivor.persist(&self.surviving_changes(names, &mut random));
         survivor.pending.clear();
-        survivor.inodes.values_mut().for_each(|inode| {
-            inode.open = 0;
-            inode.links = 0;
+        for inode in survivor.inodes.values_mut() {
             let keeps_attributes = match content {
                 Content::None => false,
                 Content::All => true,
                 Content::Blocks => random.coin(),
             };
-            if !keeps_attributes {
-                inode.attributes = inode.durable_attributes.clone();
-            }
-            inode.durable_attributes = inode.attributes.clone();
-            match &mut inode.body {
+            let attributes = if keeps_attributes { &inode.attributes } else { &inode.durable_attributes };
+            let body = match &inode.body {
                 Body::File(file) => {
                     let bytes = file.surviving(content, &mut random);
                     let clean = bytes.len();
-                    *file = FileBody { cached: bytes.clone(), durable: Some(bytes), clean, lost: Vec::new() };
+                    Body::File(FileBody {
+                        cached: bytes.clone(),
+                        durable: Some(bytes),
+                        clean,
+                        lost: Vec::new(),
+                    })
                 }
-                Body::Directory(directory) => directory.cached = directory.durable.clone(),
-                Body::Symlink(_) => {}
+                Body::Directory(DirectoryBody { durable, .. }) => {
+                    Body::Directory(DirectoryBody { cached: durable.clone(), durable: durable.clone() })
+                }
+                Body::Symlink(target) => Body::Symlink(target.clone()),
+            };
+            let survived = Inode {
+                body,
+                attributes: attributes.clone(),
+                durable_attributes: attributes.clone(),
+                links: inode.links,
+                open: 0,
+            };
+            // What did not change stays shared with the image it came from.
+            if **inode != survived {
+                *inode = Arc::new(survived);
             }
-        });
+        }
         survivor.forget_unreachable();
         survivor.count_links();
         survivor
@@ -93,13 +106,18 @@ impl FileSystem {
     }
 
     fn count_links(&mut self) {
-        let names = |body: &Body| match body {
-            Body::Directory(DirectoryBody { cached, .. }) => cached.values().copied().collect(),
-            Body::File(_) | Body::Symlink(_) => Vec::new(),
-        };
-        let linked: Vec<Ino> = self.inodes.values().flat_map(|inode| names(&inode.body)).collect();
-        self.inode_mut(super::ROOT).links = 1;
-        linked.into_iter().for_each(|ino| self.inode_mut(ino).links += 1);
+        let mut links = BTreeMap::from([(super::ROOT, 1)]);
+        for inode in self.inodes.values() {
+            if let Body::Directory(DirectoryBody { cached, .. }) = &inode.body {
+                cached.values().for_each(|ino| *links.entry(*ino).or_insert(0) += 1);
+            }
+        }
+        for (ino, inode) in &mut self.inodes {
+            let links = links.get(ino).copied().unwrap_or(0);
+            if inode.links != links {
+                Arc::make_mut(inode).links = links;
+            }
+        }
     }
 }
 
