@@ -10,9 +10,11 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::AddAssign,
     str::FromStr,
+    sync::Arc,
 };
 
 use cutover_core::{execute::Outcome, model::ReleaseRef, plan::Layout};
+use cutover_host::probe::ProbeOutcome;
 
 use crate::{
     Action, Call, Death, Ended, Errno, Fault, Faults, FileSystem, Lasting, Life, Machine, Moment, Random,
@@ -65,6 +67,8 @@ pub struct Subject {
     before: Visible,
     /// What is visible after it.
     after: Visible,
+    /// What is visible until the probe has failed.
+    tried: Option<Visible>,
     /// Names below `.cutover` and `releases` after it, journals and the like left out.
     kept: Vec<String>,
     /// The action when nothing goes wrong.
@@ -153,8 +157,14 @@ impl Subject {
             _ => None,
         };
         let after = Visible::of(&unbroken.machine.fs, layout);
+        let tried = story.probe_fails.map(|_| {
+            let mut machine = base.fork();
+            machine.verdicts = Arc::new(|_| ProbeOutcome::Passed);
+            machine.run(&story.action, Faults::none());
+            Visible::of(&machine.fs, layout)
+        });
         let kept = kept(&unbroken.machine);
-        let subject = Self { kept, story, layout, base, before, after, unbroken, outcome };
+        let subject = Self { kept, story, layout, base, before, after, tried, unbroken, outcome };
         subject.check_reference(subject.unbroken.life.probes)?;
         subject
             .settle(subject.unbroken.machine.fork(), Promised::New, &mut Seen::new(Depth::Full))
@@ -253,7 +263,12 @@ impl Subject {
     fn check_at_once(&self, fs: &FileSystem) -> Result<(), String> {
         let now = Visible::of(fs, self.layout);
         let torn = match (&self.story.action, self.layout) {
-            (Action::Repair(_), _) | (_, Layout::InPlace) => now.torn(&[&self.before, &self.after]),
+            (Action::Repair(_), _) | (_, Layout::InPlace) => {
+                let states: Vec<&Visible> =
+                    [&self.before, &self.after].into_iter().chain(&self.tried).collect();
+                now.torn(&states)
+            }
+            (_, Layout::Versioned | Layout::Exchange) if self.tried.as_ref() == Some(&now) => String::new(),
             (_, Layout::Versioned | Layout::Exchange) => self.neither(&now),
         };
         if torn.is_empty() { Ok(()) } else { Err(format!("before any recovery:\n{torn}")) }
@@ -559,8 +574,9 @@ fn promised(life: &Life) -> Result<Promised, String> {
             Outcome::Stuck { .. } => Ok(Promised::Nothing),
             Outcome::KeptUnconfirmed => Err("kept a release whose probe failed".to_owned()),
         },
-        Ended::Pruned(_) | Ended::Repaired(_) => Ok(Promised::New),
-        Ended::Failed(_) => Ok(Promised::Nothing),
+        Ended::Pruned(_) => Ok(Promised::New),
+        Ended::Repaired(report) if report.unrepairable.is_empty() => Ok(Promised::New),
+        Ended::Repaired(_) | Ended::Failed(_) => Ok(Promised::Nothing),
         Ended::Nothing | Ended::Refused(_) => Err(format!("answered {:?}", life.ended)),
     }
 }

@@ -306,6 +306,8 @@ impl Node {
             for directory in place::DIRECTORIES {
                 files.ensure_dir(directory.as_ref(), 0o700)?;
             }
+            // Durable before it: a power cut may keep a later name and lose an earlier one.
+            files.sync_dir(place::META.as_ref())?;
             files.sync_dir(Path::new(""))?;
             current::set_layout(files, self.options.layout.unwrap_or_default())?;
         }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use cutover_core::{
-    model::{Digest, Encoding, Hasher, ReleaseName, ReleaseRef, SeenKind, Version},
+    model::{Digest, Encoding, Hasher, ReleaseName, ReleaseRef, RestorePointId, SeenKind, Version},
     plan::{KeptTree, Layout, PointSeen},
     retain::{PointFacts, Retention, retain, unneeded_trees},
 };
 
 use super::{
-    FsError, Node, NodeError, NodeLock, PruneReport, current,
+    FsError, Node, NodeError, NodeLock, PointError, PruneReport, current,
     files::{Attempt as _, Files},
     garbage, journal, place, restore, store,
 };
@@ -49,6 +49,7 @@ pub(crate) fn prune(
         report.bytes_before = allocated(files)?;
     }
     let (points, damaged) = node.points(layout)?;
+    let damaged = evidence_only(damaged)?;
     let facts = facts(files, layout, &points, retention)?;
     let verdict = retain(&facts, retention, node.clock().now());
 
@@ -59,7 +60,7 @@ pub(crate) fn prune(
     // A damaged one is of no use, but it is kept as evidence until a good one of its age would go too.
     let number = restore::number_of;
     let is_older = |id| verdict.remove.last().is_some_and(|last| number(id) < number(last));
-    for (id, _) in damaged.iter().filter(|(id, _)| is_older(id)) {
+    for id in damaged.iter().filter(|id| is_older(id)) {
         files.discard(&place::point(id))?;
         report.removed_points.push(id.clone());
     }
@@ -105,6 +106,16 @@ pub(crate) fn prune(
         )?;
     }
     Ok(report)
+}
+
+/// The restore points that nobody can go back to. Fails when one merely cannot be read at the moment: nothing would keep
+/// the tree and the objects it needs.
+fn evidence_only(damaged: Vec<(RestorePointId, PointError)>) -> Result<Vec<RestorePointId>, NodeError> {
+    let sort = |(id, error)| match error {
+        PointError::Fs(error) => Err(error.into()),
+        PointError::Manifest { .. } | PointError::File { .. } | PointError::Unsealed(_) => Ok(id),
+    };
+    damaged.into_iter().map(sort).collect()
 }
 
 /// What retention needs to know. Only bytes nothing else shares count for a restore point.
