@@ -5,7 +5,7 @@
 //! a [`Failure`], which says how to replay it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::HashSet,
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::AddAssign,
@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use cutover_core::{execute::Outcome, model::ReleaseRef, plan::Layout};
+use cutover_core::{execute::Outcome, plan::Layout};
 use cutover_host::probe::ProbeOutcome;
 
 use crate::{
@@ -79,11 +79,12 @@ pub struct Subject {
 /// How thoroughly a sweep looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// A kill and three power cuts before and after every call that changes anything. Of the other faults one at every
-    /// eighth call, and of second crashes one for every sixteenth first, both chosen by the seed. For every test run.
+    /// A kill and three power cuts before and after every call that changes anything. Of the other faults one at about
+    /// every fourth call, and of second crashes one for about every eighth state that a first one left, both chosen by
+    /// the seed. For every test run.
     Sampled,
-    /// Every fault at every call, and a second crash, a kill and a power cut, before and after every call of every
-    /// recovery that begins in a state of its own.
+    /// Every fault at every call. A second crash, a kill and a power cut, at every call of every recovery from a kill and
+    /// from a power cut that kept only what was synced; one for each recovery from the other power cuts.
     Full,
 }
 
@@ -116,7 +117,7 @@ impl fmt::Display for Tally {
 }
 
 /// What an answer that somebody heard promises to be visible.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Promised {
     Nothing,
     Old,
@@ -125,10 +126,10 @@ enum Promised {
 
 /// What was recovered and checked already. Many faults leave the same: nothing needs to be checked twice.
 struct Seen {
-    /// Exact states with what was promised of them, by a hash.
-    states: BTreeMap<u64, Vec<(FileSystem, Option<ReleaseRef>, u64, Promised)>>,
+    /// Exact states with what was promised of them, hashed whole: a collision would hide a state, one in 10^10 sweeps.
+    states: HashSet<u64>,
     /// States after a recovery, without what tells only when they came to be, by a hash.
-    settled: BTreeSet<u64>,
+    settled: HashSet<u64>,
     depth: Depth,
     tally: Tally,
 }
@@ -480,7 +481,7 @@ impl Subject {
         }
         self.check_at_once(&remains.fs).map_err(fail)?;
         let machine = self.base.boot(remains);
-        if seen.depth == Depth::Sampled && random.below(16) > 0 {
+        if seen.depth == Depth::Sampled && random.below(8) > 0 {
             return self.settle(machine, Promised::Nothing, seen).map_err(fail);
         }
         let recovery = machine.record(&Action::Recover);
@@ -488,13 +489,16 @@ impl Subject {
         self.check_recovered(recovered, &recovery.life, Promised::Nothing, seen).map_err(fail)?;
         let mut seconds = Vec::new();
         for call in recovery.life.trace.iter().filter(|call| call.op.is_effect()) {
-            for death in [Death::Kill, Death::PowerCut { seed: random.below(1 << 16) }] {
-                for moment in [Moment::Before, Moment::After] {
-                    seconds.push(Injection { call: call.index, fault: Fault::Crash(moment, death) });
-                }
+            // After one call is before the next: the process is killed at every boundary but the last, and there is
+            // nothing left to do there.
+            let cut = Death::PowerCut { seed: random.below(1 << 16) };
+            for (moment, death) in [(Moment::Before, Death::Kill), (Moment::After, cut)] {
+                seconds.push(Injection { call: call.index, fault: Fault::Crash(moment, death) });
             }
         }
-        if seen.depth == Depth::Sampled && !seconds.is_empty() {
+        let everywhere = seen.depth == Depth::Full
+            && matches!(first.fault, Fault::Crash(_, Death::Kill | Death::PowerCut { seed: 0 }));
+        if !everywhere && !seconds.is_empty() {
             seconds = vec![*random.pick(&seconds)];
         }
         for second in seconds {
@@ -518,27 +522,21 @@ impl Subject {
 
 impl Seen {
     fn new(depth: Depth) -> Self {
-        Self { states: BTreeMap::new(), settled: BTreeSet::new(), depth, tally: Tally::default() }
+        Self { states: HashSet::new(), settled: HashSet::new(), depth, tally: Tally::default() }
     }
 
     /// Whether this state was not seen yet.
     fn is_new(&mut self, remains: &Remains, promised: Promised) -> bool {
         let mut hasher = DefaultHasher::new();
-        remains.fs.hash_into(&mut hasher);
-        let alike = self.states.entry(hasher.finish()).or_default();
-        let known = alike.iter().any(|(fs, running, generation, before)| {
-            (running, *generation, *before) == (&remains.running, remains.generation, promised)
-                && fs.is_same(&remains.fs)
-        });
-        if !known {
-            alike.push((remains.fs.clone(), remains.running.clone(), remains.generation, promised));
-            self.tally.states += 1;
-        }
-        !known
+        let running = remains.running.as_ref().map(|release| release.name().to_string());
+        (&remains.fs, running, remains.generation, promised).hash(&mut hasher);
+        let new = self.states.insert(hasher.finish());
+        self.tally.states += u64::from(new);
+        new
     }
 
     /// Whether a recovered machine differs from all before it in more than when things happened. In a full sweep what
-    /// the journals say counts, too, as far as their lengths tell it, and every eighth machine is taken anyway.
+    /// the journals say counts, too, as far as their lengths tell it, and every 32nd machine is taken anyway.
     fn is_newly_settled(&mut self, machine: &Machine) -> bool {
         let mut hasher = DefaultHasher::new();
         machine.indexed().hash(&mut hasher);
@@ -555,7 +553,7 @@ impl Seen {
                 TreeKind::Symlink(target) => target.hash(&mut hasher),
             }
         }
-        let sampled = self.depth == Depth::Full && self.tally.states.is_multiple_of(8);
+        let sampled = self.depth == Depth::Full && self.tally.states.is_multiple_of(32);
         let new = self.settled.insert(hasher.finish()) || sampled;
         self.tally.continued += u64::from(new);
         new
@@ -608,7 +606,7 @@ fn other_faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
     all.retain(|fault| fault.can_hit(call.op));
     match depth {
         Depth::Full => all,
-        Depth::Sampled if all.is_empty() || random.below(8) > 0 => Vec::new(),
+        Depth::Sampled if all.is_empty() || random.below(4) > 0 => Vec::new(),
         Depth::Sampled => vec![*random.pick(&all)],
     }
 }
@@ -740,6 +738,42 @@ impl fmt::Display for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Op;
+
+    #[test]
+    fn recorded_crash_leaves_what_a_run_up_to_it_leaves() {
+        for (name, layout) in
+            LAYOUTS.iter().flat_map(|layout| ["update", "prune"].map(|name| (name, *layout)))
+        {
+            let subject = Subject::prepare(story(name).expect(name), layout).expect("a story");
+            for (place, call) in subject.calls().iter().filter(|call| call.op.is_effect()).enumerate() {
+                let moment = if place.is_multiple_of(2) { Moment::Before } else { Moment::After };
+                let death = [Death::Kill, Death::PowerCut { seed: 7 }][place / 2 % 2];
+                let fault = Fault::Crash(moment, death);
+                let mut machine = subject.base.fork();
+                assert!(machine.run(&subject.story.action, Faults::at(call.index, fault)).crashed);
+                let recorded = left_by(&subject.unbroken, Injection { call: call.index, fault });
+                // The note in the lock is written by the same call as the lock is taken.
+                if call.op != Op::Lock {
+                    assert!(recorded.fs.is_same(&machine.fs), "{name} {layout:?} {fault} at {call}");
+                }
+                assert_eq!(recorded.running, machine.running(), "{name} {layout:?} {fault} at {call}");
+                let booted = subject.base.boot(recorded);
+                assert_eq!(booted.indexed(), machine.indexed(), "{name} {layout:?} {fault} at {call}");
+            }
+        }
+    }
+
+    #[test]
+    fn state_is_checked_once_for_each_promise() {
+        let subject =
+            Subject::prepare(story("update").expect("a story"), Layout::Versioned).expect("prepared");
+        let mut seen = Seen::new(Depth::Full);
+        assert!(seen.is_new(&subject.base.remains(), Promised::Nothing));
+        assert!(!seen.is_new(&subject.base.fork().remains(), Promised::Nothing), "a fork is the same");
+        assert!(seen.is_new(&subject.base.remains(), Promised::Old), "more is promised");
+        assert!(seen.is_new(&subject.unbroken.machine.remains(), Promised::Nothing), "another state");
+    }
 
     #[test]
     fn every_point_has_a_name_that_leads_back_to_it() {

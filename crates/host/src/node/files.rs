@@ -88,6 +88,26 @@ impl Files {
         }
     }
 
+    /// Makes a directory where others see it unless it is there. It gets its name when its mode is complete: a process
+    /// that died before it lifted the umask would leave one that nobody else can enter.
+    pub(crate) fn ensure_visible_dir(&self, path: &Path, mode: u32) -> Result<(), FsError> {
+        if self.exists(path)? {
+            return Ok(());
+        }
+        let hidden = self.free_in_trash()?;
+        self.ensure_dir(&hidden, mode)?;
+        let renamed = self.disk.rename(&hidden, path);
+        if renamed.is_err() {
+            // The first error is the one worth reporting.
+            let _ = self.disk.remove_dir(&hidden);
+        }
+        match renamed {
+            // On a volume of its own: what is shared may be.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => self.ensure_dir(path, mode),
+            renamed => renamed.attempt("create directory", path),
+        }
+    }
+
     /// Makes the missing directories above `path`, outermost first, and returns them.
     pub(crate) fn ensure_parents(&self, path: &Path, mode: u32) -> Result<Vec<PathBuf>, FsError> {
         let mut missing = Vec::new();
@@ -98,7 +118,7 @@ impl Files {
             missing.push(parent.to_owned());
         }
         missing.reverse();
-        missing.iter().try_for_each(|parent| self.ensure_dir(parent, mode))?;
+        missing.iter().try_for_each(|parent| self.ensure_visible_dir(parent, mode))?;
         Ok(missing)
     }
 
@@ -173,16 +193,21 @@ impl Files {
         if !self.exists(path)? {
             return Ok(());
         }
-        let trash = loop {
-            let number = self.discarded.fetch_add(1, Ordering::Relaxed);
-            let candidate = Path::new(place::TRASH).join(number.to_string());
-            if !self.exists(&candidate)? {
-                break candidate;
-            }
-        };
+        let trash = self.free_in_trash()?;
         self.disk.rename(path, &trash).attempt("discard", path)?;
         self.sync_parent(path)?;
         self.remove_tree(&trash)
+    }
+
+    /// A name in the trash that nothing has.
+    fn free_in_trash(&self) -> Result<PathBuf, FsError> {
+        loop {
+            let number = self.discarded.fetch_add(1, Ordering::Relaxed);
+            let candidate = Path::new(place::TRASH).join(number.to_string());
+            if !self.exists(&candidate)? {
+                return Ok(candidate);
+            }
+        }
     }
 
     /// Takes a tree apart. Only for what nothing refers to.

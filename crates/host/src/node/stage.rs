@@ -394,7 +394,7 @@ impl<'a> Staging<'a> {
                     target.sync().attempt("flush", &fresh)?;
                     self.files.rename(&fresh, &shared)?;
                 }
-                None => self.files.ensure_dir(&shared, 0o755)?,
+                None => self.files.ensure_visible_dir(&shared, 0o755)?,
             }
             self.files.sync_parent(&shared)?;
         }
@@ -520,7 +520,7 @@ impl<'a> Staging<'a> {
     /// Moves the finished tree to its place. A tree that lies there was left by an earlier attempt.
     fn move_tree(&self, to: &ReleaseRef) -> Result<(), NodeError> {
         let target = place::release(&to.name());
-        self.files.ensure_dir(place::RELEASES.as_ref(), 0o755)?;
+        self.files.ensure_visible_dir(place::RELEASES.as_ref(), 0o755)?;
         if current::release(self.files, self.plan.layout)?.as_ref() == Some(to) {
             return Err(NodeError::Changed);
         }

@@ -425,7 +425,7 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
         for parent in path.ancestors() {
             // A file of the new release lies where a directory was; it was added, so it is gone by now.
             if !is_directory(files, parent.as_path())? {
-                files.ensure_dir(parent.as_path(), 0o755)?;
+                files.ensure_visible_dir(parent.as_path(), 0o755)?;
                 state.directories.insert(parent);
             }
         }

@@ -17,7 +17,7 @@ mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    hash::{Hash as _, Hasher},
+    hash::{Hash, Hasher},
     io,
     ops::Range,
     path::{Component, Path},
@@ -45,7 +45,7 @@ pub(crate) fn errno(code: i32) -> io::Error {
 }
 
 /// Whether files can share extents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reflinks {
     /// As on btrfs and XFS.
     Supported,
@@ -54,7 +54,7 @@ pub enum Reflinks {
 }
 
 /// What kind of file system it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Whether files can share extents.
     pub reflinks: Reflinks,
@@ -78,7 +78,7 @@ impl Default for Options {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Attributes {
     mode: u32,
     uid: u32,
@@ -88,7 +88,7 @@ struct Attributes {
     modified_ns: i128,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct FileBody {
     /// What readers see.
     cached: Arc<Vec<u8>>,
@@ -100,20 +100,20 @@ struct FileBody {
     lost: Vec<Range<usize>>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct DirectoryBody {
     cached: BTreeMap<Name, Ino>,
     durable: BTreeMap<Name, Ino>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Body {
     File(FileBody),
     Directory(DirectoryBody),
     Symlink(Arc<str>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Inode {
     body: Body,
     attributes: Attributes,
@@ -124,7 +124,7 @@ struct Inode {
 }
 
 /// A change of names that is not durable yet. Atomic: it happens whole or not at all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Pending {
     number: u64,
     /// What each name means afterwards.
@@ -881,21 +881,12 @@ impl FileSystem {
                     && (Arc::ptr_eq(inode, other) || Some(*ino) == left_out || inode.looks_like(other))
             })
     }
+}
 
-    /// Hashes enough of the content that states which are not the same rarely collide.
-    pub(crate) fn hash_into(&self, hasher: &mut impl Hasher) {
-        self.pending.len().hash(hasher);
-        for (ino, inode) in &self.inodes {
-            (ino, inode.attributes.changed_ns, inode.attributes.mode, inode.links).hash(hasher);
-            match &inode.body {
-                Body::File(file) => (file.cached.len(), file.clean).hash(hasher),
-                Body::Directory(directory) => {
-                    (directory.cached.len(), directory.durable.len()).hash(hasher);
-                    directory.cached.values().for_each(|child| child.hash(hasher));
-                }
-                Body::Symlink(target) => target.hash(hasher),
-            }
-        }
+/// Of what [`FileSystem::is_same`] compares.
+impl Hash for FileSystem {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (self.options, &self.inodes, &self.pending).hash(hasher);
     }
 }
 

@@ -1,0 +1,91 @@
+//! What the sweeps found once, by name.
+
+use cutover_core::{
+    execute::Outcome,
+    plan::{Layout, RollbackTarget},
+    retain::Retention,
+};
+use cutover_sim::{
+    Action, Call, Death, Ended, Errno, Fault, Faults, LAYOUTS, Lasting, Machine, Moment, Op, Options,
+    TreeKind,
+};
+
+fn machine(layout: Layout, before: &[Action]) -> Machine {
+    let mut machine = Machine::new(layout, Options::default());
+    for action in before {
+        assert_confirmed(&machine.run(action, Faults::none()).ended);
+    }
+    machine
+}
+
+fn assert_confirmed(ended: &Ended) {
+    assert!(
+        matches!(ended, Ended::Executed(report) if report.outcome == Outcome::Confirmed),
+        "not confirmed: {ended:?}"
+    );
+}
+
+/// The calls of `action` on a fork of `machine`, when nothing goes wrong.
+fn calls(machine: &Machine, action: &Action) -> Vec<Call> {
+    machine.fork().run(action, Faults::none()).trace
+}
+
+#[test]
+fn root_whose_layout_survived_a_power_cut_has_all_its_directories() {
+    let fresh = machine(Layout::Versioned, &[]);
+    let trace = calls(&fresh, &Action::Update(0));
+    let named =
+        trace.iter().find(|call| call.op == Op::Rename && call.names(".cutover/layout")).expect("named");
+    for seed in 0..200 {
+        let mut machine = fresh.fork();
+        let cut = Fault::Crash(Moment::After, Death::PowerCut { seed });
+        machine.run(&Action::Update(0), Faults::at(named.index, cut));
+        assert_confirmed(&machine.run(&Action::Update(0), Faults::none()).ended);
+    }
+}
+
+#[test]
+fn prune_that_cannot_read_a_restore_point_removes_nothing_it_needs() {
+    let keep_one = Retention { keep: 1, warm: 1, ..Retention::default() };
+    for layout in LAYOUTS {
+        let ready = machine(layout, &[Action::Update(0), Action::Update(1), Action::Update(2)]);
+        let prune = Action::Prune(keep_one.clone());
+        let reads = calls(&ready, &prune).into_iter().filter(|call| {
+            matches!(call.op, Op::Open | Op::Read)
+                && [".cutover/restore/000003", ".cutover/journal/000003"]
+                    .iter()
+                    .any(|path| call.path.to_string_lossy().starts_with(path))
+        });
+        let mut tried = 0;
+        for call in reads {
+            let mut machine = ready.fork();
+            let fault = Fault::Error(Errno::Eio, Lasting::Once);
+            let life = machine.run(&prune, Faults::at(call.index, fault));
+            assert!(matches!(life.ended, Ended::Failed(_)), "{layout:?} {call}: {:?}", life.ended);
+            let trace = calls(&machine, &prune);
+            assert!(!trace.is_empty());
+            assert_confirmed(&machine.run(&Action::Rollback(RollbackTarget::Newest), Faults::none()).ended);
+            tried += 1;
+        }
+        assert!(tried > 0, "{layout:?}");
+    }
+}
+
+#[test]
+fn directory_made_in_place_is_open_to_all_although_the_process_died_while_making_it() {
+    let ready = machine(Layout::InPlace, &[Action::Update(0)]);
+    let made: Vec<Call> =
+        calls(&ready, &Action::Update(1)).into_iter().filter(|call| call.op == Op::CreateDir).collect();
+    assert!(!made.is_empty());
+    for call in made {
+        let mut machine = ready.fork();
+        let killed = Fault::Crash(Moment::During, Death::Kill);
+        assert!(machine.run(&Action::Update(1), Faults::at(call.index, killed)).crashed);
+        machine.run(&Action::Recover, Faults::none());
+        let tree = machine.fs.tree("").expect("a root");
+        for (path, entry) in tree.0.iter().filter(|(path, _)| !path.starts_with(".cutover")) {
+            let closed = entry.kind == TreeKind::Directory && entry.mode != 0o755;
+            assert!(!closed, "{call}: {path} has mode {:o}", entry.mode);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The simulated disk against the real one, its power cuts, and the engine on it while everything goes wrong.
+#![allow(clippy::disallowed_methods)]
+
+mod conformance;
+mod found;
+mod power_cut;
+mod releases;
+mod sweep;
