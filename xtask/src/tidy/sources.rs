@@ -119,7 +119,7 @@ pub(super) fn check(tree: &Tree) -> Result<Vec<Finding>> {
         findings.extend(head(path, text));
         let named = tokens::named(text).with_context(|| format!("failed to read `{}`", path.display()))?;
         findings.extend(banned(path, &named));
-        findings.extend(unfinished(path, text, &named));
+        findings.extend(unfinished(path, &named));
     }
     for (path, text) in tree.all() {
         findings.extend(machine_paths(path, text));
@@ -178,22 +178,14 @@ fn is_test_file(path: &Path) -> bool {
     in_tests || path.file_name().is_some_and(|name| name == "tests.rs" || name == "testing.rs")
 }
 
-fn unfinished(path: &Path, text: &str, named: &[Named]) -> Vec<Finding> {
-    let line_of = |name: &Named| text.lines().nth(name.line - 1).unwrap_or_default();
+fn unfinished(path: &Path, named: &[Named]) -> Vec<Finding> {
     let finds = |name: &Named| match (name.path.as_str(), name.then) {
         ("todo" | "unimplemented" | "dbg", Then::Bang) => Some("unfinished code"),
-        ("ignore", Then::Other) if is_started_by_another(line_of(name), named) => None,
         ("ignore", Then::Other) => Some("a switched-off test proves nothing: mend it or remove it"),
         _ => None,
     };
     let findings = named.iter().filter_map(|name| Some((name, finds(name)?)));
     findings.map(|(name, why)| Finding::new(path, name.line, format!("`{}`: {why}", name.path))).collect()
-}
-
-/// Whether an ignored test is one that another test of the file starts in a process of its own.
-fn is_started_by_another(line: &str, named: &[Named]) -> bool {
-    let starter = line.split_once("\"started by ").and_then(|(_, rest)| rest.split_once('"'));
-    starter.is_some_and(|(starter, _)| named.iter().any(|name| name.path == starter))
 }
 
 fn machine_paths(path: &Path, text: &str) -> Vec<Finding> {
@@ -265,17 +257,6 @@ mod tests {
     fn unfinished_code_and_switched_off_tests_are_findings() {
         let source = "//! Head.\nfn a() { todo!() }\n#[test]\n#[ignore = \"slow\"]\nfn b() {}\n";
         assert_eq!(says(&[("xtask/src/x.rs", source)]).len(), 2);
-    }
-
-    #[test]
-    fn a_test_that_another_one_starts_is_not_switched_off() {
-        let by = |starter: &str| {
-            format!(
-                "//! Head.\n#[test]\nfn a() {{}}\n#[test]\n#[ignore = \"started by {starter}\"]\nfn b() {{}}\n"
-            )
-        };
-        assert_eq!(says(&[("xtask/src/x.rs", &by("a"))]).len(), 0);
-        assert_eq!(says(&[("xtask/src/x.rs", &by("nobody"))]).len(), 1);
     }
 
     #[test]

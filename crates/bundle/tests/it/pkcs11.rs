@@ -2,7 +2,7 @@
 //! each test says that it was not run.
 //!
 //! SoftHSM finds its tokens by the environment variable SOFTHSM2_CONF, and a process has one environment: each test here
-//! starts this test program again, with the variable set, to run the ignored test of its name.
+//! starts this test program again, with the variable set, to run itself.
 
 use std::{
     env,
@@ -41,11 +41,17 @@ fn find_module() -> Option<PathBuf> {
 }
 
 fn module() -> PathBuf {
-    find_module().expect("checked by the test that starts this one")
+    find_module().expect("checked before the test started itself")
 }
 
-/// Runs the ignored test `name` of this program with a token store of its own.
-fn with_token_store(name: &str) {
+/// Tells a test that it was started by itself, and where it may write.
+const DIRECTORY: &str = "CUTOVER_TEST_TOKENS";
+
+/// Runs `work`, the body of the test `name`, in a process with a token store of its own.
+fn with_token_store(name: &str, work: fn()) {
+    if env::var_os(DIRECTORY).is_some() {
+        return work();
+    }
     if !have_program("softhsm2-util", "softhsm2")
         || !have("libsofthsm2.so", "softhsm2", find_module().is_some())
     {
@@ -67,9 +73,9 @@ fn with_token_store(name: &str) {
     };
     util(&["--init-token", "--free", "--label", "releases", "--so-pin", "12345678", "--pin", PIN]);
     let output = Command::new(env::current_exe().expect("a path"))
-        .args(["--exact", &format!("pkcs11::{name}"), "--ignored", "--nocapture"])
+        .args(["--exact", &format!("pkcs11::{name}"), "--nocapture"])
         .env("SOFTHSM2_CONF", &configuration)
-        .env("TEST_DIRECTORY", dir.path())
+        .env(DIRECTORY, dir.path())
         .output()
         .expect("started");
     let log = String::from_utf8_lossy(&output.stdout);
@@ -81,7 +87,7 @@ fn with_token_store(name: &str) {
 }
 
 fn directory() -> PathBuf {
-    env::var_os("TEST_DIRECTORY").expect("set by the test that starts this one").into()
+    env::var_os(DIRECTORY).expect("set by the test that starts itself").into()
 }
 
 /// Puts a key into the token under a label.
@@ -122,11 +128,9 @@ fn certified(pki: &crate::support::Pki, key: &rcgen::KeyPair) -> (CertificateCha
 
 #[test]
 fn keys_in_a_token_sign() {
-    with_token_store("keys_in_a_token_sign_inside");
+    with_token_store("keys_in_a_token_sign", keys_in_a_token_sign_inside);
 }
 
-#[test]
-#[ignore = "started by keys_in_a_token_sign"]
 fn keys_in_a_token_sign_inside() {
     let pki = pki();
     let keys = [
@@ -151,11 +155,9 @@ fn keys_in_a_token_sign_inside() {
 
 #[test]
 fn certificate_in_the_token_is_found() {
-    with_token_store("certificate_in_the_token_is_found_inside");
+    with_token_store("certificate_in_the_token_is_found", certificate_in_the_token_is_found_inside);
 }
 
-#[test]
-#[ignore = "started by certificate_in_the_token_is_found"]
 fn certificate_in_the_token_is_found_inside() {
     let pki = pki();
     let key = rcgen::KeyPair::generate().expect("a key");
@@ -193,11 +195,12 @@ fn store_certificate(module: &Path, pem: &str) {
 
 #[test]
 fn missing_tokens_keys_and_wrong_pins_are_named() {
-    with_token_store("missing_tokens_keys_and_wrong_pins_are_named_inside");
+    with_token_store(
+        "missing_tokens_keys_and_wrong_pins_are_named",
+        missing_tokens_keys_and_wrong_pins_are_named_inside,
+    );
 }
 
-#[test]
-#[ignore = "started by missing_tokens_keys_and_wrong_pins_are_named"]
 fn missing_tokens_keys_and_wrong_pins_are_named_inside() {
     let pki = pki();
     let key = rcgen::KeyPair::generate().expect("a key");

@@ -65,8 +65,9 @@ fn lock_of_a_killed_process_is_free_and_is_not_inherited_by_its_children() {
         let ports = NodePorts { disk, catalog: CatalogPort::OnDisk, clock };
         let node = Node::open(ports, NodeOptions::default()).expect("a node");
         let _lock = node.lock().expect("free");
-        let mut child = std::process::Command::new("sleep").arg("30").spawn().expect("started");
-        println!("child {}", child.id());
+        // It speaks for itself: `spawn` may return before its `exec` has closed what it must not keep.
+        let script = "echo child $$; exec sleep 30";
+        let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().expect("started");
         child.wait().expect("ended");
         return;
     }

@@ -425,6 +425,11 @@ impl World {
         node.execute(&lock, &plan, None, &self.ports())
     }
 
+    /// Installs a release whose bundle was made before.
+    pub(crate) fn apply_bundle(&self, bundle: &Verified) -> Report {
+        self.try_apply_on(&self.node(), bundle).expect("applied")
+    }
+
     pub(crate) fn rollback(&self) -> Report {
         self.try_rollback_on(&self.node(), &RollbackTarget::Newest).expect("rolled back")
     }
