@@ -19,6 +19,7 @@ use cutover_host::probe::ProbeOutcome;
 use crate::{
     Action, Call, Death, Ended, Errno, Fault, Faults, FileSystem, Lasting, Life, Machine, Moment, Random,
     Tree, TreeKind,
+    fs::hash_content,
     machine::{Recording, Remains},
     release::releases,
     state::{Visible, damaged_objects, leftovers, shared_inodes},
@@ -548,7 +549,7 @@ impl Seen {
                 TreeKind::File(bytes) if path == STATE || path.starts_with(JOURNALS) => {
                     (self.depth == Depth::Full).then_some(bytes.len()).hash(&mut hasher);
                 }
-                TreeKind::File(bytes) => bytes.hash(&mut hasher),
+                TreeKind::File(bytes) => hash_content(bytes, &mut hasher),
                 TreeKind::Directory => {}
                 TreeKind::Symlink(target) => target.hash(&mut hasher),
             }
