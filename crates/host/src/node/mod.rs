@@ -568,6 +568,10 @@ impl Node {
                 journal::End::Ended | journal::End::Open => break,
             }
         }
+        if !files.list(place::TRASH.as_ref())?.is_empty() {
+            // What a dead process moved there must not come back under its old name with parts missing.
+            files.sync_all()?;
+        }
         for directory in [place::STAGING, place::TRASH] {
             for (name, _) in files.list(directory.as_ref())? {
                 files.remove_tree(&Path::new(directory).join(name))?;

@@ -72,6 +72,51 @@ fn prune_that_cannot_read_a_restore_point_removes_nothing_it_needs() {
 }
 
 #[test]
+fn trash_of_a_killed_process_is_taken_apart_only_when_it_cannot_come_back() {
+    let keep_one = Action::Prune(Retention { keep: 1, warm: 1, ..Retention::default() });
+    let ready = machine(Layout::Versioned, &[Action::Update(0), Action::Update(1), Action::Update(2)]);
+    let discards = calls(&ready, &keep_one).into_iter().filter(|call| {
+        call.op == Op::Rename && call.to.as_ref().is_some_and(|to| to.starts_with(".cutover/trash"))
+    });
+    for discard in discards {
+        let mut killed = ready.fork();
+        killed.run(&keep_one, Faults::at(discard.index, Fault::Crash(Moment::After, Death::Kill)));
+        for (call, seed) in
+            calls(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
+        {
+            let mut machine = killed.fork();
+            let cut = Fault::Crash(Moment::After, Death::PowerCut { seed });
+            machine.run(&Action::Recover, Faults::at(call.index, cut));
+            machine.run(&Action::Recover, Faults::none());
+            let (points, _) = machine.live(Faults::none(), |process| {
+                process.node().and_then(|node| node.restore_points()).expect("listed")
+            });
+            for listed in points {
+                assert!(listed.point.is_ok(), "{discard}, {call}, seed {seed}: {:?}", listed.point);
+            }
+        }
+    }
+}
+
+#[test]
+fn record_of_an_in_place_switch_is_durable_before_its_recovery_goes_on() {
+    let fresh = machine(Layout::InPlace, &[]);
+    let named = |call: &Call| call.op == Op::Rename && call.names(".cutover/current.json");
+    let switched = calls(&fresh, &Action::Update(0)).into_iter().find(named).expect("the record is written");
+    let mut killed = fresh.fork();
+    killed.run(&Action::Update(0), Faults::at(switched.index, Fault::Crash(Moment::After, Death::Kill)));
+    for (call, seed) in
+        calls(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
+    {
+        let mut machine = killed.fork();
+        let cut = Fault::Crash(Moment::After, Death::PowerCut { seed });
+        machine.run(&Action::Recover, Faults::at(call.index, cut));
+        machine.run(&Action::Recover, Faults::none());
+        assert_confirmed(&machine.run(&Action::Update(1), Faults::none()).ended);
+    }
+}
+
+#[test]
 fn directory_made_in_place_is_open_to_all_although_the_process_died_while_making_it() {
     let ready = machine(Layout::InPlace, &[Action::Update(0)]);
     let made: Vec<Call> =
