@@ -234,3 +234,42 @@ pub(super) fn zigzag(value: i64) -> u64 {
 pub(super) fn unzigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_bits_come_back_and_the_stream_is_used_up() {
+        let numbers =
+            [0, 1, 2, 3, 255, 256, 65_535, 1 << 20, u64::from(u32::MAX), 1 << 40, u64::MAX, 0, 0, 7];
+        let code = |numbers: &mut dyn Iterator<Item = u64>, coder: &mut Encoder| {
+            let mut model = Number::new();
+            numbers.for_each(|number| assert_eq!(model.code(coder, number), number));
+        };
+        let mut encoder = Encoder::new();
+        code(&mut numbers.iter().copied().cycle().take(1000), &mut encoder);
+        let bytes = encoder.finish();
+        let mut decoder = Decoder::new(&bytes);
+        let mut model = Number::new();
+        for number in numbers.iter().cycle().take(1000) {
+            assert_eq!(model.code(&mut decoder, 0), *number);
+        }
+        assert!(decoder.is_used_up());
+    }
+
+    #[test]
+    fn carries_run_through_any_number_of_full_bytes() {
+        let mut encoder = Encoder::new();
+        for step in 0..4000u32 {
+            encoder.raw(65_535, false);
+            encoder.raw(1 + step % 3, step % 5 != 0);
+        }
+        let bytes = encoder.finish();
+        let mut decoder = Decoder::new(&bytes);
+        for step in 0..4000u32 {
+            assert!(!decoder.raw(65_535, false));
+            assert_eq!(decoder.raw(1 + step % 3, false), step % 5 != 0);
+        }
+    }
+}

@@ -95,3 +95,33 @@ fn free(shift: u32, span: u32) -> u32 {
         start
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::delta::refdelta::image::Segment;
+
+    proptest! {
+        #[test]
+        fn every_field_comes_back(value: u32, shift: u32, span in 1u32..1 << 31) {
+            let (there, from) = (to_target(value, shift, span), from_target(value, shift, span));
+            prop_assert_eq!(there.and_then(|mapped| from_target(mapped, shift, span)), there.map(|_| value));
+            prop_assert_eq!(there.is_some(), from.is_some());
+        }
+
+        #[test]
+        fn any_code_comes_back(
+            code in proptest::collection::vec(prop_oneof![Just(0xE8u8), Just(5), Just(0), any::<u8>()], 0..400),
+            at in 0u32..300,
+        ) {
+            let segments = vec![Segment { offset: 100, len: 300, address: 0x1000, is_code: true }];
+            let layout = Layout { segments, lo: 0x1000, hi: 0x9000 };
+            let mut rewritten = code.clone();
+            rewrite(&mut rewritten, at, &layout, Direction::ToTargets);
+            rewrite(&mut rewritten, at, &layout, Direction::FromTargets);
+            prop_assert_eq!(rewritten, code);
+        }
+    }
+}

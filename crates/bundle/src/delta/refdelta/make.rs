@@ -12,7 +12,7 @@ use super::header::{
     ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, Header, JOINED, LITERALS,
     REFERENCES, blocks_max, references_max,
 };
-use super::image::{Image, Layout};
+use super::image::{Image, Layout, Machine};
 use super::literals::LiteralModel;
 use super::matching::{self, Block, Index};
 use super::predict::{Predictor, normalize, read};
@@ -176,20 +176,29 @@ impl<'a> Encoding<'a> {
             let least = lens[most - 1];
             blocks.retain(|block| block.len > least);
         }
+        let is_x86 = parsed.is_some_and(|(_, to)| to.image.machine == Machine::X86_64);
         let mut extra = Vec::new();
         let mut at = 0;
         for block in &blocks {
-            gap(&new, at, block.new, parsed.is_some(), &layout, &mut extra);
+            gap(&new, at, block.new, is_x86, &layout, &mut extra);
             at = block.new_end();
         }
-        gap(&new, at, new.len() as u32, parsed.is_some(), &layout, &mut extra);
+        gap(&new, at, new.len() as u32, is_x86, &layout, &mut extra);
         Self { old, new, parsed, blocks, frame_index, layout, old_layout, extra }
+    }
+
+    /// Whether extra bytes of code hold targets: only the opcodes of x86 are known.
+    fn is_absolute(&self) -> bool {
+        self.parsed.is_some_and(|(_, to)| to.image.machine == Machine::X86_64)
     }
 
     fn header(&self, literals: u32) -> Header {
         let mut flags = 0;
         if self.parsed.is_some() {
-            flags |= REFERENCES | ABSOLUTE;
+            flags |= REFERENCES;
+        }
+        if self.is_absolute() {
+            flags |= ABSOLUTE;
         }
         if self.frame_index.is_some() {
             flags |= FRAME_INDEX;

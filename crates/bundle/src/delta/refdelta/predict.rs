@@ -73,20 +73,76 @@ pub(super) struct Predictor<'a> {
 }
 
 /// How the value of a field and its target belong together: target = origin + factor * value.
+#[derive(Clone, Copy)]
 struct Rule {
     origin: u64,
+    /// 0: an instruction of arm64.
     factor: i64,
+    /// The kind and the old instruction.
+    arm: (Kind, u32),
+}
+
+const NO_ARM: (Kind, u32) = (Kind::ArmJump, 0);
+
+fn sign_extend(value: u32, bits: u32) -> i64 {
+    i64::from((value << (32 - bits)) as i32 >> (32 - bits))
+}
+
+/// The target of an arm64 branch at `place`.
+pub(super) fn arm_target(kind: Kind, word: u32, place: u64) -> u64 {
+    let words = match kind {
+        Kind::ArmJump => sign_extend(word, 26),
+        Kind::ArmBranch => sign_extend(word >> 5, 19),
+        _ => sign_extend(word >> 5, 14),
+    };
+    place.wrapping_add_signed(words * 4)
+}
+
+/// The page of an `adrp` at `place`.
+fn arm_page(word: u32, place: u64) -> u64 {
+    let pages = sign_extend((word >> 5 & 0x7_FFFF) << 2 | word >> 29 & 3, 21);
+    (place & !0xFFF).wrapping_add_signed(pages << 12)
+}
+
+/// `word` with the bits of its field taken from `value`.
+fn arm_insert(kind: Kind, word: u32, value: u32) -> u32 {
+    match kind {
+        Kind::ArmJump => word & 0xFC00_0000 | value & 0x03FF_FFFF,
+        Kind::ArmBranch => word & 0xFF00_001F | (value & 0x7_FFFF) << 5,
+        Kind::ArmTest => word & 0xFFF8_001F | (value & 0x3FFF) << 5,
+        Kind::ArmPage => word & 0x9F00_001F | (value & 3) << 29 | (value >> 2 & 0x7_FFFF) << 5,
+        _ => word & 0xFFC0_03FF | (value & 0xFFF) << 10,
+    }
 }
 
 impl Rule {
     #[inline(always)]
     fn target(&self, value: i64) -> u64 {
+        if self.factor == 0 {
+            return match self.arm.0 {
+                Kind::ArmPage => arm_page(value as u32, self.origin),
+                Kind::ArmLow => {
+                    let low = (value as u32 >> 10 & 0xFFF) << arm_scale(value as u32);
+                    self.origin.wrapping_add(u64::from(low))
+                }
+                kind => arm_target(kind, value as u32, self.origin),
+            };
+        }
         self.origin.wrapping_add_signed(value.wrapping_mul(self.factor))
     }
 
     #[inline(always)]
     fn value(&self, target: u64) -> i64 {
         let distance = target.wrapping_sub(self.origin) as i64;
+        if self.factor == 0 {
+            let (kind, word) = self.arm;
+            let field = match kind {
+                Kind::ArmPage => (target >> 12).wrapping_sub(self.origin >> 12) as u32,
+                Kind::ArmLow => (target & 0xFFF) as u32 >> arm_scale(word),
+                _ => (distance >> 2) as u32,
+            };
+            return i64::from(arm_insert(kind, word, field) as i32);
+        }
         match self.factor {
             1 => distance,
             4 => distance >> 2,
@@ -94,6 +150,17 @@ impl Rule {
             factor => distance.wrapping_div(factor),
         }
     }
+}
+
+/// What the instruction `distance` behind the `adrp` at `at` adds.
+fn arm_low(bytes: &[u8], at: usize, distance: u32) -> u64 {
+    let word = read(bytes, at.wrapping_add(distance as usize * 4), 4) as u32;
+    u64::from((word >> 10 & 0xFFF) << arm_scale(word))
+}
+
+/// By what the 12 bits of an instruction are multiplied, as a shift.
+fn arm_scale(word: u32) -> u32 {
+    super::references::low_arm64(word, word >> 5 & 31).unwrap_or(0)
 }
 
 fn hash(value: u64) -> u64 {
@@ -148,10 +215,19 @@ impl<'a> Predictor<'a> {
     }
 
     #[inline(always)]
-    fn rule(kind: Kind, place: u64, base: u64, bytes: &[u8], at: usize) -> Rule {
+    fn rule(kind: Kind, place: u64, base: u64, bytes: &[u8], at: usize, arm: (u32, u32)) -> Rule {
         match kind {
+            Kind::ArmJump | Kind::ArmBranch | Kind::ArmTest | Kind::ArmPage => {
+                Rule { origin: place, factor: 0, arm: (kind, arm.0) }
+            }
+            Kind::ArmLow => {
+                let back = arm.1 * 4;
+                let page = read(bytes, at.wrapping_sub(back as usize), 4) as u32;
+                let origin = arm_page(page, place.wrapping_sub(u64::from(back)));
+                Rule { origin, factor: 0, arm: (kind, arm.0) }
+            }
             Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand => {
-                Rule { origin: place.wrapping_add(4), factor: 1 }
+                Rule { origin: place.wrapping_add(4), factor: 1, arm: NO_ARM }
             }
             Kind::Word
             | Kind::WordInSequence
@@ -159,9 +235,9 @@ impl<'a> Predictor<'a> {
             | Kind::RelaAddend
             | Kind::SymbolValue
             | Kind::Counter
-            | Kind::Absolute => Rule { origin: 0, factor: 1 },
-            Kind::SymbolIndex => Rule { origin: base, factor: 24 },
-            Kind::GoUnit => Rule { origin: base, factor: 4 },
+            | Kind::Absolute => Rule { origin: 0, factor: 1, arm: NO_ARM },
+            Kind::SymbolIndex => Rule { origin: base, factor: 24, arm: NO_ARM },
+            Kind::GoUnit => Rule { origin: base, factor: 4, arm: NO_ARM },
             Kind::SymbolName
             | Kind::Based
             | Kind::JumpTable
@@ -169,15 +245,18 @@ impl<'a> Predictor<'a> {
             | Kind::GoFunction
             | Kind::GoName
             | Kind::GoTable
-            | Kind::GoData => Rule { origin: base, factor: 1 },
-            Kind::SymbolSize => {
-                Rule { origin: (read(bytes, at.wrapping_sub(8), 8) as u64).wrapping_sub(1), factor: 1 }
-            }
-            Kind::FrameBegin | Kind::FrameArea => Rule { origin: place, factor: 1 },
-            Kind::FrameCommon => Rule { origin: place, factor: -1 },
+            | Kind::GoData => Rule { origin: base, factor: 1, arm: NO_ARM },
+            Kind::SymbolSize => Rule {
+                origin: (read(bytes, at.wrapping_sub(8), 8) as u64).wrapping_sub(1),
+                factor: 1,
+                arm: NO_ARM,
+            },
+            Kind::FrameBegin | Kind::FrameArea => Rule { origin: place, factor: 1, arm: NO_ARM },
+            Kind::FrameCommon => Rule { origin: place, factor: -1, arm: NO_ARM },
             Kind::FrameRange => Rule {
                 origin: place.wrapping_sub(5).wrapping_add_signed(read(bytes, at.wrapping_sub(4), 4)),
                 factor: 1,
+                arm: NO_ARM,
             },
         }
     }
@@ -215,16 +294,29 @@ impl<'a> Predictor<'a> {
             _ => (0, 0),
         };
         let old_value = read(old_bytes, at, width);
-        let from = Self::rule(kind, old_place, old_base, old_bytes, at);
-        let to = Self::rule(kind, new_place, new_base, new_bytes, (new_at - new_bytes_at) as usize);
-        let target = from.target(old_value);
+        let arm = (old_value as u32, reference.base() as u32);
+        let from = Self::rule(kind, old_place, old_base, old_bytes, at, arm);
+        let to = Self::rule(kind, new_place, new_base, new_bytes, (new_at - new_bytes_at) as usize, arm);
+        let mut target = from.target(old_value);
+        if kind == Kind::ArmPage {
+            target = target.wrapping_add(arm_low(old_bytes, at, arm.1));
+        }
 
         let moved = self.last[class];
         let slot = (hash(target) & self.learned_mask) as usize;
         let learned = self.learned[slot];
         let is_learned = learned.from == target as u32 && learned.hits > 0;
-        let local = matches!(kind, Kind::Call | Kind::Jump | Kind::Branch | Kind::Operand)
-            && self.old.offset(target).is_some_and(|offset| offset.wrapping_sub(block.old) < block.len);
+        let local =
+            matches!(
+                kind,
+                Kind::Call
+                    | Kind::Jump
+                    | Kind::Branch
+                    | Kind::Operand
+                    | Kind::ArmJump
+                    | Kind::ArmBranch
+                    | Kind::ArmTest
+            ) && self.old.offset(target).is_some_and(|offset| offset.wrapping_sub(block.old) < block.len);
         let (projected, distance) = if local {
             (target.wrapping_add(new_place).wrapping_sub(old_place), 0)
         } else {
@@ -249,6 +341,7 @@ impl<'a> Predictor<'a> {
                 },
             )
         };
+        let best_place = best;
         let best = place_value(best);
         let opcode = match kind {
             Kind::Operand => KINDS + usize::from(old_bytes[at - 2]),
@@ -286,7 +379,10 @@ impl<'a> Predictor<'a> {
             }
         }
         self.history[class] = history << 1 | u8::from(!hit);
-        let new_target = to.target(value);
+        let mut new_target = to.target(value);
+        if kind == Kind::ArmPage {
+            new_target = new_target.wrapping_add(best_place & 0xFFF);
+        }
         let moved = new_target.wrapping_sub(target) as i64;
         self.last[class] = moved;
         if !kind.is_sequence() {
@@ -319,15 +415,32 @@ pub(super) fn normalize(
             Kind::JumpTable => references.tables[reference.base()],
             _ => 0,
         };
-        let rule = Predictor::rule(kind, place, base, bytes, at);
-        let mut target = rule.target(read(bytes, at, width));
+        let word = read(bytes, at, width);
+        let arm = (word as u32, reference.base() as u32);
+        let rule = Predictor::rule(kind, place, base, bytes, at, arm);
+        let mut target = rule.target(word);
+        if rule.factor == 0 {
+            if kind == Kind::ArmPage {
+                target = target.wrapping_add(arm_low(bytes, at, arm.1));
+            }
+            if let Some((projection, _)) = projection {
+                target = projection.of(target).0;
+            }
+            let field = match kind {
+                Kind::ArmPage => (target >> 12) as u32,
+                Kind::ArmLow => (target & 0xFFF) as u32 >> arm_scale(arm.0),
+                _ => (target >> 2) as u32,
+            };
+            out[at..at + 4].copy_from_slice(&arm_insert(kind, arm.0, field).to_le_bytes());
+            continue;
+        }
         let mut value = target;
         if let Some((projection, bases)) = projection {
             target = projection.of(target).0;
             value = target;
             match kind {
                 kind if kind.has_base() => {
-                    value = Rule { origin: bases[reference.base()], factor: rule.factor }.value(target) as u64
+                    value = Rule { origin: bases[reference.base()], ..rule }.value(target) as u64
                 }
                 Kind::SymbolSize => {
                     value = target.wrapping_sub(projection.of(rule.origin.wrapping_add(1)).0).wrapping_add(1)

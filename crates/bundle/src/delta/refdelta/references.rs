@@ -65,9 +65,19 @@ pub(super) enum Kind {
     GoUnit,
     /// Go: an offset of data about a function.
     GoData,
+    /// arm64 `b` and `bl`: 26 bits of words from the instruction.
+    ArmJump,
+    /// arm64 `b.cond`, `cbz`, `cbnz`: 19 bits of words.
+    ArmBranch,
+    /// arm64 `tbz`, `tbnz`: 14 bits of words.
+    ArmTest,
+    /// arm64 `adrp` whose target an instruction close behind completes: 21 bits of pages.
+    ArmPage,
+    /// The instruction that completes it (`add`, loads, stores): 12 bits.
+    ArmLow,
 }
 
-pub(super) const KINDS: usize = 26;
+pub(super) const KINDS: usize = 31;
 
 impl Kind {
     pub(super) fn from_index(index: u32) -> Self {
@@ -98,6 +108,11 @@ impl Kind {
             Kind::GoTable,
             Kind::GoUnit,
             Kind::GoData,
+            Kind::ArmJump,
+            Kind::ArmBranch,
+            Kind::ArmTest,
+            Kind::ArmPage,
+            Kind::ArmLow,
         ];
         ALL[index as usize % KINDS]
     }
@@ -124,6 +139,7 @@ impl Kind {
             Self::SymbolSize => 8,
             Self::Call | Self::Jump | Self::Branch => 1,
             Self::Operand => 2,
+            Self::ArmLow => ARM_REACH * 4,
             _ => 0,
         }
     }
@@ -316,7 +332,7 @@ impl Finder<'_> {
                             let fixed = self.image.is_fixed;
                             scan_x86(bytes, at, layout, is_plt, fixed, &mut found[number]);
                         }
-                        Machine::Arm64 => {}
+                        Machine::Arm64 => scan_arm64(bytes, at, layout, &mut found[number]),
                     }
                 }
                 if found[number].len() > self.most {
@@ -707,6 +723,62 @@ pub(super) fn field_x86(first: u8, second: u8) -> Option<(usize, Kind)> {
         0x0F if second & 0xF0 == 0x80 => Some((2, Kind::Branch)),
         _ if second & 0xC7 == 0x05 => Some((2, Kind::Operand)),
         _ => None,
+    }
+}
+
+/// How many instructions behind its `adrp` one is looked for that completes it.
+pub(super) const ARM_REACH: u32 = 4;
+
+/// What of `instruction` completes an `adrp` to `register`: by what its 12 bits are multiplied, as a shift.
+pub(super) fn low_arm64(instruction: u32, register: u32) -> Option<u32> {
+    if instruction >> 5 & 31 != register {
+        return None;
+    }
+    if instruction & 0x7FC0_0000 == 0x1100_0000 {
+        return Some(0);
+    }
+    (instruction & 0x3B00_0000 == 0x3900_0000).then(|| {
+        let is_vector_of_16 = instruction & 0x0480_0000 == 0x0480_0000 && instruction >> 30 == 0;
+        if is_vector_of_16 { 4 } else { instruction >> 30 }
+    })
+}
+
+/// Finds fields of instructions in one piece of code (Arm Architecture Reference Manual, A64).
+fn scan_arm64(bytes: &[u8], offset: u32, layout: &Layout, out: &mut Vec<Reference>) {
+    let start = offset.next_multiple_of(4) - offset;
+    let Some(bytes) = bytes.get(start as usize..) else { return };
+    let offset = offset + start;
+    let words: Vec<u32> =
+        bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+    // What completes an `adrp` before: the distance to it.
+    let mut completes = vec![0u8; words.len()];
+    for (index, &word) in words.iter().enumerate() {
+        let at = offset + index as u32 * 4;
+        let kind = match word {
+            _ if completes[index] > 0 => {
+                out.push(Reference::based(at, Kind::ArmLow, usize::from(completes[index])));
+                continue;
+            }
+            _ if word & 0x7C00_0000 == 0x1400_0000 => Kind::ArmJump,
+            _ if word & 0xFF00_0010 == 0x5400_0000 || word & 0x7E00_0000 == 0x3400_0000 => Kind::ArmBranch,
+            _ if word & 0x7E00_0000 == 0x3600_0000 => Kind::ArmTest,
+            _ if word & 0x9F00_0000 == 0x9000_0000 => {
+                let register = word & 31;
+                let completed = (1..=ARM_REACH as usize).find(|distance| {
+                    words.get(index + distance).is_some_and(|word| low_arm64(*word, register).is_some())
+                        && completes[index + distance] == 0
+                });
+                let Some(distance) = completed else { continue };
+                completes[index + distance] = distance as u8;
+                out.push(Reference::based(at, Kind::ArmPage, distance));
+                continue;
+            }
+            _ => continue,
+        };
+        let target = super::predict::arm_target(kind, word, layout.place(at));
+        if layout.is_mapped(target) {
+            out.push(Reference::new(at, kind));
+        }
     }
 }
 

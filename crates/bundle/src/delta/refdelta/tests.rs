@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::header::{ABSOLUTE, Codec, FRAME_INDEX, Header, JOINED, MAGIC, REFERENCES, blocks_max};
 use crate::delta::{
     Algorithm, Content, Declared, DeltaError, DeltaLimits, GenerateOptions, Pair, Part, apply,
     decode_unchecked, generate,
@@ -42,7 +43,12 @@ fn noise(len: usize, seed: u32) -> Vec<u8> {
 
 /// A small executable: functions that call each other, their frames and the index of these, pointers with relocations,
 /// symbols. `sizes` are the bodies' lengths, multiples of 16.
-pub(super) fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
+fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
+    program_for(62, sizes, seed)
+}
+
+/// The same for a machine: 62 is x86-64, 183 arm64 (which calls with `bl` and takes addresses with `adrp` and `add`).
+fn program_for(machine: u16, sizes: &[u32], seed: u32) -> Vec<u8> {
     const BASE: u64 = 0x40_0000;
     const TEXT: u32 = 0x1000;
     let mut places = Vec::new();
@@ -56,8 +62,21 @@ pub(super) fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
         let body = noise(size as usize, seed + size);
         file[at as usize..(at + size) as usize].copy_from_slice(&body);
         for (step, call) in (0..size.saturating_sub(16)).step_by(16).enumerate() {
-            let at = at + call + 3;
+            let at = at + call + if machine == 62 { 3 } else { 4 };
             let to = places[(index * 7 + step * 3 + 1) % places.len()];
+            if machine != 62 {
+                let distance = i64::from(to) - i64::from(at);
+                let pages = (i64::from(to >> 12) - i64::from((at + 4) >> 12)) as u32;
+                let page = 0x9000_0000 | 3 | (pages & 3) << 29 | (pages >> 2 & 0x7_FFFF) << 5;
+                let add = 0x9100_0000 | 3 << 5 | 3 | (to & 0xFFF) << 10;
+                for (step, word) in
+                    [0x9400_0000 | (distance >> 2) as u32 & 0x03FF_FFFF, page, add].iter().enumerate()
+                {
+                    let at = at as usize + step * 4;
+                    file[at..at + 4].copy_from_slice(&word.to_le_bytes());
+                }
+                continue;
+            }
             file[at as usize] = 0xE8;
             let distance = to.wrapping_sub(at + 5);
             file[at as usize + 1..at as usize + 5].copy_from_slice(&distance.to_le_bytes());
@@ -142,7 +161,9 @@ pub(super) fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
     file.extend_from_slice(&header);
     let len = names_at;
     file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    for (at, value) in [(16, 3u16), (18, 62), (54, 56), (56, 1), (58, 64), (60, sections.len() as u16 + 2)] {
+    for (at, value) in
+        [(16, 3u16), (18, machine), (54, 56), (56, 1), (58, 64), (60, sections.len() as u16 + 2)]
+    {
         file[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }
     file[62..64].copy_from_slice(&(sections.len() as u16 + 1).to_le_bytes());
@@ -193,6 +214,90 @@ fn executables_cost_what_changed_and_not_what_moved() {
     let patch = round_trip(&old, &new);
     let plain = zstd::bulk::compress(&noise(2048, 2049), 19).unwrap().len();
     assert!(patch.len() < plain + 700, "{} bytes for {plain} new ones", patch.len());
+}
+
+#[test]
+fn executables_for_arm64_cost_what_changed_and_not_what_moved() {
+    let old: Vec<u32> = (0..60).map(|index| 64 + index * 16).collect();
+    let mut new = old.clone();
+    new.insert(7, 2048);
+    let (old, new) = (program_for(183, &old, 1), program_for(183, &new, 1));
+    let patch = round_trip(&old, &new);
+    let blind = {
+        // The same files for a machine that nobody knows.
+        let (mut old, mut new) = (old.clone(), new.clone());
+        old[18] = 1;
+        new[18] = 1;
+        round_trip(&old, &new)
+    };
+    assert!(patch.len() + 1000 < blind.len(), "{} against {}", patch.len(), blind.len());
+}
+
+/// The header of a patch without anything, changed.
+fn header(change: impl FnOnce(&mut Header)) -> Vec<u8> {
+    let mut header = Header {
+        flags: 0,
+        old_len: 1000,
+        new_len: 1000,
+        blocks: 1,
+        literals: 0,
+        references: 0,
+        extra_len: 0,
+        extra_codec: Codec::Stored,
+        packed: [0; 4],
+    };
+    change(&mut header);
+    header.encode()
+}
+
+#[test]
+fn headers_over_a_bound_are_refused_by_field() {
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("flags", header(|header| header.flags = 64)),
+        ("flags", header(|header| header.flags = ABSOLUTE)),
+        ("flags", header(|header| header.flags = FRAME_INDEX)),
+        ("old size", header(|header| header.old_len = u32::MAX)),
+        ("new size", header(|header| header.new_len = 1 << 31)),
+        ("blocks", header(|header| header.blocks = blocks_max(1000) + 1)),
+        ("literals", header(|header| header.literals = 1001)),
+        ("extra bytes", header(|header| (header.literals, header.extra_len) = (600, 401))),
+        ("references", header(|header| (header.flags, header.references) = (REFERENCES, 251))),
+        ("packed size", header(|header| header.packed[1] = 1)),
+        ("packed size", header(|header| header.packed[3] = 5000)),
+        ("packed size", header(|header| (header.flags, header.packed[0]) = (JOINED, 9))),
+        ("magic", b"RFDELTA\x02".to_vec()),
+        ("magic", b"RFD".to_vec()),
+        ("flags", [MAGIC.as_slice(), &[0x80, 0]].concat()),
+        ("flags", [MAGIC.as_slice(), &[0xFF; 6]].concat()),
+        ("old size", [MAGIC.as_slice(), &[0]].concat()),
+        ("codec", {
+            let mut bytes = header(|_| {});
+            let codec = bytes.len() - 5;
+            bytes[codec] = 3;
+            bytes
+        }),
+    ];
+    for (number, (field, patch)) in cases.iter().enumerate() {
+        match decode(&[7; 1000], patch, 1000) {
+            Err(DeltaError::Patch { field: found, .. }) => assert_eq!(found, *field, "case {number}"),
+            other => panic!("case {number}, {field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn streams_that_do_not_make_the_file_are_refused() {
+    for (field, patch) in [
+        ("extra bytes", header(|header| header.blocks = 0)),
+        ("block", header(|_| {})),
+        ("flags", header(|header| header.flags = REFERENCES)),
+        ("extra bytes", header(|header| (header.blocks, header.extra_len) = (0, 1000))),
+    ] {
+        match decode(&[7; 1000], &patch, 1000) {
+            Err(DeltaError::Patch { field: found, .. }) => assert_eq!(found, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
 }
 
 #[test]
