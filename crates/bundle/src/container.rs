@@ -6,7 +6,9 @@
 
 use std::io::{self, Write};
 
-use cutover_core::model::{Digest, Instant, Manifest, ManifestError, ObjectEntry, ReleaseRef};
+use cutover_core::model::{
+    DeltaManifestError, Digest, Instant, Manifest, ManifestError, ObjectEntry, ReleaseRef,
+};
 
 use crate::{
     anchor::TrustAnchor,
@@ -67,6 +69,12 @@ pub enum BundleError {
     /// Its signed manifest breaks a rule.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Its signed delta manifest breaks a rule.
+    #[error(transparent)]
+    Delta(#[from] DeltaManifestError),
+    /// Its delta manifest and the release's manifest contradict each other.
+    #[error("the delta does not fit the release: {0}")]
+    DeltaMismatch(String),
     /// Its payload is shorter or longer than the signed manifest says.
     #[error("the payload has {actual} bytes where the manifest declares {expected}")]
     PayloadSize {
@@ -98,6 +106,8 @@ impl BundleError {
                 ManifestError::Limit { .. } => "manifest.limit",
                 ManifestError::Inconsistent(_) => "manifest.inconsistent",
             },
+            Self::Delta(_) => "delta.manifest",
+            Self::DeltaMismatch(_) => "delta.mismatch",
             Self::PayloadSize { .. } => "bundle.payload-size",
         }
     }
@@ -200,6 +210,24 @@ impl<R: ReadAt> Bundle<R> {
     /// The signature, empty in an unsigned bundle. Unverified.
     pub fn untrusted_signature_bytes(&self) -> &[u8] {
         &self.signature
+    }
+
+    /// Decodes an object of this bundle, which nobody vouches for; its digest is checked all the same. For whoever builds
+    /// a delta from it.
+    ///
+    /// # Errors
+    /// See [`ObjectError`].
+    pub fn decode_untrusted_object(
+        &self,
+        entry: &ObjectEntry,
+        content: &mut dyn Write,
+    ) -> Result<(), ObjectError> {
+        object::copy(entry, &mut self.untrusted_stored(entry), content, &mut io::sink())
+    }
+
+    /// An object of this bundle as it is stored. Unverified.
+    pub fn untrusted_stored(&self, entry: &ObjectEntry) -> RangeReader<'_, R> {
+        RangeReader::new(&self.source, self.payload_offset.saturating_add(entry.offset), entry.stored_size)
     }
 
     /// Writes this bundle with another signature; manifest and payload stay as they are.

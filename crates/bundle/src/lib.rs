@@ -13,6 +13,7 @@
 pub mod anchor;
 mod container;
 pub mod delta;
+mod delta_bundle;
 mod limits;
 mod object;
 pub mod pki;
@@ -27,8 +28,9 @@ pub use container::{
     Bundle, BundleError, ContainerError, HEADER_BYTES, MAGIC, UntrustedView, VerifiedBundle,
     VerifiedManifest, verify_detached,
 };
+pub use delta_bundle::{DELTA_MAGIC, DeltaBundle, DeltaPayloadError, VerifiedDelta, assemble_delta};
 pub use limits::Limits;
-pub use object::{ObjectError, WINDOW_BYTES_MAX, decode_object};
+pub use object::{ObjectError, ObjectWriter, WINDOW_BYTES_MAX, decode_object};
 pub use read_at::{RangeReader, ReadAt};
 pub use trust::{
     ProfileError, RevocationLists, SignError, SignedBy, TrustError, cosign_manifest, sign_manifest,

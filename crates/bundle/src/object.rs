@@ -23,6 +23,9 @@ pub enum ObjectError {
     /// The entry is none of this release's.
     #[error("object {0} does not belong to this release")]
     NotInRelease(Digest),
+    /// A delta carries neither it nor a patch that worked, and no full bundle was given.
+    #[error("object {0} is not carried by this delta")]
+    NotCarried(Digest),
     /// The stored bytes could not be read.
     #[error("failed to read object {digest}")]
     Read {
@@ -91,6 +94,40 @@ pub fn decode_object(
     content: &mut dyn Write,
 ) -> Result<(), ObjectError> {
     copy(entry, &mut stored, content, &mut io::sink())
+}
+
+/// Stores content that was made here, such as the result of a patch, as bundles store it: one Zstandard frame.
+pub struct ObjectWriter<W: Write>(zstd::stream::write::Encoder<'static, W>);
+
+/// Fast, with a window of 2 MiB.
+const WRITER_LEVEL: i32 = 3;
+
+impl<W: Write> ObjectWriter<W> {
+    /// Writes the stored form to `stored`.
+    ///
+    /// # Errors
+    /// The compressor cannot be had.
+    pub fn new(stored: W) -> io::Result<Self> {
+        zstd::stream::write::Encoder::new(stored, WRITER_LEVEL).map(Self)
+    }
+
+    /// Ends the frame; nothing is flushed.
+    ///
+    /// # Errors
+    /// Whatever the sink reports.
+    pub fn finish(self) -> io::Result<W> {
+        self.0.finish()
+    }
+}
+
+impl<W: Write> Write for ObjectWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// As [`decode_object`], and hands the stored bytes on to `copy` as they are read.

@@ -401,6 +401,12 @@ pub(crate) struct Create {
     /// When it was released, such as `2026-01-02T03:04:05Z`. Default: `SOURCE_DATE_EPOCH`, else now.
     #[arg(long, value_name = "TIME")]
     pub(crate) released_at: Option<Instant>,
+    /// An earlier bundle: also writes a delta bundle that leads from its release to this one.
+    #[arg(long, value_name = "OLD")]
+    pub(crate) delta_from: Option<PathBuf>,
+    /// The delta bundle to write. Default: beside the bundle, `NAME.from-VERSION.cutover-delta`.
+    #[arg(long, value_name = "FILE", requires = "delta_from")]
+    pub(crate) delta_output: Option<PathBuf>,
     /// Zstandard level, 1 (fast) to 22 (small).
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub(crate) level: i32,
@@ -479,8 +485,11 @@ pub(crate) struct Plan {
 /// `apply`.
 #[derive(Args, Debug)]
 pub(crate) struct Apply {
-    /// The bundle.
+    /// The bundle, or the delta bundle.
     pub(crate) bundle: PathBuf,
+    /// The full bundle of the same release: what a delta cannot make is taken from it, file by file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) full: Option<PathBuf>,
     /// Where it is installed.
     #[command(flatten)]
     pub(crate) at: AtRoot,

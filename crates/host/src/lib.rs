@@ -7,6 +7,7 @@
 
 pub mod catalog;
 pub mod clock;
+pub mod delta_payload;
 pub mod disk;
 pub mod node;
 pub mod payload;

@@ -2,10 +2,14 @@
 
 use std::io::Write;
 
-use cutover_bundle::{ObjectError, ReadAt, VerifiedBundle};
-use cutover_core::model::{Manifest, ObjectEntry, ReleaseRef};
+use cutover_bundle::{
+    ObjectError, ReadAt, VerifiedBundle,
+    delta::{DeltaError, Source},
+};
+use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
 
-/// A verified bundle whatever its source. Only [`VerifiedBundle`] is one, so that trust stays a type.
+/// A verified bundle whatever its source. Only [`VerifiedBundle`] and [`DeltaPayload`](crate::delta_payload::DeltaPayload)
+/// are one, so that trust stays a type.
 pub trait Payload: sealed::Sealed + Sync {
     /// The release in it.
     fn release(&self) -> ReleaseRef;
@@ -30,11 +34,39 @@ pub trait Payload: sealed::Sealed + Sync {
         content: &mut dyn Write,
         stored: &mut dyn Write,
     ) -> Result<(), ObjectError>;
+
+    /// The patch that makes this object from an installed file, if there is one.
+    fn patch(&self, _sha256: Digest) -> Option<&DeltaFile> {
+        None
+    }
+
+    /// Applies that patch to `base`. What was written before an error must be thrown away.
+    ///
+    /// # Errors
+    /// See [`DeltaError`].
+    fn apply_patch(
+        &self,
+        file: &DeltaFile,
+        _base: &Source<'_>,
+        _out: &mut dyn Write,
+    ) -> Result<(), DeltaError> {
+        Err(DeltaError::Unavailable(file.algorithm))
+    }
+
+    /// Is told that a patch was of no use.
+    fn patch_failed(&self) {}
+
+    /// The objects whose patches must be applied one after the other, in this order.
+    fn patch_order(&self) -> Vec<Digest> {
+        Vec::new()
+    }
 }
 
 mod sealed {
     pub trait Sealed {}
 }
+
+impl<R> sealed::Sealed for crate::delta_payload::DeltaPayload<R> {}
 
 impl<R> sealed::Sealed for VerifiedBundle<R> {}
 

@@ -258,6 +258,11 @@ impl Read for Handle {
 }
 
 impl OpenFile for Handle {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let (ino, offset) = (self.ino, usize::try_from(offset).unwrap_or(usize::MAX));
+        self.disk.call(Op::Read, &self.path, None, 0, |fs, _| Ok(fs.read(ino, offset, buffer)))
+    }
+
     fn metadata(&self) -> io::Result<Metadata> {
         self.disk.call(Op::Metadata, &self.path, None, 0, |fs, _| Ok(fs.metadata_of(self.ino)))
     }

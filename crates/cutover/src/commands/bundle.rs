@@ -7,13 +7,15 @@ use std::{
 };
 
 use cutover_bundle::{
-    Bundle as OpenBundle, Level, Limits, VerifiedBundle,
+    Bundle as OpenBundle, DeltaBundle, Level, Limits, VerifiedBundle,
+    delta::DeltaLimits,
     signer::{CertificateChain, CommandSigner, FileSigner, Pin, Pkcs11Signer, Pkcs11Uri, Signer},
 };
-use cutover_core::model::{Encoding, Instant, Manifest};
+use cutover_core::model::{Encoding, Instant, Manifest, ReleaseRef};
+use cutover_host::{delta_payload::DeltaPayload, payload::Payload};
 use zeroize::Zeroizing;
 
-use super::trust;
+use super::{delta_release, trust};
 use crate::{
     args::{Bundle, Create, Signing},
     commands::Context,
@@ -26,7 +28,61 @@ use crate::{
 };
 
 /// A bundle that this program's anchor vouches for.
-pub(super) type Verified = VerifiedBundle<File>;
+type Verified = VerifiedBundle<File>;
+
+/// What an update comes from; this program's anchor vouches for it.
+pub(super) enum Update {
+    /// A bundle that holds everything.
+    Full(Verified),
+    /// A delta, perhaps with a full bundle to fall back to.
+    Delta(DeltaPayload<File>),
+}
+
+impl Update {
+    /// As the engine wants it.
+    pub(super) fn payload(&self) -> &dyn Payload {
+        match self {
+            Self::Full(bundle) => bundle,
+            Self::Delta(delta) => delta,
+        }
+    }
+
+    /// The release that comes out.
+    pub(super) fn release(&self) -> ReleaseRef {
+        self.payload().release()
+    }
+
+    /// Its manifest.
+    pub(super) fn manifest(&self) -> &Manifest {
+        self.payload().manifest()
+    }
+
+    /// Reads and checks every byte of the payload.
+    ///
+    /// # Errors
+    /// The first that is not as declared, with `message`.
+    pub(super) fn check(&self, message: &str) -> Result<(), Failure> {
+        match self {
+            Self::Full(bundle) => bundle.check_objects().map_err(|error| Failure::about(error, message)),
+            Self::Delta(delta) => delta.check_payload().map_err(|error| Failure::about(error, message)),
+        }
+    }
+
+    /// A delta needs the release it leads from, or a full bundle.
+    ///
+    /// # Errors
+    /// Another release is installed, or none.
+    pub(super) fn check_base(&self, installed: Option<&ReleaseRef>) -> Result<(), Failure> {
+        let Self::Delta(payload) = self else { return Ok(()) };
+        let from = &payload.delta().delta().from;
+        if installed == Some(from) || payload.has_full() {
+            return Ok(());
+        }
+        let there = installed.map_or_else(|| "nothing is".to_owned(), |there| format!("{there} is"));
+        Err(Failure::new(Exit::Policy, format!("the delta leads from {from}, and {there} installed here"))
+            .hint("use the full bundle, or pass it with --full"))
+    }
+}
 
 pub(super) fn run(command: Bundle, context: &Context) -> Result<Exit, Failure> {
     match command {
@@ -42,6 +98,10 @@ pub(super) fn run(command: Bundle, context: &Context) -> Result<Exit, Failure> {
 
 fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
     let signers = signers(&create.signing)?;
+    if signers.is_empty() && create.delta_from.is_some() {
+        return Err(Failure::usage("a delta bundle is signed when it is made")
+            .hint("pass --sign-key and --sign-cert, --pkcs11, or --sign-command"));
+    }
     let spec = ReleaseSpec::read(&create.spec)?;
     let released_at = released_at(create, context)?;
     let spool = tempfile::tempfile()
@@ -64,7 +124,13 @@ fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
         cutover_bundle::assemble(&manifest, &signature, packed.payload.into_reader(), out, &Limits::default())
             .map_err(|error| Failure::about(error, format!("failed to write `{}`", create.output.display())))
     })?;
-    report_written(&create.output, &packed.manifest, &manifest, payload_bytes, signers.len(), context)
+    let delta = create.delta_from.as_ref().map(|old| {
+        let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
+        delta_release::write(old, &create.output, create.delta_output.as_deref(), &signers, context)
+    });
+    let delta = delta.transpose()?;
+    let written = (payload_bytes, delta);
+    report_written(&create.output, &packed.manifest, &manifest, written, signers.len(), context)
 }
 
 fn released_at(create: &Create, context: &Context) -> Result<Instant, Failure> {
@@ -84,7 +150,7 @@ fn report_written(
     path: &Path,
     manifest: &Manifest,
     manifest_bytes: &[u8],
-    payload_bytes: u64,
+    (payload_bytes, delta): (u64, Option<delta_release::Written>),
     signers: usize,
     context: &Context,
 ) -> Result<Exit, Failure> {
@@ -99,6 +165,13 @@ fn report_written(
             "bytes": manifest.total_bytes(),
             "payload_bytes": payload_bytes,
             "signers": signers,
+            "delta": delta.as_ref().map(|delta| serde_json::json!({
+                "bundle": delta.path,
+                "from": delta.from,
+                "patches": delta.patches,
+                "objects": delta.carried,
+                "payload_bytes": delta.payload_bytes,
+            })),
         }))?,
         Form::Text => {
             output::line(format!(
@@ -111,6 +184,16 @@ fn report_written(
                 output::bytes(payload_bytes),
                 sha256.short(),
             ));
+            if let Some(delta) = delta {
+                output::line(format!(
+                    "{}: from {}, {} patches and {} files in full in {}",
+                    delta.path.display(),
+                    delta.from,
+                    delta.patches,
+                    delta.carried,
+                    output::bytes(delta.payload_bytes),
+                ));
+            }
         }
     }
     if signers == 0 {
@@ -241,7 +324,7 @@ pub(super) fn open(path: &Path) -> Result<OpenBundle<File>, Failure> {
 ///
 /// # Errors
 /// As a real installation: exit code 11, 13 or 16.
-pub(super) fn open_verified(path: &Path, settings: &Settings, now: Instant) -> Result<Verified, Failure> {
+fn open_verified(path: &Path, settings: &Settings, now: Instant) -> Result<Verified, Failure> {
     let anchor = trust::anchor()?;
     let lists = trust::revocation_lists(&settings.trust_policy)?;
     let verified = open(path)?.verify(&anchor, &lists, now).map_err(|error| {
@@ -253,6 +336,39 @@ pub(super) fn open_verified(path: &Path, settings: &Settings, now: Instant) -> R
             .hint("`cutover config show --origin` says where these settings come from")
     })?;
     Ok(verified)
+}
+
+/// Opens what an update comes from, a bundle or a delta with its full bundle, as [`open_verified`] does.
+///
+/// # Errors
+/// As [`open_verified`]; or `full` is of another release, or not needed.
+pub(super) fn open_update(
+    path: &Path,
+    full: Option<&Path>,
+    settings: &Settings,
+    now: Instant,
+) -> Result<Update, Failure> {
+    let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
+    let is_delta = DeltaBundle::is_one(&file).map_err(|source| Failure::io("read", path, source))?;
+    if !is_delta {
+        if full.is_some() {
+            return Err(Failure::usage("--full is for delta bundles, and this bundle is full"));
+        }
+        return open_verified(path, settings, now).map(Update::Full);
+    }
+    let anchor = trust::anchor()?;
+    let lists = trust::revocation_lists(&settings.trust_policy)?;
+    let refused = || format!("refused `{}`", path.display());
+    let delta = DeltaBundle::open(file, &Limits::default())
+        .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))?;
+    let delta = delta.verify(&anchor, &lists, now).map_err(|error| {
+        tracing::warn!(bundle = %path.display(), code = error.code(), %error, "delta bundle refused");
+        Failure::about(error, refused())
+    })?;
+    check_policy(delta.verified_manifest().manifest(), settings)
+        .map_err(|reason| Failure::new(Exit::Policy, format!("{}: {reason}", refused())))?;
+    let full = full.map(|full| open_verified(full, settings, now)).transpose()?;
+    Ok(Update::Delta(DeltaPayload::new(delta, full, DeltaLimits::default())?))
 }
 
 /// What the settings say about releases beyond their signature.

@@ -3,6 +3,7 @@
 mod bundle;
 mod config;
 mod delta;
+mod delta_release;
 mod node;
 mod pki;
 mod run;

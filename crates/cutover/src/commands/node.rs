@@ -19,7 +19,7 @@ use cutover_host::{
 
 use super::{
     Context,
-    bundle::{self, Verified},
+    bundle::{self, Update},
     site::{Missing, Site},
 };
 use crate::{
@@ -54,17 +54,18 @@ fn flags_of(update: &UpdateFlags) -> Vec<Flag> {
 
 /// A verified bundle, and the plan to install it here.
 struct Planned {
-    bundle: Verified,
+    bundle: Update,
     plan: PlanDocument,
 }
 
 fn plan_bundle(
     site: &Site,
-    bundle: Verified,
+    bundle: Update,
     observed: &Observed,
     context: &Context,
 ) -> Result<Planned, Failure> {
     let release = bundle.release();
+    bundle.check_base(observed.observation.installed.as_ref().map(|installed| &installed.release))?;
     let policy = site.policy(context.now)?;
     let plan = plan_update(&observed.observation, &release, bundle.manifest(), &policy)?;
     check_plan(&plan, &observed.observation, Some((&release, bundle.manifest())), &observed.points)
@@ -75,12 +76,13 @@ fn plan_bundle(
 /// Looks and plans without a lock; a root that is not there yet is planned for as an empty directory.
 fn plan_only(
     bundle_path: &Path,
+    full: Option<&Path>,
     at: &AtRoot,
     update: &UpdateFlags,
     context: &Context,
 ) -> Result<(Planned, PreflightReport), Failure> {
     let settings = context.settings(Some(&at.root), flags_of(update))?.settings;
-    let bundle = bundle::open_verified(bundle_path, &settings, context.now)?;
+    let bundle = bundle::open_update(bundle_path, full, &settings, context.now)?;
     let site = Site::open(&at.root, settings, Missing::Imagine, "plan")?;
     if let Some(in_flight) = site.node.status()?.in_flight {
         return Err(cutover_host::node::NodeError::Unfinished(in_flight.number).into());
@@ -92,7 +94,7 @@ fn plan_only(
 }
 
 pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
-    let (planned, preflight) = plan_only(&command.bundle, &command.at, &command.update, context)?;
+    let (planned, preflight) = plan_only(&command.bundle, None, &command.at, &command.update, context)?;
     if let Some(path) = &command.output {
         let text = serde_json::to_vec_pretty(&planned.plan).expect("plans have string keys");
         files::write(path, 0o644, Existing::Replace, |out| {
@@ -107,12 +109,10 @@ pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
 }
 
 pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure> {
+    let full = command.full.as_deref();
     if command.dry_run {
-        let (planned, preflight) = plan_only(&command.bundle, &command.at, &command.update, context)?;
-        planned
-            .bundle
-            .check_objects()
-            .map_err(|error| Failure::about(error, format!("refused `{}`", command.bundle.display())))?;
+        let (planned, preflight) = plan_only(&command.bundle, full, &command.at, &command.update, context)?;
+        planned.bundle.check(&format!("refused `{}`", command.bundle.display()))?;
         match context.form {
             Form::Json => output::json(&serde_json::json!({
                 "dry_run": true,
@@ -128,11 +128,11 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
         return Ok(Exit::Done);
     }
     let settings = context.settings(Some(&command.at.root), flags_of(&command.update))?.settings;
-    let bundle = bundle::open_verified(&command.bundle, &settings, context.now)?;
+    let bundle = bundle::open_update(&command.bundle, full, &settings, context.now)?;
     let given = command.plan.as_deref().map(read_plan).transpose()?;
     if !command.at.root.join(".cutover").is_dir() {
         // A refusal must leave nothing behind, and taking the lock makes the root: so it is all checked once before.
-        plan_only(&command.bundle, &command.at, &command.update, context)?;
+        plan_only(&command.bundle, full, &command.at, &command.update, context)?;
     }
     let name = format!("apply {}", bundle.release());
     let site = Site::open(&command.at.root, settings, Missing::Make, &name)?;
@@ -146,20 +146,68 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
     };
     site.preflight(&plan, Some(planned.bundle.manifest()))?;
     drop(observed);
-    let report = site.execute(&lock, &plan, Some(&planned.bundle), context, command.stop_at.as_ref())?;
+    let report =
+        site.execute(&lock, &plan, Some(planned.bundle.payload()), context, command.stop_at.as_ref())?;
     // What the payload holds is only seen while it is laid down; then everything was undone, and this is the reason.
-    if let Outcome::Undone { .. } = report.outcome
-        && let Err(error) = planned.bundle.check_objects()
-    {
-        return Err(Failure::about(
-            error,
-            format!("refused `{}`; nothing was changed", command.bundle.display()),
-        ));
+    if let Outcome::Undone { .. } = report.outcome {
+        let message = format!("refused `{}`; nothing was changed", command.bundle.display());
+        planned.bundle.check(&message)?;
     }
     if report.outcome == Outcome::Confirmed && site.settings.install.prune == PruneWhen::AfterUpdate {
         prune_after(&site, &lock);
     }
-    finish(&report, context)
+    finish(&report, delta_saved(&planned.bundle, &command.bundle).as_ref(), context)
+}
+
+/// What an update by delta spared the network.
+#[derive(serde::Serialize)]
+struct DeltaSaved {
+    /// The delta bundle's size.
+    downloaded_bytes: u64,
+    /// What the full bundle's payload has.
+    full_bytes: u64,
+    /// What the release has when it is laid out.
+    raw_bytes: u64,
+    /// `full_bytes` without what was downloaded.
+    saved_bytes: u64,
+    /// `raw_bytes` without what was downloaded.
+    saved_raw_bytes: u64,
+    /// Objects made by a patch, taken from the full bundle, and patches that were of no use.
+    patched: u64,
+    from_full: u64,
+    patches_failed: u64,
+}
+
+fn delta_saved(update: &Update, path: &Path) -> Option<DeltaSaved> {
+    let Update::Delta(payload) = update else { return None };
+    let downloaded_bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let (full_bytes, raw_bytes) = (update.manifest().payload_bytes(), update.manifest().total_bytes());
+    let counts = payload.counts();
+    Some(DeltaSaved {
+        downloaded_bytes,
+        full_bytes,
+        raw_bytes,
+        saved_bytes: full_bytes.saturating_sub(downloaded_bytes),
+        saved_raw_bytes: raw_bytes.saturating_sub(downloaded_bytes),
+        patched: counts.patched,
+        from_full: counts.from_full,
+        patches_failed: counts.patches_failed,
+    })
+}
+
+impl DeltaSaved {
+    fn line(&self) -> String {
+        format!(
+            "delta of {}: {} saved against the full bundle, {} against the files; {} made by patches, {} taken from the \
+             full bundle, {} patches failed",
+            output::bytes(self.downloaded_bytes),
+            output::bytes(self.saved_bytes),
+            output::bytes(self.saved_raw_bytes),
+            self.patched,
+            self.from_full,
+            self.patches_failed,
+        )
+    }
 }
 
 /// Retention after an update: the update stands whatever comes of it.
@@ -177,12 +225,21 @@ fn read_plan(path: &Path) -> Result<PlanDocument, Failure> {
 }
 
 /// Prints what an execution did, and says how the run ends.
-fn finish(report: &Report, context: &Context) -> Result<Exit, Failure> {
+fn finish(report: &Report, delta: Option<&DeltaSaved>, context: &Context) -> Result<Exit, Failure> {
     let exit = failure::exit_of_outcome(&report.outcome);
     match context.form {
-        Form::Json => output::json(&with_exit(serde_json::to_value(report), exit)?)?,
+        Form::Json => {
+            let mut value = with_exit(serde_json::to_value(report), exit)?;
+            if let (serde_json::Value::Object(map), Some(delta)) = (&mut value, delta) {
+                map.insert("delta".to_owned(), serde_json::json!(delta));
+            }
+            output::json(&value)?;
+        }
         Form::Text if exit == Exit::Done => {
             output::line(output::printable(&report.message));
+            if let Some(delta) = delta {
+                output::line(delta.line());
+            }
             if let Some(point) = &report.restore_point {
                 output::line(format!("restore point {point}: `cutover rollback {point}` goes back"));
             }
@@ -538,7 +595,7 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
     site.preflight(&plan, None)?;
     drop(observed);
     let report = site.execute(&lock, &plan, None, context, command.stop_at.as_ref())?;
-    finish(&report, context)
+    finish(&report, None, context)
 }
 
 fn plan_back(
@@ -667,7 +724,7 @@ pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Fail
         }
         return Ok(Exit::Done);
     }
-    finish(&report, context)
+    finish(&report, None, context)
 }
 
 pub(super) fn prune(command: &Prune, context: &Context) -> Result<Exit, Failure> {

@@ -1,7 +1,7 @@
 //! Exit codes of the errors of `cutover-bundle`.
 
 use cutover_bundle::{
-    BundleError, ContainerError, ObjectError, SignError, TrustError, WriteError,
+    BundleError, ContainerError, DeltaPayloadError, ObjectError, SignError, TrustError, WriteError,
     anchor::AnchorError,
     delta::{DeltaError, Part},
     pki::PkiError,
@@ -43,7 +43,8 @@ impl Classify for BundleError {
             Self::Container(error) => error.exit(),
             Self::Trust(error) => error.exit(),
             Self::Manifest(error) => error.exit(),
-            Self::PayloadSize { .. } => Exit::UnsafeContent,
+            Self::Delta(error) => error.exit(),
+            Self::DeltaMismatch(_) | Self::PayloadSize { .. } => Exit::UnsafeContent,
         }
     }
 
@@ -52,6 +53,7 @@ impl Classify for BundleError {
             Self::Container(error) => error.hints(),
             Self::Trust(error) => error.hints(),
             Self::Manifest(error) => error.hints(),
+            Self::Delta(_) | Self::DeltaMismatch(_) => Vec::new(),
             Self::PayloadSize { .. } => vec!["get the file again; it was cut off or lengthened".to_owned()],
         }
     }
@@ -129,10 +131,40 @@ impl Classify for ObjectError {
         match self {
             Self::Read { .. } | Self::Write { .. } => Exit::Failed,
             Self::NotInRelease(_)
+            | Self::NotCarried(_)
             | Self::StoredSize { .. }
             | Self::Size { .. }
             | Self::Digest { .. }
             | Self::Frame { .. } => Exit::UnsafeContent,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NotCarried(_) => vec!["pass the full bundle of the release with --full".to_owned()],
+            Self::NotInRelease(_)
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::StoredSize { .. }
+            | Self::Size { .. }
+            | Self::Digest { .. }
+            | Self::Frame { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Classify for DeltaPayloadError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Object(error) => error.exit(),
+            Self::Patch(error) => error.exit(),
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Object(error) => error.hints(),
+            Self::Patch(error) => error.hints(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use cutover_host::{
     catalog::CatalogError,
+    delta_payload::OtherRelease,
     node::{NodeError, PointError, StageError, StateError, StoreError},
     service::ServiceError,
 };
@@ -68,6 +69,7 @@ impl Classify for StageError {
     fn exit(&self) -> Exit {
         match self {
             Self::Payload { source, .. } => source.exit(),
+            Self::Patch { source, .. } => source.exit(),
             Self::Store { source, .. } => source.exit(),
             Self::Differs { .. } | Self::NoPayload(_) | Self::NotInPoint { .. } | Self::Directory(_) => {
                 Exit::Failed
@@ -121,5 +123,15 @@ impl Classify for ServiceError {
             | Self::Supervisor { .. }
             | Self::Io { .. } => Exit::Failed,
         }
+    }
+}
+
+impl Classify for OtherRelease {
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["pass the full bundle that was built with the delta".to_owned()]
     }
 }

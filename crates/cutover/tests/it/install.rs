@@ -10,28 +10,13 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::world::{LAYOUTS, Release, World, exact, finish, snapshot, stamped, text};
+use crate::world::{LAYOUTS, Release, World, exact, files_of, finish, seen, stamped, text};
 
 /// Installs 1.0.0 in `layout` and builds 1.1.0.
 fn installed(world: &World, layout: &str) -> std::path::PathBuf {
     let first = world.build_version("1.0.0");
     world.apply(&first, &["--layout", layout]).must(0);
     world.build_version("1.1.0")
-}
-
-/// The tree that people see, without what is not the release's.
-fn seen(world: &World) -> std::collections::BTreeMap<String, String> {
-    let mut seen = snapshot(&fs::canonicalize(world.visible()).expect("a tree"));
-    // Whole trees are made read-only where nobody but root could write anyway; contents and files' modes are what counts.
-    seen.retain(|_, what| !what.starts_with("directory"));
-    seen.retain(|path, _| !path.starts_with(".cutover"));
-    seen
-}
-
-fn files_of(world: &World, version: &str) -> std::collections::BTreeMap<String, String> {
-    let mut files = snapshot(&world.path(&format!("tree-{version}")));
-    files.retain(|_, what| !what.starts_with("directory"));
-    files
 }
 
 // E4, E17

@@ -4,6 +4,7 @@
 mod bundle;
 mod cli;
 mod delta;
+mod delta_release;
 mod demo;
 mod guides;
 mod install;

@@ -247,6 +247,22 @@ impl World {
     }
 }
 
+/// The tree that people see, without what is not the release's.
+pub(crate) fn seen(world: &World) -> BTreeMap<String, String> {
+    let mut seen = snapshot(&fs::canonicalize(world.visible()).expect("a tree"));
+    // Whole trees are made read-only where nobody but root could write anyway; contents and files' modes are what counts.
+    seen.retain(|_, what| !what.starts_with("directory"));
+    seen.retain(|path, _| !path.starts_with(".cutover"));
+    seen
+}
+
+/// The files of a release as they were laid out.
+pub(crate) fn files_of(world: &World, version: &str) -> BTreeMap<String, String> {
+    let mut files = snapshot(&world.path(&format!("tree-{version}")));
+    files.retain(|_, what| !what.starts_with("directory"));
+    files
+}
+
 /// Everything below a directory: kind, mode, content or target by path; `.cutover` is left out.
 pub(crate) fn snapshot(base: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();

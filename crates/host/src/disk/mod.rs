@@ -84,7 +84,9 @@ pub trait NewFile: Write + Send {
 }
 
 /// An existing file opened for reading.
-pub trait OpenFile: Read + Send {
+pub trait OpenFile: Read + Send + Sync {
+    /// Reads some bytes at `offset`, wherever [`Read`] has got to; 0 means that the file ends there.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Its metadata, of the very file that is read.
     fn metadata(&self) -> io::Result<Metadata>;
 }

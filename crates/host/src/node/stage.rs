@@ -11,9 +11,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use cutover_bundle::ObjectError;
+use cutover_bundle::{
+    ObjectError, ObjectWriter, ReadAt,
+    delta::{DeltaError, Part},
+};
 use cutover_core::{
-    model::{Digest, Encoding, ObjectEntry, ReleaseRef, RestorePointId, SafePath, SeenFile, SeenKind},
+    model::{
+        DeltaFile, Digest, Encoding, ObjectEntry, ReleaseRef, RestorePointId, SafePath, SeenFile, SeenKind,
+    },
     plan::{Change, Layout, Ownership, Plan, Reuse, Source, Stage, StageFile},
 };
 
@@ -25,7 +30,7 @@ use super::{
     tree::{self, Difference, Expected, Hashes, Reading},
 };
 use crate::{
-    disk::{Copied, NewFile},
+    disk::{Copied, NewFile, OpenFile},
     payload::Payload,
 };
 
@@ -43,6 +48,15 @@ pub enum StageError {
         /// What is wrong.
         #[source]
         source: ObjectError,
+    },
+    /// A patch cannot be applied, and there is no full object to take instead.
+    #[error("`{path}` cannot be made by its patch, and its full content is not at hand")]
+    Patch {
+        /// The file.
+        path: SafePath,
+        /// What is wrong with the patch or its base.
+        #[source]
+        source: DeltaError,
     },
     /// The store's object is unreadable or damaged, and there is no bundle to take it from.
     #[error("`{path}` cannot be laid down from the store")]
@@ -75,6 +89,34 @@ pub enum StageError {
     /// A directory lies where the release wants a file, and not all of its content is to be removed.
     #[error("`{0}` is a directory with content that belongs to no release; move it away")]
     Directory(SafePath),
+}
+
+/// An installed file, as the base of a patch.
+struct Base<'a>(Box<dyn OpenFile + 'a>);
+
+impl ReadAt for Base<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.size)
+    }
+}
+
+/// Writes to two places.
+struct Both<'a>(&'a mut dyn io::Write, &'a mut dyn io::Write);
+
+impl io::Write for Both<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(bytes)?;
+        self.1.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What one staging works with.
@@ -203,7 +245,7 @@ impl<'a> Staging<'a> {
         // Big ones first, so that no thread is left alone with one at the end.
         jobs.sort_by_key(|job| std::cmp::Reverse(job.bytes()));
         let points = self.points()?;
-        let stored = self.files.for_each(&jobs, |job| {
+        let lay = |job: &Job<'_>| {
             let stored = match job {
                 Job::Object(places) => self.lay_object(places),
                 Job::Present(file, from, reuse) => self.lay_present(file, from, *reuse).map(|()| None),
@@ -211,7 +253,15 @@ impl<'a> Staging<'a> {
             }?;
             (self.progress)(self.laid.fetch_add(job.bytes(), Ordering::Relaxed) + job.bytes());
             Ok::<_, NodeError>(stored)
-        })?;
+        };
+        let mut stored = Vec::new();
+        for sha256 in self.payload.map(Payload::patch_order).unwrap_or_default() {
+            // One after the other, as the delta manifest demands; what is not to be laid down at all has no job.
+            if let Some(index) = jobs.iter().position(|job| job.object() == Some(sha256)) {
+                stored.push(lay(&jobs.remove(index))?);
+            }
+        }
+        stored.extend(self.files.for_each(&jobs, lay)?);
         Ok(stored.into_iter().flatten().collect())
     }
 
@@ -267,13 +317,69 @@ impl<'a> Staging<'a> {
         let payload = self.payload.ok_or_else(|| StageError::NoPayload(first.path.clone()))?;
         let entry = self.entry(first.sha256).ok_or_else(|| StageError::NoPayload(first.path.clone()))?;
         let object = self.staged_object(first.sha256);
+        let mut refused = None;
+        if let Some(file) = payload.patch(first.sha256) {
+            match self.lay_patched(payload, file, places)? {
+                Ok(encoding) => return Ok((first.sha256, encoding)),
+                Err(error) => {
+                    tracing::warn!(path = %first.path, error = %chain(&error), "the patch is of no use");
+                    payload.patch_failed();
+                    self.files.remove_file(&object)?;
+                    refused = Some(error);
+                }
+            }
+        }
         let mut stored = self.files.disk.create(&object, 0o600).attempt("create", &object)?;
         self.write_to(places, |content| {
-            payload
-                .copy_object(entry, content, &mut stored)
-                .map_err(|source| StageError::Payload { path: first.path.clone(), source })
+            payload.copy_object(entry, content, &mut stored).map_err(|source| {
+                let path = first.path.clone();
+                match (source, refused.take()) {
+                    (ObjectError::NotCarried(_), Some(source)) => StageError::Patch { path, source },
+                    (source, _) => StageError::Payload { path, source },
+                }
+            })
         })?;
         Ok((first.sha256, entry.encoding))
+    }
+
+    /// Makes an object by its patch from the file that is installed, into its places and for the store. A patch or a base
+    /// that is of no use is the inner error; then none of the places is left.
+    fn lay_patched(
+        &self,
+        payload: &dyn Payload,
+        file: &DeltaFile,
+        places: &[&StageFile],
+    ) -> Result<Result<Encoding, DeltaError>, NodeError> {
+        let missing = || DeltaError::Read { part: Part::Base, source: io::ErrorKind::NotFound.into() };
+        let Some(present) = self.present() else { return Ok(Err(missing())) };
+        let base = present.join(file.base_path.as_ref().unwrap_or(&file.path).as_path());
+        let base = match self.files.disk.open(&base) {
+            Ok(base) => Base(base),
+            Err(source) => return Ok(Err(DeltaError::Read { part: Part::Base, source })),
+        };
+        let object = self.staged_object(file.target_sha256);
+        let stored = self.files.disk.create(&object, 0o600).attempt("create", &object)?;
+        let mut packer = ObjectWriter::new(stored).attempt("write", &object)?;
+        let mut failed = None;
+        let written = self.write_to(places, |content| {
+            let applied = payload.apply_patch(file, &base, &mut Both(content, &mut packer));
+            applied.map_err(|error| {
+                failed = Some(error);
+                NodeError::Changed
+            })
+        });
+        match (written, failed) {
+            // A full disk is no fault of the patch: the full content would not fit either.
+            (Err(_), Some(DeltaError::Write(source))) => {
+                Err(source).attempt("write", &object).map_err(NodeError::from)
+            }
+            (Err(_), Some(error)) => Ok(Err(error)),
+            (Err(error), None) => Err(error),
+            (Ok(()), _) => {
+                packer.finish().attempt("write", &object)?;
+                Ok(Ok(Encoding::Zstd))
+            }
+        }
     }
 
     /// The bundle's entry for an object.
@@ -549,6 +655,13 @@ enum Job<'a> {
 }
 
 impl Job<'_> {
+    fn object(&self) -> Option<Digest> {
+        match self {
+            Self::Object(places) => places.first().map(|file| file.sha256),
+            Self::Present(..) | Self::Point(..) => None,
+        }
+    }
+
     fn bytes(&self) -> u64 {
         match self {
             Self::Object(places) => places.iter().map(|file| file.size).sum(),
