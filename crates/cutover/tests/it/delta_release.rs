@@ -57,7 +57,7 @@ fn scene(layout: &str) -> Scene {
         .must(0)
         .json();
     let delta = PathBuf::from(made["delta"]["bundle"].as_str().expect("a path"));
-    assert_eq!(delta.file_name().unwrap(), "tool-1.1.0.from-1.0.0.cutover-delta");
+    assert_eq!(delta.file_name().expect("a name"), "tool-1.1.0.from-1.0.0.cutover-delta");
     assert_eq!(made["delta"]["patches"], 1, "{made}");
     Scene { world, full, delta }
 }
@@ -65,17 +65,17 @@ fn scene(layout: &str) -> Scene {
 impl Scene {
     /// Damages the patch, which lies at the delta bundle's end.
     fn damage_patch(&self) {
-        let mut bytes = fs::read(&self.delta).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&self.delta, bytes).unwrap();
+        let mut bytes = fs::read(&self.delta).expect("read");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(&self.delta, bytes).expect("written");
     }
 
     /// Damages the installed base without touching its length.
     fn damage_base(&self) {
         let path = self.world.visible().join("share/data");
-        let mut bytes = fs::read(&path).unwrap();
+        let mut bytes = fs::read(&path).expect("read");
         bytes[10] ^= 1;
-        fs::write(path, bytes).unwrap();
+        fs::write(path, bytes).expect("written");
     }
 
     fn is_at(&self, version: &str) {
