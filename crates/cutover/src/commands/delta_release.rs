@@ -30,6 +30,9 @@ use crate::{
     progress,
 };
 
+/// What a patch's entry takes in the delta manifest, in bytes: a patch must save more than that.
+const ENTRY_BYTES: u64 = 1024;
+
 /// A delta bundle that was written.
 pub(super) struct Written {
     pub(super) path: PathBuf,
@@ -163,7 +166,8 @@ fn patch_for(
 ) -> Result<Option<(DeltaFile, Vec<u8>)>, Failure> {
     let file = to.manifest.files.iter().find(|file| file.sha256 == object.sha256);
     let file = file.expect("a checked manifest has a file for every object");
-    let Some(base) = from.base_of(file).filter(|base| base.size > 0) else { return Ok(None) };
+    let base = from.base_of(file).filter(|base| base.size > 0 && object.stored_size > ENTRY_BYTES);
+    let Some(base) = base else { return Ok(None) };
     let (old, new) = (from.read(base.sha256)?, to.read(object.sha256)?);
     let started = Instant::now();
     let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
@@ -172,7 +176,7 @@ fn patch_for(
         AVAILABLE,
         &ChooseOptions {
             policy: Policy::Smallest,
-            full_bytes: object.stored_size,
+            full_bytes: object.stored_size.saturating_sub(ENTRY_BYTES),
             limits: DeltaLimits::default(),
             generate: GenerateOptions { threads, progress },
             clock: &|| started.elapsed(),
