@@ -3,6 +3,7 @@
 //! Knows no clock: whoever asks brings one. Read [`choose`] first.
 
 use std::{
+    num::NonZeroUsize,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -124,9 +125,11 @@ struct Tried {
 fn try_all(pair: &Pair<'_>, algorithms: &[Algorithm], options: &ChooseOptions<'_>) -> Vec<Tried> {
     let progress = Progress::new(algorithms.len(), options.generate.progress);
     let (base, result) = (Content::of(pair.base()), Content::of(pair.result()));
+    // Several candidates use the threads side by side, a single one has them all.
+    let threads = if algorithms.len() == 1 { options.generate.threads } else { NonZeroUsize::MIN };
     let attempt = |index: usize| {
         let tell = |done: f64| progress.tell(index, done);
-        let tried = attempt(algorithms[index], pair, base, result, &tell, options);
+        let tried = attempt(algorithms[index], pair, base, result, threads, &tell, options);
         progress.tell(index, 1.0);
         tried
     };
@@ -183,11 +186,11 @@ fn attempt(
     pair: &Pair<'_>,
     base: Content,
     result: Content,
+    threads: NonZeroUsize,
     progress: &(dyn Fn(f64) + Sync),
     options: &ChooseOptions<'_>,
 ) -> Tried {
-    // The threads are used by the candidates side by side.
-    let quiet = GenerateOptions { threads: std::num::NonZeroUsize::MIN, progress };
+    let quiet = GenerateOptions { threads, progress };
     let start = (options.clock)();
     let made = super::generate(algorithm, pair, &quiet);
     let generate = (options.clock)().saturating_sub(start);
