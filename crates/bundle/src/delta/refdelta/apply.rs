@@ -31,8 +31,9 @@ pub(super) fn memory(header: &Header, patch_len: u64) -> u64 {
         + u64::from(header.new_len)
         + patch_len
         + u64::from(header.extra_len)
-        // The references found, twice while pieces are joined, and their pages and jump table starts.
-        + u64::from(header.references) * 16
+        // The references found, in two lists while pieces are joined, each grown by doubling; their pages and jump table
+        // starts.
+        + u64::from(header.references) * 32
         + u64::from(header.old_len) / 16
         // The blocks, those sorted for the projection, and the batches.
         + u64::from(header.blocks) * 40
