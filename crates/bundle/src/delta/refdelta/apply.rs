@@ -35,8 +35,8 @@ pub(super) fn memory(header: &Header, patch_len: u64) -> u64 {
         // starts.
         + u64::from(header.references) * 32
         + u64::from(header.old_len) / 16
-        // The blocks, those sorted for the projection, and the batches.
-        + u64::from(header.blocks) * 40
+        // The blocks, those sorted for the projection, and as many batches, with what is sent about them.
+        + u64::from(header.blocks) * 160
         + streams::memory(if is_mixed { Codec::Mix } else { header.extra_codec }, header.extra_len)
         + (32 << 20)
 }
@@ -141,6 +141,8 @@ struct Writer<'a, 'b, 'c> {
     ready: Vec<Option<&'c mut [u8]>>,
     next: usize,
     frame_index: Option<FrameIndex>,
+    /// Batches with bytes of `.eh_frame` that are still to come.
+    frames_missing: usize,
     derived: Option<Vec<u8>>,
     layout: &'a Layout,
 }
@@ -148,7 +150,12 @@ struct Writer<'a, 'b, 'c> {
 impl<'c> Writer<'_, '_, 'c> {
     fn take(&mut self, number: usize, bytes: &'c mut [u8]) -> Result<(), DeltaError> {
         self.ready[number] = Some(bytes);
-        self.derive();
+        if self.frame_index.is_some_and(|index| has_frames(&self.batches[number], index)) {
+            self.frames_missing -= 1;
+        }
+        if self.frames_missing == 0 && self.derived.is_none() {
+            self.derive();
+        }
         while let Some(Some(bytes)) = self.ready.get_mut(self.next) {
             let start = self.batches[self.next].bytes.start;
             if let Some(index) = self.frame_index {
@@ -167,7 +174,7 @@ impl<'c> Writer<'_, '_, 'c> {
     }
 
     fn derive(&mut self) {
-        let (Some(index), None) = (self.frame_index, &self.derived) else { return };
+        let Some(index) = self.frame_index else { return };
         let mut frames = Vec::new();
         for (batch, bytes) in self.batches.iter().zip(&self.ready) {
             let (from, to) = overlap(batch, index.frames, index.frames_len);
@@ -179,6 +186,11 @@ impl<'c> Writer<'_, '_, 'c> {
         }
         self.derived = Some(index.derive(&frames, self.layout));
     }
+}
+
+fn has_frames(batch: &Batch, index: FrameIndex) -> bool {
+    let (from, to) = overlap(batch, index.frames, index.frames_len);
+    from < to
 }
 
 fn overlap(batch: &Batch, start: u32, len: u32) -> (u32, u32) {
@@ -335,6 +347,9 @@ fn decode_packed(
         ready: (0..batches.len()).map(|_| None).collect(),
         next: 0,
         frame_index: control.frame_index,
+        frames_missing: control
+            .frame_index
+            .map_or(0, |index| batches.iter().filter(|batch| has_frames(batch, index)).count()),
         derived: None,
         layout: &control.layout,
     };

@@ -38,12 +38,11 @@ impl<'a> Projection<'a> {
         let Some(offset) = self.old.offset(place) else {
             return (place.wrapping_add(self.new.hi).wrapping_sub(self.old.hi), 0);
         };
-        let page =
-            self.pages.get((offset >> PAGE_BITS) as usize).or(self.pages.last()).map_or(0, |page| *page);
-        let mut after = page as usize;
-        while self.blocks.get(after).is_some_and(|block| block.old <= offset) {
-            after += 1;
-        }
+        let page = (offset >> PAGE_BITS) as usize;
+        let count = |page: usize| self.pages.get(page).map_or(self.blocks.len(), |count| *count as usize);
+        let first = count(page);
+        let in_page = &self.blocks[first..count(page + 1).max(first)];
+        let after = first + in_page.partition_point(|block| block.old <= offset);
         let mut best: Option<(u32, Block)> = None;
         for block in self.blocks[after.saturating_sub(4)..after].iter().rev() {
             let distance = (offset - block.old).saturating_sub(block.len - 1);
@@ -51,10 +50,6 @@ impl<'a> Projection<'a> {
                 distance < nearest || (distance == nearest && block.len > one.len)
             }) {
                 best = Some((distance, *block));
-            }
-            if distance == 0 {
-                // Of the blocks that hold the place a longer one may lie before.
-                continue;
             }
         }
         if let Some(block) = self.blocks.get(after) {
