@@ -34,6 +34,9 @@ use crate::{
 
 /// The hand-over limit of the specification.
 const HAND_OVER_MAX_MS: u64 = 5_000;
+/// In how many places a version changes the file that it changes, and how many bytes in each.
+const CHANGES: usize = 16;
+const CHANGE_BYTES: usize = 512;
 /// The file that is damaged.
 const VICTIM: &str = "lib/part-3.bin";
 
@@ -84,7 +87,7 @@ type Scene = fn(&mut Story, &Context) -> Result<String, Failure>;
 /// # Errors
 /// The first deviation, after the table.
 pub(crate) fn play(command: &Demo, context: &Context) -> Result<Exit, Failure> {
-    let scenes: [(&'static str, Scene); 13] = [
+    let scenes: [(&'static str, Scene); 14] = [
         ("makes a PKI and a copy of itself that trusts it", Story::makes_pki),
         ("builds and signs releases; two more are hostile", Story::builds_releases),
         ("installs 1.0.0 under the supervisor", Story::installs_first),
@@ -97,6 +100,7 @@ pub(crate) fn play(command: &Demo, context: &Context) -> Result<Exit, Failure> {
         ("is killed with SIGKILL in mid-switch and recovers", Story::recovers_from_kill),
         ("two applies at once: one answers already in progress", Story::refuses_second_run),
         ("rolls back to the release before", Story::rolls_back),
+        ("updates by delta: only what changed is downloaded", Story::updates_by_delta),
         ("ends the load: not one request failed", Story::ends_load),
     ];
     let size = if command.quick { Size::QUICK } else { Size::FULL };
@@ -219,8 +223,9 @@ impl Story {
             ("1.3.0", Health::Healthy),
             ("1.4.0", Health::Healthy),
         ] {
-            self.build(version, health)?;
+            self.build(version, health, None)?;
         }
+        self.build("1.5.0", Health::Healthy, Some("1.3.0"))?;
         let (next, pki) = (self.bundle("1.1.0"), self.stage.path("pki"));
         self.stage.write("tampered.cutover", 0o644, &hostile::tampered(&next)?)?;
         let traversal =
@@ -230,7 +235,7 @@ impl Story {
         let first = self.bundle("1.0.0").display().to_string();
         let verified = self.stage.run(&["bundle", "verify", &first])?.must(Exit::Done, "bundle verify")?.json;
         Ok(format!(
-            "5 releases of {} files, {} each",
+            "6 releases of {} files, {} each",
             verified["files"],
             output::bytes(verified["bytes"].as_u64().unwrap_or(0))
         ))
@@ -240,7 +245,8 @@ impl Story {
         self.stage.path(&format!("demo-{version}.cutover"))
     }
 
-    fn build(&self, version: &str, health: Health) -> Result<(), Failure> {
+    /// Builds and signs a release, and the delta bundle that leads to it from `base`.
+    fn build(&self, version: &str, health: Health, base: Option<&str>) -> Result<(), Failure> {
         let stage = &self.stage;
         let tree = format!("tree-{version}");
         let file = |name: &str| format!("{tree}/{name}");
@@ -248,11 +254,17 @@ impl Story {
         stage.write(&file(service::ABOUT), 0o644, service::about(version, health).as_bytes())?;
         stage.write(&file("etc/demo.conf"), 0o644, b"color = \"green\"\n")?;
         stage.write(&file("share/notes.txt"), 0o644, format!("what changed in {version}\n").as_bytes())?;
-        // The last of them changes with every version, the others never.
+        // In the last of them every version changes some places, in the others nothing.
         for part in 0..8u64 {
-            let seed = if part == 7 { format!("{part} {version}") } else { part.to_string() };
-            let name = file(&format!("lib/part-{part}.bin"));
-            stage.write(&name, 0o644, &noise(&seed, self.size.part_bytes))?;
+            let mut content = noise(&part.to_string(), self.size.part_bytes);
+            if part == 7 {
+                let changes = noise(version, CHANGES * CHANGE_BYTES);
+                let places = content.chunks_exact_mut(self.size.part_bytes / CHANGES);
+                for (place, change) in places.zip(changes.chunks_exact(CHANGE_BYTES)) {
+                    place[..CHANGE_BYTES].copy_from_slice(change);
+                }
+            }
+            stage.write(&file(&format!("lib/part-{part}.bin")), 0o644, &content)?;
         }
         let spec = format!(
             "package = \"demo\"\nversion = \"{version}\"\n[service]\ncommand = [\"{}\"]\n",
@@ -264,7 +276,7 @@ impl Story {
             (stage.path(&tree).display().to_string(), self.bundle(version).display().to_string());
         let pki = stage.path("pki").display().to_string();
         let (key, certificate) = (format!("{pki}/signer.key"), format!("{pki}/signer.pem"));
-        let arguments = [
+        let mut arguments = vec![
             "bundle",
             "create",
             &tree,
@@ -279,7 +291,16 @@ impl Story {
             "--sign-cert",
             &certificate,
         ];
+        let base = base.map(|base| self.bundle(base).display().to_string());
+        let delta = self.delta().display().to_string();
+        if let Some(base) = &base {
+            arguments.extend(["--delta-from", base, "--delta-output", &delta]);
+        }
         stage.run(&arguments)?.must(Exit::Done, "bundle create").map(drop)
+    }
+
+    fn delta(&self) -> PathBuf {
+        self.stage.path("demo-1.5.0.from-1.3.0.cutover-delta")
     }
 
     fn installs_first(&mut self, _: &Context) -> Result<String, Failure> {
@@ -447,6 +468,24 @@ impl Story {
         self.must_serve(&version)?;
         self.no_request_failed()?;
         Ok(format!("from 1.4.0 to {version}, every digest as it was"))
+    }
+
+    fn updates_by_delta(&mut self, _: &Context) -> Result<String, Failure> {
+        let delta = self.delta().display().to_string();
+        let report = self.stage.on_root(&["apply", &delta])?.must(Exit::Done, "apply of a delta")?.json;
+        let figure = |name: &str| report["delta"][name].as_u64().unwrap_or_default();
+        let (downloaded, full) = (figure("downloaded_bytes"), figure("full_bytes"));
+        check(figure("patched") > 0 && figure("patches_failed") == 0, || {
+            format!("no file was made by a patch: {}", report["delta"])
+        })?;
+        check(downloaded * 10 < full, || format!("the delta has {downloaded} of {full} bytes"))?;
+        self.must_serve("1.5.0")?;
+        self.no_request_failed()?;
+        Ok(format!(
+            "from 1.3.0 to 1.5.0 with {} instead of {}, every digest as in the full bundle",
+            output::bytes(downloaded),
+            output::bytes(full)
+        ))
     }
 
     fn ends_load(&mut self, _: &Context) -> Result<String, Failure> {

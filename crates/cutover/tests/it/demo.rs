@@ -10,7 +10,7 @@ fn demo_shows_what_it_says_and_checks_every_line() {
     let json = ran.json();
     assert_eq!((&json["format"], &json["passed"]), (&1.into(), &true.into()));
     let lines = json["lines"].as_array().expect("a list");
-    assert_eq!(lines.len(), 13, "{}", ran.stdout);
+    assert_eq!(lines.len(), 14, "{}", ran.stdout);
     assert!(lines.iter().all(|line| line["passed"] == true), "{}", ran.stdout);
 }
 
