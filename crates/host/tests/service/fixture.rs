@@ -35,10 +35,7 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 }
 
 pub(crate) fn fixture_program() -> PathBuf {
-    let test = std::env::current_exe().expect("a program");
-    let program = test.parent().and_then(Path::parent).expect("a directory").join("examples/service_fixture");
-    assert!(program.exists(), "{} is missing: `cargo build -p cutover-host --examples`", program.display());
-    program
+    env!("CARGO_BIN_EXE_service_fixture").into()
 }
 
 /// An installation and its supervisor.

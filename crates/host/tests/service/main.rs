@@ -1,5 +1,5 @@
-//! The service side with real processes, sockets and signals. Needs the example `service_fixture`, which `cargo test`
-//! builds. Nothing here is decided by how fast the machine is: conditions are waited for, generously.
+//! The service side with real processes, sockets and signals, against the program `service_fixture` of this package.
+//! Nothing here is decided by how fast the machine is: conditions are waited for, generously.
 #![allow(clippy::disallowed_methods)]
 
 mod fixture;
