@@ -693,7 +693,10 @@ pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Fail
     let was_failed = lifecycle.state() == cutover_core::lifecycle::State::Failed;
     let report = match site.node.status()?.layout {
         // Taking the lock would choose a layout for a root that was never used.
-        None => None,
+        None => {
+            site.node.forget_first_use()?;
+            None
+        }
         Some(_) => {
             let lock = site.node.lock()?;
             site.node.recover(&lock, &site.ports(context))?

@@ -296,11 +296,7 @@ impl Node {
     pub fn lock(&self) -> Result<NodeLock, NodeError> {
         let files = &self.files;
         files.ensure_dir(place::META.as_ref(), 0o700)?;
-        let locked = files.disk.lock(place::LOCK.as_ref(), &self.options.holder);
-        let lock = match locked.attempt("lock", place::LOCK)? {
-            Locked::Taken(guard) => NodeLock { _guard: guard },
-            Locked::Held { note } => return Err(NodeError::AlreadyRunning { holder: note }),
-        };
+        let lock = self.hold()?;
         // The layout is written last: a root that has one is whole.
         if current::layout(files)?.is_none() {
             for directory in place::DIRECTORIES {
@@ -312,6 +308,28 @@ impl Node {
             current::set_layout(files, self.options.layout.unwrap_or_default())?;
         }
         Ok(lock)
+    }
+
+    fn hold(&self) -> Result<NodeLock, NodeError> {
+        match self.files.disk.lock(place::LOCK.as_ref(), &self.options.holder).attempt("lock", place::LOCK)? {
+            Locked::Taken(guard) => Ok(NodeLock { _guard: guard }),
+            Locked::Held { note } => Err(NodeError::AlreadyRunning { holder: note }),
+        }
+    }
+
+    /// Removes what a first use left that died before the root had a layout, without choosing one. To be called instead
+    /// of [`Node::lock`] and [`Node::recover`] when there is none.
+    ///
+    /// # Errors
+    /// [`NodeError::AlreadyRunning`], or it cannot be removed.
+    pub fn forget_first_use(&self) -> Result<(), NodeError> {
+        let files = &self.files;
+        if files.exists(place::LAYOUT_NEW.as_ref())? {
+            let _lock = self.hold()?;
+            files.remove_file(place::LAYOUT_NEW.as_ref())?;
+            files.sync_dir(place::META.as_ref())?;
+        }
+        Ok(())
     }
 
     fn clock(&self) -> &dyn Clock {

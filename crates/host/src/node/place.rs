@@ -16,6 +16,8 @@ pub(crate) const MARKER: &str = ".cutover-release";
 pub(crate) const META: &str = ".cutover";
 pub(crate) const LOCK: &str = ".cutover/lock";
 pub(crate) const LAYOUT: &str = ".cutover/layout";
+/// What it is called until it is whole; see [`super::files::Files::replace`].
+pub(crate) const LAYOUT_NEW: &str = ".cutover/layout.tmp";
 pub(crate) const JOURNAL: &str = ".cutover/journal";
 pub(crate) const STORE: &str = ".cutover/store";
 pub(crate) const MANIFESTS: &str = ".cutover/manifests";

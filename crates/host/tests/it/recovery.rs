@@ -120,3 +120,22 @@ fn journal_goes_on_in_its_reserve_when_the_disk_is_full() {
     world.recover();
     assert!(world.path().join(".cutover/reserve").exists(), "it is set aside again");
 }
+
+// inst-3
+#[test]
+fn first_use_that_died_before_it_chose_a_layout_leaves_nothing_and_chooses_none() {
+    let world = World::new(Layout::Exchange);
+    let ours = world.path().join(".cutover");
+    let died = |name: &str| {
+        std::fs::create_dir_all(&ours).expect("made");
+        std::fs::write(ours.join(name), b"torn").expect("written");
+    };
+    died("lock");
+    died("layout.tmp");
+    let node = world.node();
+    node.forget_first_use().expect("forgotten");
+    assert!(!ours.join("layout.tmp").exists());
+    assert_eq!(node.status().expect("status").layout, None, "the next use may still choose");
+    node.forget_first_use().expect("nothing to do");
+    assert_eq!(world.apply(&first()).outcome, Outcome::Confirmed);
+}
