@@ -563,6 +563,9 @@ impl Node {
         let report = match self.unfinished()? {
             None => None,
             Some((number, mut execution, read)) => {
+                // What the dead process did is seen, but perhaps not on disk: a power cut must not take back what this
+                // run builds on.
+                files.sync_all()?;
                 let first = Record::Resumed;
                 execution.apply(&first).map_err(|what| current::damaged(place::journal(number), what))?;
                 let journal = Journal::resume(files, number, &read)?;

@@ -255,10 +255,7 @@ fn check_free(files: &Files, path: &SafePath, removed: &BTreeSet<&SafePath>) -> 
 /// `in-place`: one rename per path, and the record of what is current as the last act.
 fn change(files: &Files, plan: &Plan, switch: &Switch, point: &RestorePoint) -> Result<(), NodeError> {
     let mut state = current::in_place(files)?;
-    if state.release == plan.to {
-        // A run that was cut off has put it there, and perhaps not come to this.
-        files.sync_parent(place::CURRENT_IN_PLACE.as_ref())?;
-    } else {
+    if state.release != plan.to {
         if state.release != plan.from {
             return Err(elsewhere(state.release.map_or("nothing".to_owned(), |release| release.to_string())));
         }

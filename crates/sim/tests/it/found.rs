@@ -1,13 +1,16 @@
 //! What the sweeps found once, by name.
 
+use std::sync::Arc;
+
 use cutover_core::{
     execute::Outcome,
     plan::{Layout, RollbackTarget},
     retain::Retention,
 };
+use cutover_host::probe::ProbeOutcome;
 use cutover_sim::{
     Action, Call, Death, Ended, Errno, Fault, Faults, LAYOUTS, Lasting, Machine, Moment, Op, Options,
-    TreeKind,
+    TreeKind, shared_inodes,
 };
 
 fn machine(layout: Layout, before: &[Action]) -> Machine {
@@ -28,6 +31,11 @@ fn assert_confirmed(ended: &Ended) {
 /// The calls of `action` on a fork of `machine`, when nothing goes wrong.
 fn calls(machine: &Machine, action: &Action) -> Vec<Call> {
     machine.fork().run(action, Faults::none()).trace
+}
+
+/// Those of its calls that change anything.
+fn effects(machine: &Machine, action: &Action) -> Vec<Call> {
+    calls(machine, action).into_iter().filter(|call| call.op.is_effect()).collect()
 }
 
 #[test]
@@ -82,7 +90,7 @@ fn trash_of_a_killed_process_is_taken_apart_only_when_it_cannot_come_back() {
         let mut killed = ready.fork();
         killed.run(&keep_one, Faults::at(discard.index, Fault::Crash(Moment::After, Death::Kill)));
         for (call, seed) in
-            calls(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
+            effects(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
         {
             let mut machine = killed.fork();
             let cut = Fault::Crash(Moment::After, Death::PowerCut { seed });
@@ -106,13 +114,35 @@ fn record_of_an_in_place_switch_is_durable_before_its_recovery_goes_on() {
     let mut killed = fresh.fork();
     killed.run(&Action::Update(0), Faults::at(switched.index, Fault::Crash(Moment::After, Death::Kill)));
     for (call, seed) in
-        calls(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
+        effects(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
     {
         let mut machine = killed.fork();
         let cut = Fault::Crash(Moment::After, Death::PowerCut { seed });
         machine.run(&Action::Recover, Faults::at(call.index, cut));
         machine.run(&Action::Recover, Faults::none());
         assert_confirmed(&machine.run(&Action::Update(1), Faults::none()).ended);
+    }
+}
+
+#[test]
+fn restore_point_of_an_undone_update_does_not_come_back_after_its_recovery() {
+    let mut ready = machine(Layout::InPlace, &[Action::Update(0)]);
+    ready.verdicts = Arc::new(|_| ProbeOutcome::Failed);
+    let discarded = |call: &Call| call.op == Op::Rename && call.path.as_os_str() == ".cutover/restore/000002";
+    let discard =
+        calls(&ready, &Action::Update(1)).into_iter().find(discarded).expect("its restore point goes again");
+    let mut killed = ready.fork();
+    killed.run(&Action::Update(1), Faults::at(discard.index, Fault::Crash(Moment::After, Death::Kill)));
+    for (call, seed) in
+        effects(&killed, &Action::Recover).iter().flat_map(|call| (0..9).map(move |seed| (call, seed)))
+    {
+        let mut machine = killed.fork();
+        let cut = Fault::Crash(Moment::After, Death::PowerCut { seed });
+        machine.run(&Action::Recover, Faults::at(call.index, cut));
+        machine.run(&Action::Recover, Faults::none());
+        assert_eq!(shared_inodes(&machine.fs), [""; 0], "{call}, seed {seed}");
+        let point = machine.fs.tree(".cutover/restore/000002");
+        assert!(point.is_none(), "{call}, seed {seed}: {point:?}");
     }
 }
 
