@@ -153,7 +153,8 @@ fn big_binary(material: &Material) -> Result<Vec<Row>> {
     Ok(vec![row])
 }
 
-/// Space of restore points after five updates that change a tenth of the bytes each.
+/// Space of restore points after five updates that change a tenth of the bytes each: what the root takes beyond a root where
+/// only the last release was ever installed. The bytes cannot be compressed, which is the worst case.
 fn restore_space(material: &Material) -> Result<Vec<Row>> {
     const FILES: u64 = 20;
     const FILE_BYTES: usize = 2_000_000;
@@ -163,20 +164,24 @@ fn restore_space(material: &Material) -> Result<Vec<Row>> {
         noise(&tree.join(format!("file-{file:02}")), FILE_BYTES, file)?;
     }
     let publisher = publisher(material)?;
-    let node = material.node("space", Layout::Versioned)?;
+    let spec = "package = \"tenth\"\n[kinds]\nlibrary = [\"file-*\"]\n";
+    let mut node = material.node("space", Layout::Versioned)?;
+    node.settings.push("retention.keep=9".to_owned());
+    let fresh = material.node("space-fresh", Layout::Versioned)?;
     for update in 0..=5_u64 {
         if update > 0 {
             for file in [update * 2, update * 2 + 1] {
                 noise(&tree.join(format!("file-{file:02}")), FILE_BYTES, 100 * update + file)?;
             }
         }
-        let bundle = publisher.release(&tree, &format!("1.{update}.0"), "package = \"tenth\"\n", 1)?;
-        let mut node = node.clone();
-        node.settings.push("retention.keep=9".to_owned());
+        let bundle = publisher.release(&tree, &format!("1.{update}.0"), spec, 1)?;
         node.apply(&bundle)?.with(&[exit::DONE])?;
+        if update == 5 {
+            fresh.apply(&bundle)?.with(&[exit::DONE])?;
+        }
     }
     let full = (FILES as usize * FILE_BYTES) as f64;
-    let kept = tree::allocated(&node.root)? as f64 - full;
+    let kept = tree::allocated(&node.root)? as f64 - tree::allocated(&fresh.root)? as f64;
     Ok(vec![Row::at_most(
         "restore points after 5 updates changing 10 % of the bytes, of five full copies",
         20.0,
@@ -191,7 +196,7 @@ fn hand_over(material: &Material) -> Result<Vec<Row>> {
     let report = run_and_check(demo)?.json()?;
     let number = |name: &str| find(&report, name).and_then(Value::as_f64);
     let requests = number("requests");
-    let failed = number("failed_requests").or_else(|| number("failed"));
+    let failed = number("failed_requests");
     Ok(vec![
         Row {
             what: "hand-over with 1,000 open connections",
@@ -202,7 +207,7 @@ fn hand_over(material: &Material) -> Result<Vec<Row>> {
             },
             met: failed.zip(requests).map(|(failed, requests)| failed == 0.0 && requests >= 200_000.0),
         },
-        Row::at_most("hand-over, stop to ready", 1000.0, number("stop_to_ready_ms"), "ms"),
+        Row::at_most("hand-over, stop to ready", 1000.0, number("hand_over_ms"), "ms"),
     ])
 }
 

@@ -71,11 +71,24 @@ struct Line {
     passed: bool,
 }
 
+/// What was measured, for programs that read the story.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Figures {
+    connections: usize,
+    /// Requests of the whole story.
+    requests: u64,
+    failed_requests: u64,
+    slowest_answer_ms: u128,
+    /// How long it took to start the new release and hand over to it once it was ready, when 1.1.0 was applied.
+    hand_over_ms: u64,
+}
+
 /// The story so far.
 struct Story {
     stage: Stage,
     size: Size,
     lines: Vec<Line>,
+    figures: Figures,
     supervisor: Option<Supervisor>,
     load: Option<Load>,
 }
@@ -116,7 +129,14 @@ pub(crate) fn play(command: &Demo, context: &Context) -> Result<Exit, Failure> {
         }
     };
     check_open_files(size.connections)?;
-    let mut story = Story { stage: Stage::new(dir)?, size, lines: Vec::new(), supervisor: None, load: None };
+    let mut story = Story {
+        stage: Stage::new(dir)?,
+        size,
+        lines: Vec::new(),
+        figures: Figures::default(),
+        supervisor: None,
+        load: None,
+    };
     let mut ended = Ok(());
     for (what, scene) in scenes {
         ended = story.play(what, scene, context);
@@ -180,7 +200,7 @@ impl Story {
         match context.form {
             // A failure prints its own document; there is only ever one.
             Form::Json if ended.is_ok() => output::json(
-                &serde_json::json!({ "passed": true, "directory": self.stage.dir, "lines": self.lines }),
+                &serde_json::json!({ "passed": true, "directory": self.stage.dir, "lines": self.lines, "figures": self.figures }),
             ),
             Form::Json => Ok(()),
             Form::Text => {
@@ -375,6 +395,7 @@ impl Story {
         check(moved, || "the connections did not move to 1.1.0".to_owned())?;
         let counts = self.no_request_failed()?;
         self.must_serve("1.1.0")?;
+        self.figures.hand_over_ms = hand_over;
         Ok(format!(
             "0 failed of {} requests, new release ready after {hand_over} ms, slowest answer {} ms",
             counts.answered,
@@ -497,6 +518,13 @@ impl Story {
         check(counts.failed == 0, || {
             format!("{} requests failed: {}", counts.failed, counts.failures.join("; "))
         })?;
+        self.figures = Figures {
+            connections: self.size.connections,
+            requests: counts.answered,
+            failed_requests: counts.failed,
+            slowest_answer_ms: counts.slowest.as_millis(),
+            ..self.figures
+        };
         let versions: Vec<&str> = counts.by_version.keys().map(String::as_str).collect();
         Ok(format!(
             "{} requests on {} connections, 0 failed, slowest {} ms, answered by {}",

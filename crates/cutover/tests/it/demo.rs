@@ -11,6 +11,9 @@ fn demo_shows_what_it_says_and_checks_every_line() {
     assert_eq!((&json["format"], &json["passed"]), (&1.into(), &true.into()));
     let lines = json["lines"].as_array().expect("a list");
     assert_eq!(lines.len(), 14, "{}", ran.stdout);
+    let figures = &json["figures"];
+    assert_eq!((&figures["connections"], &figures["failed_requests"]), (&50.into(), &0.into()), "{figures}");
+    assert!(figures["requests"].as_u64().expect("a number") >= 2_000, "{figures}");
     assert!(lines.iter().all(|line| line["passed"] == true), "{}", ran.stdout);
 }
 
