@@ -180,10 +180,11 @@ fn scan(index: &Index<'_>, new: &[u8], start: usize, end: usize, gain: usize) ->
             if (len == score && len != 0) || len > score + gain {
                 break;
             }
-            if same(at as i64 + shift, at) {
-                score = score.saturating_sub(1);
-            }
+            // Of what lies before `at` nothing may stay counted, or a long match never equals its score and every byte of
+            // it is searched for.
+            score -= usize::from(scored > at && same(at as i64 + shift, at));
             at += 1;
+            scored = scored.max(at);
         }
         if len == score && at < end {
             continue;
