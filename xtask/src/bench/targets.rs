@@ -89,12 +89,14 @@ fn updates(material: &Material, rounds: usize) -> Result<Vec<Row>> {
     for _ in 0..rounds.max(3) {
         let node = material.node("targets", Layout::Versioned)?;
         let first = node.apply(&material.bundles[0])?.with(&[exit::DONE])?;
+        let mut dry = node.apply_command(&material.bundles[1]);
+        dry.arg("--dry-run");
+        preflight.extend(run_and_check(dry)?.json()?["preflight"]["took_ms"].as_f64());
         let second = node.apply(&material.bundles[1])?.with(&[exit::DONE])?;
         for done in [&first, &second] {
             peak = peak.max(done.usage.peak_bytes);
             let report = done.json()?;
             switch.extend(step_ms(&report, "switch"));
-            preflight.extend(report["preflight_ms"].as_f64());
         }
         settle(&material.place)?;
         let back = node.run(&["rollback"])?.with(&[exit::DONE])?;

@@ -395,13 +395,16 @@ fn check_policy(manifest: &Manifest, settings: &Settings) -> Result<(), String> 
 
 fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
     let settings = context.settings(None, [])?.settings;
+    let began = std::time::Instant::now();
     let bundle = open_verified(path, &settings, context.now)?;
+    let signature_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     bundle.check_objects().map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
     let manifest = bundle.manifest();
     match context.form {
         Form::Json => output::json(&serde_json::json!({
             "bundle": path,
             "verified": true,
+            "signature_us": signature_us,
             "package": manifest.package,
             "version": manifest.version,
             "manifest_sha256": bundle.release().manifest,
