@@ -49,6 +49,8 @@ pub(crate) mod exit {
     pub(crate) const DONE: i32 = 0;
     /// Nothing to do.
     pub(crate) const NOTHING_TO_DO: i32 = 3;
+    /// Preflight refused.
+    pub(crate) const PREFLIGHT: i32 = 12;
 }
 
 /// A finished run of the program.
