@@ -1,12 +1,10 @@
 //! What a root looks like from outside, and whether that is in order.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, io::Read as _, path::PathBuf, sync::Arc};
 
 use cutover_bundle::decode_object;
-use cutover_core::{
-    model::{Digest, Encoding, ObjectEntry},
-    plan::Layout,
-};
+use cutover_core::{model::ObjectEntry, plan::Layout};
+use cutover_host::node::{PackError, PackIndex};
 
 use crate::{FileSystem, Release, Tree, TreeKind};
 
@@ -119,34 +117,66 @@ pub fn leftovers(fs: &FileSystem) -> Vec<String> {
     ours.0.keys().filter(|path| temporary(path)).cloned().collect()
 }
 
-/// Objects of the store whose content is not what their name says.
+/// Packs of the store that cannot be read, and objects in them whose content is not what the index says.
 pub fn damaged_objects(fs: &FileSystem) -> Vec<String> {
-    let store = fs.tree(".cutover/store").unwrap_or_default();
     let mut damaged = Vec::new();
-    for (path, entry) in &store.0 {
-        let TreeKind::File(bytes) = &entry.kind else { continue };
-        let (hex, encoding) = match path.strip_suffix(".zst") {
-            Some(hex) => (hex.replace('/', ""), Encoding::Zstd),
-            None => (path.replace('/', ""), Encoding::Raw),
-        };
-        let sound = hex.parse().is_ok_and(|digest: Digest| holds(digest, encoding, bytes));
-        if !sound {
-            damaged.push(path.clone());
+    for (path, bytes) in packs(fs) {
+        match index(&bytes) {
+            Ok(index) => damaged.extend(
+                index
+                    .objects
+                    .iter()
+                    .filter(|object| !is_sound(object, &bytes))
+                    .map(|object| format!("{path}: {}", object.sha256)),
+            ),
+            Err(error) => damaged.push(format!("{path}: {error}")),
         }
     }
     damaged
 }
 
-fn holds(digest: Digest, encoding: Encoding, bytes: &[u8]) -> bool {
-    match encoding {
-        Encoding::Raw => Digest::of(bytes) == digest,
-        Encoding::Zstd => crate::release::releases()
-            .iter()
-            .flat_map(|release| release.bundle.manifest().objects.clone())
-            .filter(|object| object.sha256 == digest)
-            .map(|object| ObjectEntry { encoding, stored_size: bytes.len() as u64, offset: 0, ..object })
-            .any(|object| decode_object(&object, bytes, &mut std::io::sink()).is_ok()),
+/// The objects of the store that some manifest or restore point names.
+pub(crate) fn named_objects(fs: &FileSystem) -> BTreeSet<String> {
+    let mut naming = String::new();
+    for top in [".cutover/manifests", ".cutover/restore"] {
+        for (path, entry) in fs.tree(top).unwrap_or_default().0 {
+            if let TreeKind::File(bytes) = entry.kind
+                && path.ends_with(".json")
+            {
+                naming += &String::from_utf8_lossy(&bytes);
+            }
+        }
     }
+    packs(fs)
+        .iter()
+        .filter_map(|(_, bytes)| index(bytes).ok())
+        .flat_map(|index| index.objects)
+        .map(|object| object.sha256.to_string())
+        .filter(|digest| naming.contains(digest))
+        .collect()
+}
+
+fn packs(fs: &FileSystem) -> Vec<(String, Arc<Vec<u8>>)> {
+    let mut packs = Vec::new();
+    for (path, entry) in fs.tree(".cutover/store").unwrap_or_default().0 {
+        if let TreeKind::File(bytes) = entry.kind {
+            packs.push((path, bytes));
+        }
+    }
+    packs
+}
+
+fn index(pack: &[u8]) -> Result<PackIndex, PackError> {
+    PackIndex::read(pack.len() as u64, |buffer, at| {
+        usize::try_from(at).ok().and_then(|at| pack.get(at..)).unwrap_or_default().read(buffer)
+    })
+}
+
+fn is_sound(object: &ObjectEntry, pack: &[u8]) -> bool {
+    let range =
+        usize::try_from(object.offset).ok().zip(usize::try_from(object.offset + object.stored_size).ok());
+    let stored = range.and_then(|(start, end)| pack.get(start..end));
+    stored.is_some_and(|stored| decode_object(object, stored, &mut std::io::sink()).is_ok())
 }
 
 /// Files of `releases/` that share an inode with the store or a restore point: one damage would hit both (point-3).

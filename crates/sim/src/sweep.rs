@@ -22,7 +22,7 @@ use crate::{
     fs::hash_content,
     machine::{Recording, Remains},
     release::releases,
-    state::{Visible, damaged_objects, leftovers, shared_inodes},
+    state::{Visible, damaged_objects, leftovers, named_objects, shared_inodes},
     story::{Story, story, succeeded},
 };
 
@@ -619,7 +619,7 @@ const STATE: &str = ".cutover/state.jsonl";
 /// Where its journals lie.
 const JOURNALS: &str = ".cutover/journal/";
 
-/// Names that an action keeps or removes: restore points, releases, objects, manifests.
+/// Names that an action keeps or removes: restore points, releases, manifests, and the objects that these name.
 fn kept(machine: &Machine) -> Vec<String> {
     let names = |top: &str| -> Vec<String> {
         machine
@@ -627,10 +627,10 @@ fn kept(machine: &Machine) -> Vec<String> {
             .tree(top)
             .map_or_else(Vec::new, |tree| tree.0.keys().map(|name| format!("{top}/{name}")).collect())
     };
-    [".cutover/restore", ".cutover/store", ".cutover/manifests", "releases"]
-        .iter()
-        .flat_map(|top| names(top))
-        .collect()
+    let mut kept: Vec<String> =
+        [".cutover/restore", ".cutover/manifests", "releases"].iter().flat_map(|top| names(top)).collect();
+    kept.extend(named_objects(&machine.fs));
+    kept
 }
 
 /// The whole root, but for the note in the lock.

@@ -7,7 +7,7 @@ use cutover_core::model::{SafePath, SeenKind};
 use super::{
     FsError, NodeError,
     files::{Attempt as _, Files, chain},
-    store,
+    store::Store,
     tree::{Difference, Expected, ExpectedTree},
 };
 use crate::disk::EntryKind;
@@ -26,10 +26,12 @@ pub(crate) fn mend(
     }
     files.discard(scratch)?;
     files.ensure_dir(scratch, 0o700)?;
+    let store = Store::open(files)?;
     let mut left = Vec::new();
     for (path, difference) in differences {
         let Some(wanted) = expected.get(path) else { continue };
-        match mend_one(files, &base.join(path.as_path()), wanted, *difference, &scratch.join("file")) {
+        match mend_one(&store, files, &base.join(path.as_path()), wanted, *difference, &scratch.join("file"))
+        {
             Ok(()) => tracing::info!(%path, "repaired"),
             Err(NodeError::Store(error)) => left.push((path.clone(), chain(&error))),
             Err(error) => return Err(error),
@@ -42,6 +44,7 @@ pub(crate) fn mend(
 }
 
 fn mend_one(
+    store: &Store<'_>,
     files: &Files,
     path: &Path,
     wanted: &Expected,
@@ -56,7 +59,7 @@ fn mend_one(
         (SeenKind::File { sha256, size }, _) => {
             let decoded = (|| {
                 let mut file = files.disk.create(temporary, wanted.mode).attempt("create", temporary)?;
-                store::decode(files, *sha256, *size, &mut file)?;
+                store.decode(*sha256, *size, &mut file)?;
                 file.sync().attempt("flush", temporary)?;
                 Ok::<_, NodeError>(())
             })();

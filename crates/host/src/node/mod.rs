@@ -28,6 +28,7 @@ use self::{
     engine::{Run, Start},
     files::{Attempt as _, Files},
     journal::Journal,
+    store::Store,
     tree::{Attributes, Difference, Hashes, Reading},
 };
 use crate::{
@@ -46,6 +47,7 @@ mod files;
 mod garbage;
 mod journal;
 mod mend;
+mod pack;
 mod place;
 mod prune;
 mod report;
@@ -56,6 +58,7 @@ mod store;
 mod switch;
 mod tree;
 
+pub use pack::{PackError, PackIndex};
 pub use report::{
     Drift, InFlight, Observed, PointListed, PruneReport, RepairReport, Report, Status, StepReport,
     StepResult, Way,
@@ -475,7 +478,7 @@ impl Node {
             next_number: self.next_number()?,
             installed,
             seen,
-            stored: store::digests(&self.files)?,
+            stored: Store::open(&self.files)?.digests(),
             packages: self.options.packages.clone(),
         };
         Ok(Observed { observation, points, damaged })

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cutover_core::model::{Digest, Encoding, ReleaseName, ReleaseRef, RestorePointId, SafePath};
+use cutover_core::model::{Digest, ReleaseName, ReleaseRef, RestorePointId, SafePath};
 
 /// The switch of the whole-tree layouts.
 pub(crate) const CURRENT: &str = "current";
@@ -39,7 +39,11 @@ pub(crate) fn journal(number: u64) -> PathBuf {
 
 /// The number in a journal's file name.
 pub(crate) fn journal_number(name: &str) -> Option<u64> {
-    let number = name.strip_suffix(".jsonl")?;
+    numbered(name, ".jsonl")
+}
+
+fn numbered(name: &str, suffix: &str) -> Option<u64> {
+    let number = name.strip_suffix(suffix)?;
     (number.len() >= 6 && number.bytes().all(|byte| byte.is_ascii_digit())).then(|| number.parse().ok())?
 }
 
@@ -61,9 +65,9 @@ pub(crate) fn staged_tree(number: u64) -> PathBuf {
     staging(number).join("tree")
 }
 
-/// Where objects wait until they are durable.
-pub(crate) fn staged_objects(number: u64) -> PathBuf {
-    staging(number).join("objects")
+/// Where packs wait until they are durable.
+pub(crate) fn staged_packs(number: u64) -> PathBuf {
+    staging(number).join("packs")
 }
 
 pub(crate) fn manifest(digest: Digest) -> PathBuf {
@@ -87,23 +91,13 @@ pub(crate) fn point_files(id: &RestorePointId) -> PathBuf {
     point(id).join("files")
 }
 
-pub(crate) fn object(digest: Digest, encoding: Encoding) -> PathBuf {
-    let hex = digest.to_string();
-    let (directory, name) = hex.split_at(2);
-    let suffix = match encoding {
-        Encoding::Zstd => ".zst",
-        Encoding::Raw => "",
-    };
-    Path::new(STORE).join(directory).join(format!("{name}{suffix}"))
+pub(crate) fn pack(number: u64) -> PathBuf {
+    Path::new(STORE).join(format!("{number:06}.pack"))
 }
 
-/// The digest and encoding that the file `name` in the store's directory `directory` stands for.
-pub(crate) fn object_named(directory: &str, name: &str) -> Option<(Digest, Encoding)> {
-    let (hex, encoding) = match name.strip_suffix(".zst") {
-        Some(hex) => (hex, Encoding::Zstd),
-        None => (name, Encoding::Raw),
-    };
-    format!("{directory}{hex}").parse().ok().map(|digest| (digest, encoding))
+/// The number in a pack's file name.
+pub(crate) fn pack_number(name: &str) -> Option<u64> {
+    numbered(name, ".pack")
 }
 
 pub(crate) fn shared(path: &SafePath) -> PathBuf {
@@ -124,17 +118,6 @@ pub(crate) fn log(release: &ReleaseRef) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn object_path_and_name_are_inverse() {
-        for encoding in [Encoding::Zstd, Encoding::Raw] {
-            let digest = Digest::of(b"abc");
-            let path = object(digest, encoding);
-            let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
-            assert_eq!(object_named(parts[2], parts[3]), Some((digest, encoding)));
-        }
-        assert_eq!(object_named("ab", "cdef"), None);
-    }
 
     #[test]
     fn only_journals_have_a_number() {

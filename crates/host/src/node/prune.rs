@@ -9,7 +9,9 @@ use std::{
 };
 
 use cutover_core::{
-    model::{Digest, Encoding, Hasher, ReleaseName, ReleaseRef, RestorePointId, SeenKind, Version},
+    model::{
+        Digest, Encoding, Hasher, ObjectEntry, ReleaseName, ReleaseRef, RestorePointId, SeenKind, Version,
+    },
     plan::{KeptTree, Layout, PointSeen},
     retain::{PointFacts, Retention, retain, unneeded_trees},
 };
@@ -17,7 +19,10 @@ use cutover_core::{
 use super::{
     FsError, Node, NodeError, NodeLock, PointError, PruneReport, current,
     files::{Attempt as _, Files},
-    garbage, journal, place, restore, store,
+    garbage, journal,
+    pack::PackWriter,
+    place, restore,
+    store::{self, NewPacks, Store},
 };
 use crate::{catalog::HistoryRow, disk::EntryKind};
 
@@ -149,43 +154,63 @@ fn facts(
 fn cool(files: &Files, seen: &PointSeen) -> Result<bool, NodeError> {
     let Some(from) = &seen.point.from else { return Ok(false) };
     let tree = place::release(&from.name());
-    let stored = store::list(files)?;
-    let mut missing: BTreeMap<Digest, PathBuf> = BTreeMap::new();
+    let stored = Store::open(files)?;
+    let mut missing: BTreeMap<Digest, (u64, PathBuf)> = BTreeMap::new();
     for (path, file) in &seen.point.files {
-        if let SeenKind::File { sha256, .. } = &file.kind
-            && !stored.contains_key(sha256)
+        if let SeenKind::File { sha256, size } = &file.kind
+            && !stored.holds(*sha256)
         {
-            missing.insert(*sha256, tree.join(path.as_path()));
+            missing.insert(*sha256, (*size, tree.join(path.as_path())));
         }
     }
     let scratch = Path::new(place::STAGING).join("cool");
     files.discard(&scratch)?;
     files.ensure_dir(&scratch, 0o700)?;
-    for (digest, path) in &missing {
-        if !compress(files, path, *digest, &scratch.join(digest.to_string()))? {
+    let packs = NewPacks::new(files, &scratch);
+    for (sha256, (size, path)) in missing {
+        let entry = ObjectEntry { sha256, size, stored_size: 0, encoding: Encoding::Zstd, offset: 0 };
+        let mut content = Content::Altered;
+        packs.add(entry, |pack| {
+            content = compress(files, &path, sha256, pack)?;
+            Ok::<_, NodeError>(())
+        })?;
+        if content == Content::Altered {
             tracing::warn!(path = %path.display(), "was altered; its restore point stays as it is");
             files.discard(&scratch)?;
             return Ok(false);
         }
     }
+    let packs = packs.finish()?;
     files.sync_all()?;
-    let objects: Vec<_> = missing.keys().map(|digest| (*digest, Encoding::Zstd)).collect();
-    store::adopt(files, &scratch, &objects)?;
+    store::adopt(files, &packs)?;
     files.sync_all()?;
     files.discard(&scratch)?;
     files.discard(&tree)?;
     Ok(true)
 }
 
-/// Writes the compressed content of `from` to `to`; `false` when its digest is another one.
-fn compress(files: &Files, from: &Path, digest: Digest, to: &Path) -> Result<bool, NodeError> {
+/// What a file turned out to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// What its restore point says.
+    Expected,
+    /// Something else, or it is gone.
+    Altered,
+}
+
+/// Writes the compressed content of `from` to `pack`.
+fn compress(
+    files: &Files,
+    from: &Path,
+    digest: Digest,
+    pack: &mut PackWriter<'_>,
+) -> Result<Content, NodeError> {
     let mut source = match files.disk.open(from) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Altered),
         source => source.attempt("open", from)?,
     };
-    let target = files.disk.create(to, 0o600).attempt("create", to)?;
     let size = source.metadata().attempt("look at", from)?.size;
-    let mut encoder = zstd::stream::write::Encoder::new(target, COLD_LEVEL).attempt("compress", from)?;
+    let mut encoder = zstd::stream::write::Encoder::new(pack, COLD_LEVEL).attempt("compress", from)?;
     encoder.set_pledged_src_size(Some(size)).attempt("compress", from)?;
     encoder.window_log(window_log(size)).attempt("compress", from)?;
     let mut hasher = Hasher::new();
@@ -195,12 +220,12 @@ fn compress(files: &Files, from: &Path, digest: Digest, to: &Path) -> Result<boo
             0 => break,
             count => {
                 hasher.update(&buffer[..count]);
-                encoder.write_all(&buffer[..count]).attempt("write", to)?;
+                encoder.write_all(&buffer[..count]).attempt("compress", from)?;
             }
         }
     }
-    encoder.finish().attempt("write", to)?;
-    Ok(hasher.finish() == digest)
+    encoder.finish().attempt("compress", from)?;
+    Ok(if hasher.finish() == digest { Content::Expected } else { Content::Altered })
 }
 
 /// The smallest window that covers `size`, within what readers accept.

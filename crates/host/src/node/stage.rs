@@ -26,7 +26,7 @@ use super::{
     FsError, NodeError, current,
     files::{Attempt as _, Files, chain},
     place, restore,
-    store::{self, StoreError, Tee},
+    store::{self, NewPacks, Store, StoreError, Tee},
     tree::{self, Difference, Expected, Hashes, Reading},
 };
 use crate::{
@@ -150,20 +150,23 @@ impl<'a> Staging<'a> {
     pub(crate) fn perform(&self) -> Result<String, NodeError> {
         let files = self.files;
         files.discard(&place::staging(self.plan.number))?;
-        for directory in [place::staging(self.plan.number), place::staged_objects(self.plan.number)] {
-            files.ensure_dir(&directory, 0o700)?;
+        let packs = place::staged_packs(self.plan.number);
+        for directory in [&place::staging(self.plan.number), &packs] {
+            files.ensure_dir(directory, 0o700)?;
         }
         files.ensure_dir(&self.tree(), 0o755)?;
         self.store_manifest()?;
         self.make_directories()?;
-        let objects = self.lay_files()?;
+        let (store, packs) = (Store::open(files)?, NewPacks::new(files, &packs));
+        self.lay_files(&store, &packs)?;
+        let packs = packs.finish()?;
         self.lay_links()?;
         self.keep_ownership()?;
-        if self.check_while_flushing()? == Laid::Again {
+        if self.check_while_flushing(&store)? == Laid::Again {
             files.sync_all()?;
         }
         // From here on the bytes can be relied on.
-        store::adopt(files, &place::staged_objects(self.plan.number), &objects)?;
+        store::adopt(files, &packs)?;
         match (self.plan.layout, &self.plan.to) {
             (Layout::Versioned | Layout::Exchange, Some(to)) => self.move_tree(to)?,
             (Layout::Versioned | Layout::Exchange, None) | (Layout::InPlace, _) => {}
@@ -178,10 +181,6 @@ impl<'a> Staging<'a> {
 
     fn staged(&self, path: &SafePath) -> PathBuf {
         self.tree().join(path.as_path())
-    }
-
-    fn staged_object(&self, digest: Digest) -> PathBuf {
-        place::staged_objects(self.plan.number).join(digest.to_string())
     }
 
     /// The tree that present files are reused from.
@@ -230,8 +229,8 @@ impl<'a> Staging<'a> {
         Ok(())
     }
 
-    /// Lays down every file and returns the objects that wait for the store.
-    fn lay_files(&self) -> Result<Vec<(Digest, Encoding)>, NodeError> {
+    /// Lays down every file; the objects that come with the payload go to `packs`.
+    fn lay_files(&self, store: &Store<'_>, packs: &NewPacks<'_>) -> Result<(), NodeError> {
         let mut by_object: BTreeMap<Digest, Vec<&StageFile>> = BTreeMap::new();
         let mut jobs: Vec<Job<'_>> = Vec::new();
         for file in &self.stage.files {
@@ -246,23 +245,22 @@ impl<'a> Staging<'a> {
         jobs.sort_by_key(|job| std::cmp::Reverse(job.bytes()));
         let points = self.points()?;
         let lay = |job: &Job<'_>| {
-            let stored = match job {
-                Job::Object(places) => self.lay_object(places),
-                Job::Present(file, from, reuse) => self.lay_present(file, from, *reuse).map(|()| None),
-                Job::Point(file, id) => self.lay_from_point(file, id, &points).map(|()| None),
+            match job {
+                Job::Object(places) => self.lay_object(places, store, packs),
+                Job::Present(file, from, reuse) => self.lay_present(file, from, *reuse),
+                Job::Point(file, id) => self.lay_from_point(file, id, &points),
             }?;
             (self.progress)(self.laid.fetch_add(job.bytes(), Ordering::Relaxed) + job.bytes());
-            Ok::<_, NodeError>(stored)
+            Ok::<_, NodeError>(())
         };
-        let mut stored = Vec::new();
         for sha256 in self.payload.map(Payload::patch_order).unwrap_or_default() {
             // One after the other, as the delta manifest demands; what is not to be laid down at all has no job.
             if let Some(index) = jobs.iter().position(|job| job.object() == Some(sha256)) {
-                stored.push(lay(&jobs.remove(index))?);
+                lay(&jobs.remove(index))?;
             }
         }
-        stored.extend(self.files.for_each(&jobs, lay)?);
-        Ok(stored.into_iter().flatten().collect())
+        self.files.for_each(&jobs, lay)?;
+        Ok(())
     }
 
     /// The restore points files are taken from, each believed only with its seal.
@@ -280,66 +278,67 @@ impl<'a> Staging<'a> {
     }
 
     /// Decodes one object into all its places. An object from the bundle also goes to the store, unless it is there.
-    fn lay_object(&self, places: &[&StageFile]) -> Result<Option<(Digest, Encoding)>, NodeError> {
+    fn lay_object(
+        &self,
+        places: &[&StageFile],
+        store: &Store<'_>,
+        packs: &NewPacks<'_>,
+    ) -> Result<(), NodeError> {
         let first = places.first().expect("grouped by content, so never empty");
         let (direct, copies) = places.split_at(places.len().min(TEE_MAX));
         let (sha256, size) = (first.sha256, first.size);
-        let mut stored = None;
-        let from_store = first.source == Source::Store;
-        if from_store {
-            match self.write_to(direct, |content| store::decode(self.files, sha256, size, content)) {
+        if first.source == Source::Store {
+            match self.write_to(direct, |content| store.decode(sha256, size, content)) {
                 Ok(()) => {}
                 Err(NodeError::Store(source)) => {
                     tracing::warn!(object = %sha256, error = %chain(&source), "the store's copy cannot be used");
                     if self.entry(sha256).is_none() {
                         return Err(StageError::Store { path: first.path.clone(), source }.into());
                     }
-                    store::remove(self.files, sha256)?;
-                    stored = Some(self.lay_from_bundle(first, direct)?);
+                    self.lay_from_bundle(first, direct, packs)?;
                 }
                 Err(error) => return Err(error),
             }
         } else {
-            stored = Some(self.lay_from_bundle(first, direct)?);
+            self.lay_from_bundle(first, direct, packs)?;
         }
         for file in copies {
             let (from, to) = (self.staged(&first.path), self.staged(&file.path));
             self.files.disk.copy(&from, &to, file.mode.bits()).attempt("copy to", &to)?;
         }
-        Ok(stored)
+        Ok(())
     }
 
     fn lay_from_bundle(
         &self,
         first: &StageFile,
         places: &[&StageFile],
-    ) -> Result<(Digest, Encoding), NodeError> {
+        packs: &NewPacks<'_>,
+    ) -> Result<(), NodeError> {
         let payload = self.payload.ok_or_else(|| StageError::NoPayload(first.path.clone()))?;
         let entry = self.entry(first.sha256).ok_or_else(|| StageError::NoPayload(first.path.clone()))?;
-        let object = self.staged_object(first.sha256);
         let mut refused = None;
         if let Some(file) = payload.patch(first.sha256) {
-            match self.lay_patched(payload, file, places)? {
-                Ok(encoding) => return Ok((first.sha256, encoding)),
+            match self.lay_patched(payload, file, places, packs)? {
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::warn!(path = %first.path, error = %chain(&error), "the patch is of no use");
                     payload.patch_failed();
-                    self.files.remove_file(&object)?;
                     refused = Some(error);
                 }
             }
         }
-        let mut stored = self.files.disk.create(&object, 0o600).attempt("create", &object)?;
-        self.write_to(places, |content| {
-            payload.copy_object(entry, content, &mut stored).map_err(|source| {
-                let path = first.path.clone();
-                match (source, refused.take()) {
-                    (ObjectError::NotCarried(_), Some(source)) => StageError::Patch { path, source },
-                    (source, _) => StageError::Payload { path, source },
-                }
+        packs.add(entry.clone(), |pack| {
+            self.write_to(places, |content| {
+                payload.copy_object(entry, content, pack).map_err(|source| {
+                    let path = first.path.clone();
+                    match (source, refused.take()) {
+                        (ObjectError::NotCarried(_), Some(source)) => StageError::Patch { path, source },
+                        (source, _) => StageError::Payload { path, source },
+                    }
+                })
             })
-        })?;
-        Ok((first.sha256, entry.encoding))
+        })
     }
 
     /// Makes an object by its patch from the file that is installed, into its places and for the store. A patch or a base
@@ -349,7 +348,8 @@ impl<'a> Staging<'a> {
         payload: &dyn Payload,
         file: &DeltaFile,
         places: &[&StageFile],
-    ) -> Result<Result<Encoding, DeltaError>, NodeError> {
+        packs: &NewPacks<'_>,
+    ) -> Result<Result<(), DeltaError>, NodeError> {
         let missing = || DeltaError::Read { part: Part::Base, source: io::ErrorKind::NotFound.into() };
         let Some(present) = self.present() else { return Ok(Err(missing())) };
         let base = present.join(file.base_path.as_ref().unwrap_or(&file.path).as_path());
@@ -357,28 +357,30 @@ impl<'a> Staging<'a> {
             Ok(base) => Base(base),
             Err(source) => return Ok(Err(DeltaError::Read { part: Part::Base, source })),
         };
-        let object = self.staged_object(file.target_sha256);
-        let stored = self.files.disk.create(&object, 0o600).attempt("create", &object)?;
-        let mut packer = ObjectWriter::new(stored).attempt("write", &object)?;
+        let (sha256, size) = (file.target_sha256, file.target_size);
+        let entry = ObjectEntry { sha256, size, stored_size: 0, encoding: Encoding::Zstd, offset: 0 };
+        let store = place::staged_packs(self.plan.number);
         let mut failed = None;
-        let written = self.write_to(places, |content| {
-            let applied = payload.apply_patch(file, &base, &mut Both(content, &mut packer));
-            applied.map_err(|error| {
-                failed = Some(error);
-                NodeError::Changed
-            })
+        let written = packs.add(entry, |pack| {
+            let mut packer = ObjectWriter::new(pack).attempt("write", &store)?;
+            self.write_to(places, |content| {
+                let applied = payload.apply_patch(file, &base, &mut Both(content, &mut packer));
+                applied.map_err(|error| {
+                    failed = Some(error);
+                    NodeError::Changed
+                })
+            })?;
+            packer.finish().attempt("write", &store)?;
+            Ok(())
         });
         match (written, failed) {
             // A full disk is no fault of the patch: the full content would not fit either.
             (Err(_), Some(DeltaError::Write(source))) => {
-                Err(source).attempt("write", &object).map_err(NodeError::from)
+                Err(source).attempt("write", &store).map_err(NodeError::from)
             }
             (Err(_), Some(error)) => Ok(Err(error)),
             (Err(error), None) => Err(error),
-            (Ok(()), _) => {
-                packer.finish().attempt("write", &object)?;
-                Ok(Ok(Encoding::Zstd))
-            }
+            (Ok(()), _) => Ok(Ok(())),
         }
     }
 
@@ -513,15 +515,15 @@ impl<'a> Staging<'a> {
 
     /// One flush for everything, while every staged file is read back: the first keeps the disk busy, the second the
     /// processors. With one thread, one after the other.
-    fn check_while_flushing(&self) -> Result<Laid, NodeError> {
+    fn check_while_flushing(&self, store: &Store<'_>) -> Result<Laid, NodeError> {
         if self.files.threads.get() == 1 {
-            let laid = self.check()?;
+            let laid = self.check(store)?;
             self.files.sync_all()?;
             return Ok(laid);
         }
         std::thread::scope(|scope| {
             let flush = scope.spawn(|| self.files.sync_all());
-            let laid = self.check();
+            let laid = self.check(store);
             let flushed = flush.join().expect("flushing does not panic");
             laid.and_then(|laid| Ok(flushed.map(|()| laid)?))
         })
@@ -529,7 +531,7 @@ impl<'a> Staging<'a> {
 
     /// E7: every staged file is read back before anything else happens, but for links to files that are known. A damaged
     /// reused file is laid down once more from the store or the bundle.
-    fn check(&self) -> Result<Laid, NodeError> {
+    fn check(&self, store: &Store<'_>) -> Result<Laid, NodeError> {
         let shared: BTreeSet<&SafePath> = match self.plan.layout {
             Layout::Versioned | Layout::Exchange => self.stage.shared.iter().collect(),
             Layout::InPlace => BTreeSet::new(),
@@ -541,7 +543,7 @@ impl<'a> Staging<'a> {
             (Some(_), Source::Present { .. }) => {
                 tracing::warn!(path = %file.path, "the present file is damaged and is laid down anew");
                 self.files.remove_file(&self.staged(&file.path))?;
-                self.lay_anew(file)?;
+                self.lay_anew(file, store)?;
                 self.check_file(file)?;
                 Ok(Laid::Again)
             }
@@ -555,9 +557,9 @@ impl<'a> Staging<'a> {
         Ok(laid.into_iter().max().unwrap_or(Laid::Once))
     }
 
-    fn lay_anew(&self, file: &StageFile) -> Result<(), NodeError> {
+    fn lay_anew(&self, file: &StageFile, store: &Store<'_>) -> Result<(), NodeError> {
         let (sha256, size) = (file.sha256, file.size);
-        match self.write_to(&[file], |content| store::decode(self.files, sha256, size, content)) {
+        match self.write_to(&[file], |content| store.decode(sha256, size, content)) {
             Err(NodeError::Store(source)) => {
                 let (Some(payload), Some(entry)) = (self.payload, self.entry(sha256)) else {
                     return Err(StageError::Store { path: file.path.clone(), source }.into());

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::Cursor,
+    io::{Cursor, Read as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -20,15 +20,15 @@ use cutover_bundle::{
 use cutover_core::{
     event::{Event, Observer},
     model::{
-        FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Priority, ReleaseRef, Symlink,
-        Version,
+        Digest, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Priority, ReleaseRef,
+        Symlink, Version,
     },
     plan::{Layout, LocalChanges, OnProbeFailure, Plan, Policy, RollbackTarget, plan_rollback, plan_update},
 };
 use cutover_host::{
     clock::Clock,
     disk::{Disk, RealDisk},
-    node::{CatalogPort, Node, NodeError, NodeOptions, NodePorts, Ports, Report},
+    node::{CatalogPort, Node, NodeError, NodeOptions, NodePorts, PackIndex, Ports, Report},
     payload::Payload,
     probe::{ProbeContext, ProbeOutcome, ProbeReport, ProbeResult, Prober},
     service::{Activated, Activation, ServiceError, ServiceManager, ServiceState, ServiceStatus},
@@ -339,6 +339,21 @@ impl World {
         let memory = Path::new("/dev/shm");
         let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
         Self::at(directory.expect("a directory"), layout)
+    }
+
+    /// Alters the store's copy of an object.
+    pub(crate) fn damage_object(&self, digest: Digest) {
+        for pack in std::fs::read_dir(self.path().join(".cutover/store")).expect("listed") {
+            let path = pack.expect("an entry").path();
+            let mut bytes = std::fs::read(&path).expect("read");
+            let index = PackIndex::read(bytes.len() as u64, |buffer, at| {
+                (&bytes[usize::try_from(at).expect("small")..]).read(buffer)
+            });
+            for object in index.expect("whole").objects.iter().filter(|object| object.sha256 == digest) {
+                bytes[usize::try_from(object.offset).expect("small")] ^= 1;
+            }
+            std::fs::write(&path, bytes).expect("written");
+        }
     }
 
     pub(crate) fn at(directory: tempfile::TempDir, layout: Layout) -> Self {
