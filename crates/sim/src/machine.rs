@@ -389,7 +389,8 @@ impl Process<'_> {
         match planned {
             Err(refusal) => Ok(Ended::Refused(Box::new(refusal))),
             Ok(plan) => {
-                let report = self.with_ports(|ports| node.execute(guard, &plan, Some(payload), ports))?;
+                let report =
+                    self.with_ports(|ports| node.execute_on(observed, guard, &plan, Some(payload), ports))?;
                 Ok(Ended::Executed(Box::new(report)))
             }
         }
@@ -407,7 +408,7 @@ impl Process<'_> {
         match plan_rollback(&observed.observation, points, target, &self.policy()) {
             Err(refusal) => Ok(Ended::Refused(Box::new(refusal))),
             Ok(plan) => {
-                let report = self.with_ports(|ports| node.execute(guard, &plan, None, ports))?;
+                let report = self.with_ports(|ports| node.execute_on(observed, guard, &plan, None, ports))?;
                 Ok(Ended::Executed(Box::new(report)))
             }
         }

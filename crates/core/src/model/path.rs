@@ -184,6 +184,8 @@ impl<'de> Deserialize<'de> for SafePath {
 #[derive(Clone, Debug, Default)]
 pub struct SafePathSet {
     by_fold: BTreeMap<String, Used>,
+    /// The directory of the last path, which is in here with all above it: most paths follow one from the same directory.
+    last: String,
 }
 
 #[derive(Clone, Debug)]
@@ -202,7 +204,9 @@ impl SafePathSet {
             path: escaped(path.as_str()),
             with: escaped(with.as_str()),
         };
-        for directory in path.ancestors() {
+        let parent = path.as_str().rsplit_once('/').map_or("", |(parent, _)| parent);
+        let ancestors = if parent == self.last { Vec::new() } else { path.ancestors().collect() };
+        for directory in ancestors {
             match self.by_fold.get(&directory.folded()) {
                 Some(Used::Directory(used)) if *used == directory => {}
                 Some(Used::Directory(used) | Used::Leaf(used)) => return Err(collision(path, used)),
@@ -210,6 +214,9 @@ impl SafePathSet {
                     self.by_fold.insert(directory.folded(), Used::Directory(directory));
                 }
             }
+        }
+        if parent != self.last {
+            parent.clone_into(&mut self.last);
         }
         match self.by_fold.insert(path.folded(), Used::Leaf(path.clone())) {
             None => Ok(()),

@@ -18,7 +18,8 @@ use crate::model::{
 pub struct Installed {
     /// Which release.
     pub release: ReleaseRef,
-    /// Its manifest.
+    /// Its manifest; no part of a digest, because `release` already names it by its own.
+    #[serde(skip)]
     pub manifest: Manifest,
 }
 

@@ -145,9 +145,8 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
         None => planned.plan,
     };
     site.preflight(&plan, Some(planned.bundle.manifest()))?;
-    drop(observed);
-    let report =
-        site.execute(&lock, &plan, Some(planned.bundle.payload()), context, command.stop_at.as_ref())?;
+    let payload = Some(planned.bundle.payload());
+    let report = site.execute(observed, &lock, &plan, payload, context, command.stop_at.as_ref())?;
     // What the payload holds is only seen while it is laid down; then everything was undone, and this is the reason.
     if let Outcome::Undone { .. } = report.outcome {
         let message = format!("refused `{}`; nothing was changed", command.bundle.display());
@@ -593,8 +592,7 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
         }
     };
     site.preflight(&plan, None)?;
-    drop(observed);
-    let report = site.execute(&lock, &plan, None, context, command.stop_at.as_ref())?;
+    let report = site.execute(observed, &lock, &plan, None, context, command.stop_at.as_ref())?;
     finish(&report, None, context)
 }
 

@@ -14,7 +14,7 @@ use cutover_core::{
 use cutover_host::{
     clock::Clock,
     disk::RealDisk,
-    node::{CatalogPort, Node, NodeLock, NodeOptions, NodePorts, Ports, Report},
+    node::{CatalogPort, Node, NodeLock, NodeOptions, NodePorts, Observed, Ports, Report},
     preflight::{
         Check, DependencyCheck, DiskCheck, MemoryCheck, PreflightReport, SameFileSystemCheck, ServiceCheck,
         WritableCheck, available_memory, disk_space, run_checks,
@@ -182,6 +182,7 @@ impl Site {
     /// Refusals before anything is done.
     pub(super) fn execute(
         &self,
+        observed: Observed,
         lock: &NodeLock,
         plan: &Plan,
         payload: Option<&dyn cutover_host::payload::Payload>,
@@ -196,7 +197,7 @@ impl Site {
             }
         };
         let ports = Ports { before_step: Some(&stop), ..self.ports(context) };
-        Ok(self.node.execute(lock, plan, payload, &ports)?)
+        Ok(self.node.execute_on(observed, lock, plan, payload, &ports)?)
     }
 }
 

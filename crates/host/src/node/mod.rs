@@ -508,12 +508,32 @@ impl Node {
         Ok((points, damaged))
     }
 
-    /// Runs `plan` to its end: confirmed, or everything undone. `payload` is the bundle an update comes from.
+    /// Runs `plan`, whoever made it, to its end: confirmed, or everything undone. `payload` is the bundle an update comes from.
     ///
     /// # Errors
     /// Refusals before anything is done, or [`NodeError::Stopped`]; how the execution itself ended is in the report.
     pub fn execute(
         &self,
+        lock: &NodeLock,
+        plan: &Plan,
+        payload: Option<&dyn Payload>,
+        ports: &Ports<'_>,
+    ) -> Result<Report, NodeError> {
+        let wanted = match plan.kind {
+            PlanKind::Update => payload.map(Payload::manifest),
+            PlanKind::Rollback => None,
+        };
+        self.execute_on(self.observe(wanted)?, lock, plan, payload, ports)
+    }
+
+    /// As [`Node::execute`], on what was `observed` since the lock was taken: with the manifest of `payload` for an update,
+    /// with none for a rollback.
+    ///
+    /// # Errors
+    /// As [`Node::execute`].
+    pub fn execute_on(
+        &self,
+        observed: Observed,
         lock: &NodeLock,
         plan: &Plan,
         payload: Option<&dyn Payload>,
@@ -529,7 +549,6 @@ impl Node {
         if plan.kind == PlanKind::Update && wanted.as_ref().map(|(release, _)| release) != plan.to.as_ref() {
             return Err(NodeError::Payload);
         }
-        let observed = self.observe(wanted.as_ref().map(|(_, manifest)| *manifest))?;
         if observed.observation.digest() != plan.based_on {
             return Err(NodeError::Changed);
         }

@@ -18,6 +18,7 @@ use cutover_bundle::{
 use cutover_core::{
     model::{
         DeltaFile, Digest, Encoding, ObjectEntry, ReleaseRef, RestorePointId, SafePath, SeenFile, SeenKind,
+        Symlink,
     },
     plan::{Change, Layout, Ownership, Plan, Reuse, Source, Stage, StageFile},
 };
@@ -465,10 +466,8 @@ impl<'a> Staging<'a> {
         let (Some(depth), Some(to)) = (tree::depth(self.plan.layout), &self.plan.to) else {
             return Ok(());
         };
-        for link in &self.stage.symlinks {
-            let path = self.staged(&link.path);
-            self.files.disk.symlink(&link.target, &path).attempt("create link", &path)?;
-        }
+        let present = self.present();
+        self.files.for_each(&self.stage.symlinks, |link| self.lay_link(link, present.as_deref()))?;
         for path in &self.stage.shared {
             self.lay_shared(path, depth)?;
         }
@@ -476,6 +475,21 @@ impl<'a> Staging<'a> {
         let mut file = self.files.disk.create(&marker, 0o444).attempt("create", &marker)?;
         io::Write::write_all(&mut file, &current::marker_bytes(to)).attempt("write", &marker)?;
         Ok(())
+    }
+
+    /// Lays down a symbolic link: the present one under a second name where it is the same, which takes no inode.
+    fn lay_link(&self, link: &Symlink, present: Option<&Path>) -> Result<(), NodeError> {
+        let path = self.staged(&link.path);
+        if let Some(present) = present.map(|present| present.join(link.path.as_path()))
+            && self.files.disk.hard_link(&present, &path).is_ok()
+        {
+            // Looked at under its new name, where nobody else changes it.
+            if self.files.disk.read_link(&path).is_ok_and(|target| target == link.target) {
+                return Ok(());
+            }
+            self.files.remove_file(&path)?;
+        }
+        Ok(self.files.disk.symlink(&link.target, &path).attempt("create link", &path)?)
     }
 
     /// Links a shared path. If nothing is there yet it gets its first content: the release's file of that path, else an
