@@ -293,7 +293,7 @@ mod tests {
     use cutover_core::model::Encoding;
 
     use super::*;
-    use crate::disk::{Disk as _, RealDisk};
+    use crate::disk::RealDisk;
 
     struct Scene {
         directory: tempfile::TempDir,
@@ -387,7 +387,7 @@ mod tests {
         let scene = scene();
         let contents: Vec<[u8; 2]> = (0..70).map(|number| [number, 1]).collect();
         contents.iter().for_each(|content| scene.put(&[content]));
-        let wanted: Vec<&[u8]> = contents.iter().map(|content| content.as_slice()).collect();
+        let wanted: Vec<&[u8]> = contents.iter().map(<[u8; 2]>::as_slice).collect();
         assert_eq!(scene.sweep(&wanted), 0);
         assert_eq!(scene.numbers().len(), 36);
         wanted.iter().for_each(|content| scene.get(content).expect("kept"));

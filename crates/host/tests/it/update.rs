@@ -101,6 +101,21 @@ fn unchanged_code_shares_an_inode_between_release_trees_and_never_with_the_store
     }
 }
 
+#[test]
+fn unchanged_symbolic_link_takes_no_inode_and_a_changed_one_leads_where_the_release_says() {
+    let world = World::new(Layout::Versioned);
+    let release = |version, target| {
+        Release::new(version).program("bin/app", "app").link("same", "bin/app").link("other", target)
+    };
+    world.apply(&release("1.0.0", "bin/app"));
+    let inode = |path| std::fs::symlink_metadata(world.installed(path)).expect("metadata").ino();
+    let before = (inode("same"), inode("other"));
+    world.apply(&release("1.1.0", "same"));
+    assert_eq!(inode("same"), before.0);
+    assert_ne!(inode("other"), before.1);
+    assert_eq!(std::fs::read_link(world.installed("other")).expect("a link"), std::path::Path::new("same"));
+}
+
 // E9
 #[test]
 fn passing_probe_confirms_and_is_asked_exactly_once() {
