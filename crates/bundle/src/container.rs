@@ -311,6 +311,23 @@ pub fn verify_detached(
     Ok(VerifiedManifest { manifest: parsed, bytes: manifest, signature, signers })
 }
 
+/// Checks a detached signature over bytes that are no manifest, such as the first root of a repository, by the same rules.
+/// Returns who signed, of whom there is at least one. What the bytes mean is the caller's business: they must say
+/// themselves what they are, so that one kind of signed bytes is never taken for another.
+///
+/// # Errors
+/// See [`TrustError`].
+pub fn verify_signature(
+    bytes: &[u8],
+    signature: &[u8],
+    anchor: &TrustAnchor,
+    revocation: &RevocationLists,
+    now: Instant,
+    limits: &Limits,
+) -> Result<Vec<SignedBy>, TrustError> {
+    trust::verify(bytes, signature, anchor, revocation, now, limits)
+}
+
 impl VerifiedManifest {
     /// The manifest.
     pub fn manifest(&self) -> &Manifest {

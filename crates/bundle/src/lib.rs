@@ -26,7 +26,7 @@ mod zstd_frame;
 pub use anchor::TrustAnchor;
 pub use container::{
     Bundle, BundleError, ContainerError, HEADER_BYTES, MAGIC, UntrustedView, VerifiedBundle,
-    VerifiedManifest, verify_detached,
+    VerifiedManifest, verify_detached, verify_signature,
 };
 pub use delta_bundle::{DELTA_MAGIC, DeltaBundle, DeltaPayloadError, VerifiedDelta, assemble_delta};
 pub use limits::Limits;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cutover_core::{
-    model::{Instant, RestorePointId},
+    model::{IdError, Instant, Name, RestorePointId, Version, VersionError},
     plan::Layout,
 };
 
@@ -86,6 +86,9 @@ pub(crate) enum Command {
     /// Makes, applies, checks and shows patches between single files.
     #[command(subcommand)]
     Delta(Delta),
+    /// Publishes releases in a repository that clients can trust.
+    #[command(subcommand)]
+    Repo(Repo),
     /// Shows what `apply` would do.
     Plan(Plan),
     /// Installs a bundle, all or nothing.
@@ -432,6 +435,207 @@ pub(crate) struct Signing {
     /// with `CUTOVER_SCHEME` (such as `ecdsa-p256-sha256`) and `CUTOVER_CERTIFICATE`.
     #[arg(long, value_name = "COMMAND", requires = "sign_cert")]
     pub(crate) sign_command: Option<String>,
+}
+
+/// `repo`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Repo {
+    /// Sets up a repository in a directory that any web server can serve, and makes the keys of its metadata.
+    ///
+    /// Keys that are in the key directory already are used. With `--sign-key` and `--sign-cert`, new clients need nothing
+    /// but this program: its trust anchor vouches for the first root.
+    Init(RepoInit),
+    /// Publishes bundles: readers see all of them or none.
+    ///
+    /// Every bundle is verified first. A version never changes: another content under the same version is refused. With
+    /// `--sign-key` and `--sign-cert`, deltas from the latest releases of the channel are made and signed.
+    Publish(RepoPublish),
+    /// Lists the releases, highest version first.
+    List {
+        /// The repository.
+        dir: PathBuf,
+    },
+    /// Takes a release out. Its files go after the grace, as far as no other release needs them.
+    Remove(RepoRemove),
+    /// Puts a release into another channel.
+    Promote {
+        /// The repository.
+        dir: PathBuf,
+        /// The release.
+        #[arg(value_name = "NAME@VERSION")]
+        release: PackageVersion,
+        /// The channel to put it into.
+        #[arg(long, value_name = "CHANNEL")]
+        to: Name,
+        /// Only the release for this platform.
+        #[arg(long, value_name = "PLATFORM")]
+        platform: Option<Name>,
+        /// Who signs the metadata.
+        #[command(flatten)]
+        keys: RepoKeys,
+    },
+    /// Says that nobody should choose a release any more. It can still be installed by its exact version.
+    Yank {
+        /// The repository.
+        dir: PathBuf,
+        /// The release.
+        #[arg(value_name = "NAME@VERSION")]
+        release: PackageVersion,
+        /// Why, for those who have it installed.
+        #[arg(long, value_name = "TEXT", required_unless_present = "undo")]
+        reason: Option<String>,
+        /// Takes it back.
+        #[arg(long, conflicts_with = "reason")]
+        undo: bool,
+        /// Only the release for this platform.
+        #[arg(long, value_name = "PLATFORM")]
+        platform: Option<Name>,
+        /// Who signs the metadata.
+        #[command(flatten)]
+        keys: RepoKeys,
+    },
+    /// Renews the metadata before it expires, and deletes what was removed. Run it regularly.
+    ///
+    /// The keys of `timestamp` and `snapshot` are enough. With `--sign-key` and `--sign-cert`, also vouches for the present
+    /// root, so that new clients can start from it.
+    Refresh {
+        /// The repository.
+        dir: PathBuf,
+        /// Who signs the metadata.
+        #[command(flatten)]
+        keys: RepoKeys,
+        /// Who vouches for the root.
+        #[command(flatten)]
+        signing: Signing,
+    },
+    /// Checks all of it as a client would: metadata, signatures, and every byte of every object.
+    Verify {
+        /// The repository.
+        dir: PathBuf,
+    },
+}
+
+/// `repo init`.
+#[derive(Args, Debug)]
+pub(crate) struct RepoInit {
+    /// The directory to serve; made when it is not there.
+    pub(crate) dir: PathBuf,
+    /// Where the private keys are kept: not in the directory that is served.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keys: PathBuf,
+    /// How many root keys are made.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) root_keys: u8,
+    /// How many of them must sign a root.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) root_threshold: u8,
+    /// Days a root counts.
+    #[arg(long, value_name = "DAYS", default_value_t = 365)]
+    pub(crate) root_days: u32,
+    /// Days the list of releases counts.
+    #[arg(long, value_name = "DAYS", default_value_t = 90)]
+    pub(crate) targets_days: u32,
+    /// Days a snapshot counts.
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    pub(crate) snapshot_days: u32,
+    /// Days a timestamp counts: how long somebody in the middle could hide a new release; `repo refresh` must run more
+    /// often.
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    pub(crate) timestamp_days: u32,
+    /// Seconds for which files stay once nothing names them, so that running downloads finish.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    pub(crate) grace_s: u32,
+    /// From how many earlier releases deltas lead to a new one.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) deltas: u32,
+    /// Who vouches for the first root.
+    #[command(flatten)]
+    pub(crate) signing: Signing,
+}
+
+/// `repo publish`.
+#[derive(Args, Debug)]
+pub(crate) struct RepoPublish {
+    /// The repository.
+    pub(crate) dir: PathBuf,
+    /// The bundles.
+    #[arg(required = true)]
+    pub(crate) bundles: Vec<PathBuf>,
+    /// The channel. Default: the one that each bundle names.
+    #[arg(long, value_name = "CHANNEL")]
+    pub(crate) channel: Option<Name>,
+    /// Who signs the metadata.
+    #[command(flatten)]
+    pub(crate) keys: RepoKeys,
+    /// Who signs deltas.
+    #[command(flatten)]
+    pub(crate) signing: Signing,
+}
+
+/// `repo remove`.
+#[derive(Args, Debug)]
+pub(crate) struct RepoRemove {
+    /// The repository.
+    pub(crate) dir: PathBuf,
+    /// The release.
+    #[arg(value_name = "NAME@VERSION")]
+    pub(crate) release: PackageVersion,
+    /// Only the release for this platform.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<Name>,
+    /// Only from this channel.
+    #[arg(long, value_name = "CHANNEL")]
+    pub(crate) channel: Option<Name>,
+    /// Who signs the metadata.
+    #[command(flatten)]
+    pub(crate) keys: RepoKeys,
+}
+
+/// Who signs a repository's metadata. Each key counts for the roles that the root lists it for.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct RepoKeys {
+    /// A directory whose `*.key` files (PKCS#8 in PEM) are used.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keys: Option<PathBuf>,
+    /// A private key (PKCS#8 in PEM). May be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Vec<PathBuf>,
+    /// A key in a token: `pkcs11:token=…;object=…?module-path=…&pin-source=file:…`, which holds its certificate too.
+    /// May be repeated.
+    #[arg(long, value_name = "URI")]
+    pub(crate) key_pkcs11: Vec<String>,
+    /// A command that gets the bytes to be signed on stdin and writes the signature to stdout, as for bundles.
+    #[arg(long, value_name = "COMMAND", requires = "key_cert")]
+    pub(crate) key_command: Option<String>,
+    /// A certificate with the key of `--key-command`; only its key matters.
+    #[arg(long, value_name = "FILE", requires = "key_command")]
+    pub(crate) key_cert: Option<PathBuf>,
+}
+
+/// A release as people name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PackageVersion {
+    pub(crate) package: Name,
+    pub(crate) version: Version,
+}
+
+impl std::str::FromStr for PackageVersion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (package, version) =
+            text.split_once('@').ok_or("write NAME@VERSION, such as storage@1.4.0".to_owned())?;
+        Ok(Self {
+            package: package.parse().map_err(|error: IdError| error.to_string())?,
+            version: version.parse().map_err(|error: VersionError| error.to_string())?,
+        })
+    }
+}
+
+impl std::fmt::Display for PackageVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.package, self.version)
+    }
 }
 
 /// The root a command works on.

@@ -139,6 +139,7 @@ impl<E: Classify> From<E> for Failure {
 mod bundle;
 mod host;
 mod kinds;
+mod repo;
 
 pub(crate) use kinds::exit_of_outcome;
 

@@ -1,7 +1,7 @@
 //! Talks: the command line, settings, rendering and exit codes; and the library that people embed.
 //!
 //! Owns what people and scripts see of Cutover. It never decides about an update (`core` does), never judges a signature
-//! (`bundle` does) and never touches an installed tree (`host` does). Embedders use the three crates re-exported here.
+//! (`bundle` does) and never touches an installed tree (`host` does). Embedders use the four crates re-exported here.
 //! Read [`exit::Exit`] first, then [`run`].
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
@@ -25,6 +25,7 @@ use clap::Parser as _;
 pub use cutover_bundle as bundle;
 pub use cutover_core as core;
 pub use cutover_host as host;
+pub use cutover_repo as repo;
 
 use crate::{
     args::{Cli, Command},

@@ -70,8 +70,30 @@ const LAYERS: &[Layer] = &[
         outside: Outside::Anything,
     },
     Layer {
+        package: "cutover-repo",
+        may_use: &["cutover-core", "cutover-bundle"],
+        outside: Outside::Only {
+            normal: &[
+                "aws-lc-rs",
+                // The signature in the bootstrap file.
+                "base64ct",
+                // Keys in PEM.
+                "der",
+                "rustix",
+                "rustls-pki-types",
+                "serde",
+                "serde_json",
+                "thiserror",
+                "tracing",
+                "zeroize",
+            ],
+            // The conformance client fetches over HTTP.
+            dev: &["reqwest", "tempfile"],
+        },
+    },
+    Layer {
         package: "cutover",
-        may_use: &["cutover-core", "cutover-bundle", "cutover-host"],
+        may_use: &["cutover-core", "cutover-bundle", "cutover-host", "cutover-repo"],
         outside: Outside::Anything,
     },
     Layer {
@@ -153,8 +175,15 @@ fn inherits_lints(manifest: &str) -> Result<bool> {
 mod tests {
     use super::*;
 
-    const MEMBERS: &[&str] =
-        &["cutover-core", "cutover-bundle", "cutover-host", "cutover", "cutover-sim", "xtask"];
+    const MEMBERS: &[&str] = &[
+        "cutover-core",
+        "cutover-bundle",
+        "cutover-host",
+        "cutover-repo",
+        "cutover",
+        "cutover-sim",
+        "xtask",
+    ];
 
     fn of(name: &str, kind: DependencyKind) -> Vec<Use> {
         vec![Use { name: name.to_owned(), kind }]
@@ -165,6 +194,7 @@ mod tests {
         for kind in [DependencyKind::Normal, DependencyKind::Development] {
             assert_eq!(judge("cutover-bundle", &of("cutover-host", kind), MEMBERS).len(), 1);
             assert_eq!(judge("cutover-host", &of("cutover-sim", kind), MEMBERS).len(), 1);
+            assert_eq!(judge("cutover-repo", &of("cutover-host", kind), MEMBERS).len(), 1);
             assert_eq!(judge("cutover", &of("cutover-host", kind), MEMBERS), Vec::<String>::new());
         }
     }

@@ -84,8 +84,23 @@ const BANS: &[Ban] = &[
         why: "bundle proves: Read and Write only; no files, no sockets, time is an argument",
     },
     Ban {
+        below: "crates/repo/src/",
+        except: &[],
+        reach: Reach::ShippedCode,
+        paths: &[
+            "std::net",
+            "std::env",
+            "std::process",
+            "std::time::SystemTime",
+            "std::time::Instant",
+            "jiff",
+        ],
+        allowed: &[],
+        why: "repo publishes: files come through `Fetch` and `Storage`, time is an argument",
+    },
+    Ban {
         below: "crates/",
-        except: &["crates/host/src/disk/", "crates/sim/"],
+        except: &["crates/host/src/disk/", "crates/repo/src/directory.rs", "crates/sim/"],
         reach: Reach::ShippedCode,
         paths: &[
             "rustix::fs::renameat",
@@ -102,7 +117,7 @@ const BANS: &[Ban] = &[
             "libc::fsync",
         ],
         allowed: &[],
-        why: "durable effects have one place: `cutover_host::disk`",
+        why: "durable effects have one place: `cutover_host::disk`, and `directory.rs` in `cutover-repo`",
     },
 ];
 

@@ -135,6 +135,11 @@ impl CertificateChain {
         }
     }
 
+    /// The signer's public key: the DER of its SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7).
+    pub fn public_key_der(&self) -> &[u8] {
+        &self.leaf.key_der
+    }
+
     pub(crate) fn leaf(&self) -> &Certificate {
         &self.leaf
     }

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// A bundle that this program's anchor vouches for.
-type Verified = VerifiedBundle<File>;
+pub(super) type Verified = VerifiedBundle<File>;
 
 /// What an update comes from; this program's anchor vouches for it.
 pub(super) enum Update {
@@ -241,7 +241,10 @@ fn sign(
 }
 
 /// Opens the keys that `signing` names.
-fn signers(signing: &Signing) -> Result<Vec<Box<dyn Signer>>, Failure> {
+///
+/// # Errors
+/// A key, a certificate or a token cannot be used.
+pub(super) fn signers(signing: &Signing) -> Result<Vec<Box<dyn Signer>>, Failure> {
     let chain = |path: &Path| {
         let pem = files::read("the certificate", path)?;
         CertificateChain::from_pem(&pem)
@@ -275,7 +278,11 @@ fn signers(signing: &Signing) -> Result<Vec<Box<dyn Signer>>, Failure> {
         .collect()
 }
 
-fn pin(uri: &Pkcs11Uri) -> Result<Option<Pin>, Failure> {
+/// Reads the PIN that the URI names.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn pin(uri: &Pkcs11Uri) -> Result<Option<Pin>, Failure> {
     let Some(source) = uri.pin_source() else { return Ok(None) };
     let path = Path::new(source.strip_prefix("file:").unwrap_or(source));
     let text = String::from_utf8(files::read("the PIN", path)?)
@@ -284,7 +291,15 @@ fn pin(uri: &Pkcs11Uri) -> Result<Option<Pin>, Failure> {
 }
 
 /// Runs an operator's command with the bytes to be signed on stdin; its stdout is the signature.
-fn ask_command(command: &str, certificate: &Path, scheme: &str, message: &[u8]) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// It cannot be started, or ends with a failure.
+pub(super) fn ask_command(
+    command: &str,
+    certificate: &Path,
+    scheme: &str,
+    message: &[u8],
+) -> io::Result<Vec<u8>> {
     use std::process::{Command, Stdio};
 
     let mut child = Command::new("/bin/sh")
@@ -324,7 +339,7 @@ pub(super) fn open(path: &Path) -> Result<OpenBundle<File>, Failure> {
 ///
 /// # Errors
 /// As a real installation: exit code 11, 13 or 16.
-fn open_verified(path: &Path, settings: &Settings, now: Instant) -> Result<Verified, Failure> {
+pub(super) fn open_verified(path: &Path, settings: &Settings, now: Instant) -> Result<Verified, Failure> {
     let anchor = trust::anchor()?;
     let lists = trust::revocation_lists(&settings.trust_policy)?;
     let verified = open(path)?.verify(&anchor, &lists, now).map_err(|error| {

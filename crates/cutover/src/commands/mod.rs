@@ -6,6 +6,7 @@ mod delta;
 mod delta_release;
 mod node;
 mod pki;
+mod repo;
 mod run;
 mod site;
 mod trust;
@@ -127,6 +128,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
             output::line(reference::page(page).trim_end());
             Ok(Exit::Done)
         }
+        Command::Repo(command) => repo::run(command, context),
         Command::Plan(command) => node::plan(&command, context),
         Command::Apply(command) => node::apply(&command, context),
         Command::Status(at) => node::status(&at, context),

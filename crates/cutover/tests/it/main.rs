@@ -9,5 +9,6 @@ mod demo;
 mod guides;
 mod install;
 mod refusals;
+mod repo;
 mod settings;
 mod world;

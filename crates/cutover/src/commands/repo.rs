@@ -1,0 +1,372 @@
+//! `repo init | publish | list | remove | promote | yank | refresh | verify`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use cutover_bundle::{
+    Limits,
+    signer::{CertificateChain, CommandSigner, Pkcs11Signer, Signer},
+};
+use cutover_repo::{
+    DirectoryStorage, MetadataKey, NewRelease, Published, Publisher, RepositorySettings,
+    tuf::{PublicKey, RoleKind},
+};
+use zeroize::Zeroizing;
+
+use super::{Context, bundle, trust};
+use crate::{
+    args::{Repo, RepoInit, RepoKeys, RepoPublish, RepoRemove, Signing},
+    exit::Exit,
+    failure::Failure,
+    files::{self, Existing},
+    output::{self, Form},
+};
+
+pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
+    match command {
+        Repo::Init(command) => init(&command, context),
+        Repo::Publish(command) => publish(&command, context),
+        Repo::List { dir } => list(&dir, context),
+        Repo::Remove(command) => remove(&command, context),
+        Repo::Promote { dir, release, to, platform, keys } => {
+            let (storage, keys) = (open(&dir)?, metadata_keys(&keys)?);
+            let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+            let platforms = publisher.promote(&release.package, &release.version, platform.as_ref(), &to)?;
+            if platforms.is_empty() {
+                return Err(Failure::new(Exit::NothingToDo, format!("`{to}` has {release} already")));
+            }
+            let platforms: Vec<&str> = platforms.iter().map(cutover_core::model::Name::as_str).collect();
+            let json = serde_json::json!({
+                "package": release.package, "version": release.version, "channel": to, "platforms": platforms,
+            });
+            said(context, &json, || format!("{release} is in `{to}` now ({})", platforms.join(", ")))
+        }
+        Repo::Yank { dir, release, reason, undo, platform, keys } => {
+            let (storage, keys) = (open(&dir)?, metadata_keys(&keys)?);
+            let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+            let reason = reason.as_deref().filter(|_| !undo);
+            let places = publisher.yank(&release.package, &release.version, platform.as_ref(), reason)?;
+            if places == 0 {
+                return Err(Failure::new(Exit::NothingToDo, format!("{release} stands so already")));
+            }
+            let json = serde_json::json!({
+                "package": release.package, "version": release.version, "yanked": reason, "places": places,
+            });
+            said(context, &json, || match reason {
+                Some(reason) => format!("{release} is yanked: {reason}"),
+                None => format!("{release} is not yanked any more"),
+            })
+        }
+        Repo::Refresh { dir, keys, signing } => {
+            let (storage, keys) = (open(&dir)?, metadata_keys(&keys)?);
+            let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+            publisher.refresh()?;
+            vouch(&publisher, &signing, context)?;
+            let expires = publisher.expires();
+            let json: BTreeMap<&str, _> = expires.iter().map(|(kind, at)| (kind.name(), at)).collect();
+            said(context, &serde_json::json!({ "expires": json }), || {
+                let lines: Vec<String> =
+                    expires.iter().map(|(kind, at)| format!("{kind:<10} counts until {at}")).collect();
+                lines.join("\n")
+            })
+        }
+        Repo::Verify { dir } => verify(&dir, context),
+    }
+}
+
+/// Prints a result in the form that was asked for.
+fn said(context: &Context, json: &serde_json::Value, text: impl FnOnce() -> String) -> Result<Exit, Failure> {
+    match context.form {
+        Form::Json => output::json(json)?,
+        Form::Text => output::line(output::printable(&text())),
+    }
+    Ok(Exit::Done)
+}
+
+fn open(dir: &Path) -> Result<DirectoryStorage, Failure> {
+    DirectoryStorage::open(dir).map_err(|source| Failure::io("open the repository", dir, source))
+}
+
+/// Opens the keys that are named.
+fn metadata_keys(named: &RepoKeys) -> Result<Vec<MetadataKey>, Failure> {
+    let mut files = named.key.clone();
+    if let Some(dir) = &named.keys {
+        files.extend(key_files(dir)?);
+    }
+    let mut keys = files.iter().map(|path| key_file(path)).collect::<Result<Vec<_>, _>>()?;
+    for uri in &named.key_pkcs11 {
+        let uri = uri.parse()?;
+        let signer = Pkcs11Signer::open(&uri, bundle::pin(&uri)?.as_ref(), None)?;
+        keys.push(MetadataKey::from_signer(Box::new(signer))?);
+    }
+    if let (Some(command), Some(certificate)) = (&named.key_command, &named.key_cert) {
+        let pem = files::read("the certificate", certificate)?;
+        let chain = CertificateChain::from_pem(&pem).map_err(|error| {
+            Failure::about(error, format!("cannot sign with `{}`", certificate.display()))
+        })?;
+        let (command, certificate, scheme) = (command.clone(), certificate.clone(), chain.scheme().name());
+        let ask = move |message: &[u8]| bundle::ask_command(&command, &certificate, scheme, message);
+        keys.push(MetadataKey::from_signer(Box::new(CommandSigner::new(chain, ask)))?);
+    }
+    if keys.is_empty() {
+        return Err(Failure::usage("nobody to sign the metadata with")
+            .hint("pass --keys with the directory that `cutover repo init` wrote the keys to"));
+    }
+    Ok(keys)
+}
+
+fn key_files(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |source| Failure::io("list the keys in", dir, source);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "key") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn key_file(path: &Path) -> Result<MetadataKey, Failure> {
+    let pem = Zeroizing::new(files::read("the private key", path)?);
+    MetadataKey::from_pem(&pem)
+        .map_err(|error| Failure::about(error, format!("cannot sign with `{}`", path.display())))
+}
+
+/// The key of that name in the directory of keys; made when it is not there.
+fn key_named(dir: &Path, name: &str) -> Result<MetadataKey, Failure> {
+    let path = dir.join(format!("{name}.key"));
+    if path.exists() {
+        return key_file(&path);
+    }
+    let (key, pem) = MetadataKey::generate()?;
+    files::write(&path, 0o600, Existing::Keep, |out| {
+        out.write_all(pem.as_bytes()).map_err(|source| Failure::io("write", &path, source))
+    })?;
+    Ok(key)
+}
+
+fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
+    if command.root_threshold > command.root_keys {
+        return Err(Failure::usage("--root-threshold asks for more keys than --root-keys makes"));
+    }
+    files::make_directory(&command.keys, 0o700)?;
+    if command.keys.starts_with(&command.dir) {
+        return Err(Failure::usage("the keys would lie in the directory that is served"));
+    }
+    let root_name = |number: u8| match command.root_keys {
+        1 => "root".to_owned(),
+        _ => format!("root-{number}"),
+    };
+    let mut keys = Vec::new();
+    for number in 1..=command.root_keys {
+        keys.push(key_named(&command.keys, &root_name(number))?);
+    }
+    let root_publics: Vec<PublicKey> = keys.iter().map(|key| key.public().clone()).collect();
+    let mut roles = BTreeMap::from([(RoleKind::Root, (root_publics, u64::from(command.root_threshold)))]);
+    for kind in [RoleKind::Targets, RoleKind::Snapshot, RoleKind::Timestamp] {
+        let key = key_named(&command.keys, kind.name())?;
+        roles.insert(kind, (vec![key.public().clone()], 1));
+        keys.push(key);
+    }
+    let settings = RepositorySettings {
+        root_days: command.root_days,
+        targets_days: command.targets_days,
+        snapshot_days: command.snapshot_days,
+        timestamp_days: command.timestamp_days,
+        grace_s: command.grace_s,
+        deltas: command.deltas,
+        ..RepositorySettings::default()
+    };
+    files::make_directory(&command.dir, 0o755)?;
+    let storage = open(&command.dir)?;
+    let publisher = Publisher::create(&storage, &roles, settings, &keys, context.now)?;
+    let vouched = vouch(&publisher, &command.signing, context)?;
+    let json = serde_json::json!({
+        "repository": command.dir, "keys": command.keys, "bootstrap": vouched,
+        "key_ids": keys.iter().map(MetadataKey::id).collect::<Vec<_>>(),
+    });
+    said(context, &json, || {
+        format!("{}: a repository; its keys are in {}", command.dir.display(), command.keys.display())
+    })?;
+    if !vouched {
+        output::note("new clients need its first root: nobody signed it for this program's anchor");
+        output::note(
+            "hint: pass --sign-key and --sign-cert, or give clients `metadata/1.root.json` yourself",
+        );
+    }
+    Ok(Exit::Done)
+}
+
+/// Signs the present root for new clients, if signers are given.
+fn vouch(publisher: &Publisher<'_>, signing: &Signing, context: &Context) -> Result<bool, Failure> {
+    let signers = bundle::signers(signing)?;
+    if signers.is_empty() {
+        return Ok(false);
+    }
+    let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
+    publisher
+        .vouch(|root| cutover_bundle::sign_manifest(root, &signers, context.now).map_err(Failure::from))?;
+    Ok(true)
+}
+
+fn publish(command: &RepoPublish, context: &Context) -> Result<Exit, Failure> {
+    let settings = context.settings(None, [])?.settings;
+    let bundles = command
+        .bundles
+        .iter()
+        .map(|path| bundle::open_verified(path, &settings, context.now))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (storage, keys) = (open(&command.dir)?, metadata_keys(&command.keys)?);
+    let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+    let releases: Vec<NewRelease<'_, std::fs::File>> = bundles
+        .iter()
+        .map(|bundle| NewRelease { bundle, channel: command.channel.clone(), deltas: Vec::new() })
+        .collect();
+    let published = publisher.publish(&releases)?;
+    let names: Vec<String> = bundles.iter().map(|bundle| bundle.release().to_string()).collect();
+    if published.releases == 0 && published.bytes == 0 {
+        return Err(Failure::new(Exit::NothingToDo, format!("published before: {}", names.join(", "))));
+    }
+    report_published(&names, &published, context)
+}
+
+fn report_published(names: &[String], published: &Published, context: &Context) -> Result<Exit, Failure> {
+    let json = serde_json::json!({
+        "published": names,
+        "releases": published.releases,
+        "objects_new": published.objects_new,
+        "objects_shared": published.objects_shared,
+        "deltas": published.deltas,
+        "bytes": published.bytes,
+        "metadata_version": published.version,
+    });
+    said(context, &json, || {
+        format!(
+            "published {}: {} new objects, {} shared, {} deltas, {} written",
+            names.join(", "),
+            published.objects_new,
+            published.objects_shared,
+            published.deltas,
+            output::bytes(published.bytes),
+        )
+    })
+}
+
+fn list(dir: &Path, context: &Context) -> Result<Exit, Failure> {
+    let listed = cutover_repo::list(&open(dir)?)?;
+    match context.form {
+        Form::Json => {
+            let releases: Vec<_> = listed
+                .iter()
+                .map(|one| {
+                    serde_json::json!({
+                        "package": one.package,
+                        "version": one.entry.version,
+                        "platform": one.platform,
+                        "channel": one.channel,
+                        "manifest_sha256": one.entry.manifest.sha256,
+                        "priority": one.entry.priority,
+                        "published_at": one.entry.published_at,
+                        "payload_bytes": one.entry.payload_bytes,
+                        "yanked": one.entry.yanked.as_ref().map(|yanked| &yanked.reason),
+                        "deltas_from": one.entry.deltas.iter().map(|delta| &delta.from.version).collect::<Vec<_>>(),
+                    })
+                })
+                .collect();
+            output::json(&serde_json::json!({ "releases": releases }))?;
+        }
+        Form::Text => output::line(output::table(
+            &["package", "version", "platform", "channel", "published", "size", "deltas", "state"],
+            listed
+                .iter()
+                .map(|one| {
+                    let state = match &one.entry.yanked {
+                        Some(yanked) => format!("yanked: {}", yanked.reason),
+                        None => format!("{:?}", one.entry.priority).to_lowercase(),
+                    };
+                    vec![
+                        one.package.to_string(),
+                        one.entry.version.to_string(),
+                        one.platform.to_string(),
+                        one.channel.to_string(),
+                        one.entry.published_at.to_string(),
+                        output::bytes(one.entry.payload_bytes),
+                        one.entry.deltas.len().to_string(),
+                        state,
+                    ]
+                })
+                .collect(),
+        )),
+    }
+    Ok(Exit::Done)
+}
+
+fn remove(command: &RepoRemove, context: &Context) -> Result<Exit, Failure> {
+    let (storage, keys) = (open(&command.dir)?, metadata_keys(&command.keys)?);
+    let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+    let release = &command.release;
+    let (platform, channel) = (command.platform.as_ref(), command.channel.as_ref());
+    let removed = publisher.remove(&release.package, &release.version, platform, channel)?;
+    let json = serde_json::json!({
+        "package": release.package, "version": release.version,
+        "places": removed.places, "files_deleted": removed.files_deleted, "pending": removed.is_pending,
+    });
+    said(context, &json, || {
+        let later = if removed.is_pending {
+            "; the rest goes after the grace, with the next `cutover repo refresh`"
+        } else {
+            ""
+        };
+        format!("removed {release}: {} files deleted{later}", removed.files_deleted)
+    })
+}
+
+fn verify(dir: &Path, context: &Context) -> Result<Exit, Failure> {
+    let anchor = trust::anchor()?;
+    let lists = trust::revocation_lists(&context.settings(None, [])?.settings.trust_policy)?;
+    let limits = Limits::default();
+    let check = |manifest: &[u8], signature: &[u8]| {
+        let (manifest, signature) = (manifest.to_vec(), signature.to_vec());
+        cutover_bundle::verify_detached(manifest, signature, &anchor, &lists, context.now, &limits)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    let report = cutover_repo::verify(&open(dir)?, &check, context.now)?;
+    for file in &report.unreferenced {
+        output::note(format!("warning: nothing names `{file}`"));
+    }
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "releases": report.releases,
+            "objects": report.objects,
+            "deltas": report.deltas,
+            "bytes": report.bytes,
+            "problems": report.problems,
+            "unreferenced": report.unreferenced,
+            "pending": report.pending,
+        }))?,
+        Form::Text => {
+            for problem in &report.problems {
+                output::line(output::printable(problem));
+            }
+            output::line(format!(
+                "{} releases, {} objects, {} deltas, {} read; {} problems",
+                report.releases,
+                report.objects,
+                report.deltas,
+                output::bytes(report.bytes),
+                report.problems.len(),
+            ));
+        }
+    }
+    if report.problems.is_empty() {
+        return Ok(Exit::Done);
+    }
+    output::note("error: the repository is damaged; clients will refuse the releases named above");
+    output::note("hint: publish the same bundles again: what is missing is written again");
+    Ok(Exit::Damaged)
+}

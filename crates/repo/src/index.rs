@@ -1,0 +1,260 @@
+//! The list of a package's releases: what a client reads to choose one (`docs/formats/repository.md`).
+//!
+//! One small file for each package, platform and channel. It is a TUF target, so its digest is signed with the metadata;
+//! it names manifests by digest, and manifests name objects. Everything below it is therefore trusted by digest alone.
+
+use std::cmp::Ordering;
+
+use cutover_core::model::{
+    Conflict, Digest, Encoding, Instant, Manifest, Name, ObjectEntry, Priority, ReleaseRef, Requirement,
+    Version,
+};
+use serde::{Deserialize, Serialize};
+
+/// The version of the format.
+pub const INDEX_FORMAT: u32 = 1;
+/// Most bytes of an index that a client reads.
+pub const INDEX_BYTES_MAX: u64 = 32 << 20;
+
+/// The releases of one package for one platform in one channel, newest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// Always [`INDEX_FORMAT`].
+    pub format: u32,
+    /// The package.
+    pub package: Name,
+    /// The platform; `any` for releases that run everywhere.
+    pub platform: Name,
+    /// The channel.
+    pub channel: Name,
+    /// The releases, highest version first.
+    pub releases: Vec<IndexEntry>,
+}
+
+/// A file of the repository, by digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRef {
+    /// SHA-256 of its bytes.
+    pub sha256: Digest,
+    /// How many there are.
+    pub size: u64,
+}
+
+impl FileRef {
+    /// Names these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { sha256: Digest::of(bytes), size: bytes.len() as u64 }
+    }
+}
+
+/// One release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexEntry {
+    /// Its version.
+    pub version: Version,
+    /// Its signed manifest, `manifests/SHA256.json`.
+    pub manifest: FileRef,
+    /// The signature over it, `manifests/SHA256.p7s`.
+    pub signature: FileRef,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it was released, as its manifest says.
+    pub released_at: Instant,
+    /// When it was put into this channel.
+    pub published_at: Instant,
+    /// Bytes of all its objects as they are stored: the most a client downloads.
+    pub payload_bytes: u64,
+    /// Bytes of all its files as they are installed.
+    pub installed_bytes: u64,
+    /// The oldest version it can follow directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_upgrade_from: Option<Version>,
+    /// Packages it needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<Requirement>,
+    /// Packages it cannot live with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<Conflict>,
+    /// Set when nobody should choose it any more. It can still be installed by its exact version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yanked: Option<Yanked>,
+    /// Deltas that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deltas: Vec<DeltaRef>,
+}
+
+/// Why a release is not to be chosen any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Yanked {
+    /// When that was said.
+    pub at: Instant,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// A delta bundle that leads from an earlier release to this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaRef {
+    /// The release it leads from.
+    pub from: ReleaseRef,
+    /// The delta bundle, `deltas/ab/SHA256.cutover-delta`.
+    pub bundle: FileRef,
+}
+
+/// Why bytes are no index.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IndexError {
+    /// A format of the future.
+    #[error("index format {0} is unsupported; this program reads format {INDEX_FORMAT}")]
+    Format(u64),
+    /// It cannot be read.
+    #[error("the index cannot be read: {0}")]
+    Syntax(String),
+    /// It contradicts itself, or the path it was found at.
+    #[error("the index contradicts itself: {0}")]
+    Inconsistent(String),
+}
+
+impl Index {
+    /// An index without releases.
+    pub fn new(package: Name, platform: Name, channel: Name) -> Self {
+        Self { format: INDEX_FORMAT, package, platform, channel, releases: Vec::new() }
+    }
+
+    /// Reads the index that lies at target `path`.
+    ///
+    /// # Errors
+    /// See [`IndexError`].
+    pub fn parse(path: &str, bytes: &[u8]) -> Result<Self, IndexError> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u64,
+        }
+        let syntax = |error: serde_json::Error| IndexError::Syntax(error.to_string());
+        let head: Head = serde_json::from_slice(bytes).map_err(syntax)?;
+        if head.format != u64::from(INDEX_FORMAT) {
+            return Err(IndexError::Format(head.format));
+        }
+        let index: Self = serde_json::from_slice(bytes).map_err(syntax)?;
+        if index.path() != path {
+            return Err(IndexError::Inconsistent(format!(
+                "it is of `{}` and lies at `{path}`",
+                index.path()
+            )));
+        }
+        if index.releases.windows(2).any(|pair| order(&pair[0], &pair[1]) != Ordering::Less) {
+            return Err(IndexError::Inconsistent("its releases are not ordered by version".to_owned()));
+        }
+        Ok(index)
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("an index always serialises");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// The target's path.
+    pub fn path(&self) -> String {
+        index_path(&self.package, &self.platform, &self.channel)
+    }
+
+    /// Adds a release, or replaces the one of the same version.
+    pub fn insert(&mut self, entry: IndexEntry) {
+        self.releases.retain(|release| release.version.cmp_precedence(&entry.version) != Ordering::Equal);
+        self.releases.push(entry);
+        self.releases.sort_by(order);
+    }
+
+    /// The release of this exact version.
+    pub fn get(&self, version: &Version) -> Option<&IndexEntry> {
+        self.releases.iter().find(|release| release.version == *version)
+    }
+
+    /// The newest release that anybody should choose: the highest version that is not yanked. A pre-release counts only
+    /// when there is nothing else.
+    pub fn latest(&self) -> Option<&IndexEntry> {
+        let mut eligible = self.releases.iter().filter(|release| release.yanked.is_none());
+        let newest = eligible.clone().next();
+        eligible.find(|release| !release.version.is_prerelease()).or(newest)
+    }
+}
+
+/// Highest version first.
+fn order(one: &IndexEntry, other: &IndexEntry) -> Ordering {
+    other.version.cmp_precedence(&one.version)
+}
+
+impl IndexEntry {
+    /// Lists a release.
+    pub fn new(manifest: &Manifest, bytes: &[u8], signature: &[u8], published_at: Instant) -> Self {
+        Self {
+            version: manifest.version.clone(),
+            manifest: FileRef::of(bytes),
+            signature: FileRef::of(signature),
+            priority: manifest.priority,
+            released_at: manifest.released_at,
+            published_at,
+            payload_bytes: manifest.payload_bytes(),
+            installed_bytes: manifest.total_bytes(),
+            min_upgrade_from: manifest.min_upgrade_from.clone(),
+            requires: manifest.requires.clone(),
+            conflicts: manifest.conflicts.clone(),
+            yanked: None,
+            deltas: Vec::new(),
+        }
+    }
+
+    /// The release.
+    pub fn release(&self, package: &Name) -> ReleaseRef {
+        ReleaseRef { package: package.clone(), version: self.version.clone(), manifest: self.manifest.sha256 }
+    }
+}
+
+/// Where the index of a package, platform and channel lies; this is the name of the TUF target.
+pub fn index_path(package: &Name, platform: &Name, channel: &Name) -> String {
+    format!("packages/{package}/{platform}/{channel}.json")
+}
+
+/// Reads [`index_path`] backwards; `None` for any other target.
+pub fn parse_index_path(path: &str) -> Option<(Name, Name, Name)> {
+    let rest = path.strip_prefix("packages/")?.strip_suffix(".json")?;
+    let mut parts = rest.split('/');
+    let mut part = || parts.next()?.parse::<Name>().ok();
+    let names = (part()?, part()?, part()?);
+    parts.next().is_none().then_some(names)
+}
+
+/// Where a manifest lies.
+pub fn manifest_path(sha256: Digest) -> String {
+    format!("manifests/{sha256}.json")
+}
+
+/// Where a signature over a manifest lies, by the digest of the signature itself: one manifest may be signed twice, and
+/// what has a name never changes.
+pub fn signature_path(sha256: Digest) -> String {
+    format!("manifests/{sha256}.p7s")
+}
+
+/// Where an object lies as it is stored. A compressed one carries its stored size in its name: two releases may have
+/// compressed the same content differently, and each manifest states its own size.
+pub fn object_path(object: &ObjectEntry) -> String {
+    let digest = object.sha256.to_string();
+    let directory = &digest[..2];
+    match object.encoding {
+        Encoding::Raw => format!("objects/{directory}/{digest}"),
+        Encoding::Zstd => format!("objects/{directory}/{digest}.{}.zst", object.stored_size),
+    }
+}
+
+/// Where a delta bundle lies.
+pub fn delta_path(sha256: Digest) -> String {
+    let digest = sha256.to_string();
+    format!("deltas/{}/{digest}.cutover-delta", &digest[..2])
+}

@@ -1,0 +1,42 @@
+//! Publishes: a repository of releases in a directory that any static web server serves, and the metadata by which clients
+//! trust it.
+//!
+//! Owns the layout of a repository (`docs/formats/repository.md`), its TUF metadata with keys and rotation, publishing that
+//! is atomic for readers, removal, and the client that follows such a repository. It never installs anything, opens no
+//! socket and reads no clock: files come through [`Fetch`], time is an argument.
+//!
+//! Read [`Publisher`] for the writing half; [`tuf::Client`] and [`Catalogue`] for the reading half.
+
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
+mod bootstrap;
+mod catalogue;
+mod directory;
+mod fetch;
+mod index;
+mod present;
+mod publish;
+mod remove;
+mod settings;
+mod sign;
+mod state;
+mod storage;
+mod tombstone;
+pub mod tuf;
+mod verify;
+
+pub use bootstrap::{BOOTSTRAP_PATH, Bootstrap, BootstrapError, first_root};
+pub use catalogue::{Catalogue, CatalogueError, Chosen, Wanted};
+pub use fetch::{Fetch, FetchError, read_bounded};
+pub use index::{
+    DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, Yanked, delta_path,
+    index_path, manifest_path, object_path, parse_index_path, signature_path,
+};
+pub use present::{Listed, list};
+pub use publish::{NewDelta, NewRelease, PublishError, Published, Publisher};
+pub use remove::Removed;
+pub use settings::RepositorySettings;
+pub use sign::{MetadataKey, SigningError};
+pub use state::{State, StateDirectory};
+pub use storage::{Batch, DirectoryStorage, Fill, Locked, Storage};
+pub use verify::{CheckRelease, Report, verify};

@@ -1,0 +1,239 @@
+//! The port by which a repository is written, and the directory behind it.
+//!
+//! What a publisher needs of a store: batches that are durable before anybody is told of them, single files that are
+//! replaced whole, removal, and one publisher at a time.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, BufWriter, Read, Write},
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use crate::{
+    directory::{Directory, split},
+    fetch::{Fetch, FetchError, read_bounded},
+};
+
+/// Fills one file of a batch.
+pub type Fill<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
+
+/// A store that a repository lies in. Paths are relative, with `/` between components.
+pub trait Storage {
+    /// Opens a file for reading; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read>>>;
+
+    /// The size of a file in bytes; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    fn size(&self, path: &str) -> io::Result<Option<u64>>;
+
+    /// Starts a batch of new files.
+    ///
+    /// # Errors
+    /// The store cannot be written to.
+    fn batch(&self) -> io::Result<Box<dyn Batch + '_>>;
+
+    /// Replaces one file whole or not at all; durable on return.
+    ///
+    /// # Errors
+    /// It cannot be written; then the old one is still there.
+    fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// Removes files; those that are not there are passed over. Durable on return.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    fn remove(&self, paths: &[String]) -> io::Result<()>;
+
+    /// Every file below a directory, sorted.
+    ///
+    /// # Errors
+    /// A directory cannot be listed.
+    fn list(&self, directory: &str) -> io::Result<Vec<String>>;
+
+    /// Takes the publisher's lock; `None` when another publisher holds it.
+    ///
+    /// # Errors
+    /// The lock cannot be taken.
+    fn lock(&self) -> io::Result<Option<Box<dyn Locked>>>;
+}
+
+/// Holds the publisher's lock until it is dropped.
+pub trait Locked {}
+
+impl Locked for OwnedFd {}
+
+/// New files that get their names together, after all of their bytes are durable: a name never stands for less than its
+/// content. Dropped without [`Batch::commit`], nothing is there.
+pub trait Batch {
+    /// Adds a file, written by `fill`.
+    ///
+    /// # Errors
+    /// Whatever `fill` or the store reports.
+    fn add(&mut self, path: &str, fill: Fill<'_>) -> io::Result<()>;
+
+    /// Makes all of them durable under their names, replacing files that have them.
+    ///
+    /// # Errors
+    /// One cannot be written. Some may have their names then, each whole.
+    fn commit(self: Box<Self>) -> io::Result<()>;
+}
+
+/// Reads a small file of a store whole; `None` when there is none.
+///
+/// # Errors
+/// It cannot be read, or has more than `bytes_max` bytes.
+pub(crate) fn read(storage: &dyn Storage, path: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = storage.open(path)? else { return Ok(None) };
+    read_bounded(file, bytes_max).map(Some).map_err(io::Error::other)
+}
+
+/// Where the publisher keeps what no client needs.
+pub(crate) const PRIVATE: &str = ".publish";
+const ASIDE: &str = ".publish/aside";
+const LOCK: &str = ".publish/lock";
+
+/// A repository in a directory, which any web server can serve.
+#[derive(Debug)]
+pub struct DirectoryStorage(Directory);
+
+impl DirectoryStorage {
+    /// Opens the directory of a repository.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Directory::open(path).map(Self)
+    }
+
+    /// Opens the directory of a repository that is to be; makes it when it is not there. Its parent must be.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn open_or_make(path: &Path) -> io::Result<Self> {
+        Directory::open_or_make(path).map(Self)
+    }
+
+    /// Whether there is anything in it.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.0.list("")?.is_empty())
+    }
+}
+
+impl Storage for DirectoryStorage {
+    fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read>>> {
+        Ok(self.0.open_file(path)?.map(|file| Box::new(file) as Box<dyn Read>))
+    }
+
+    fn size(&self, path: &str) -> io::Result<Option<u64>> {
+        self.0.size(path)
+    }
+
+    fn batch(&self) -> io::Result<Box<dyn Batch + '_>> {
+        self.0.make(ASIDE)?;
+        // Whoever wrote these is dead: this process holds the lock.
+        for (name, _) in self.0.list(ASIDE)? {
+            self.0.remove(&format!("{ASIDE}/{name}"))?;
+        }
+        Ok(Box::new(DirectoryBatch { directory: &self.0, files: Vec::new(), is_committed: false }))
+    }
+
+    fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        self.0.make(split(path).0)?;
+        self.0.replace(path, bytes)
+    }
+
+    fn remove(&self, paths: &[String]) -> io::Result<()> {
+        let mut touched = BTreeSet::new();
+        for path in paths {
+            if self.0.remove(path)? {
+                touched.insert(split(path).0);
+            }
+        }
+        for directory in touched {
+            // An emptied directory of a batch of objects is not worth keeping; the flush is then that of its parent.
+            let is_gone = directory.contains('/') && self.0.remove_if_empty(directory)?;
+            self.0.sync(if is_gone { split(directory).0 } else { directory })?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let mut files = Vec::new();
+        let mut pending = vec![directory.to_owned()];
+        while let Some(directory) = pending.pop() {
+            for (name, is_directory) in self.0.list(&directory)? {
+                let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
+                if is_directory { pending.push(path) } else { files.push(path) }
+            }
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    fn lock(&self) -> io::Result<Option<Box<dyn Locked>>> {
+        self.0.make(PRIVATE)?;
+        Ok(self.0.lock(LOCK)?.map(|lock| Box::new(lock) as Box<dyn Locked>))
+    }
+}
+
+/// Contents are written aside and flushed as a whole (`docs/decisions/0008-staging-is-flushed-as-a-whole.md`): two
+/// flushes of the file system, however many files there are.
+struct DirectoryBatch<'a> {
+    directory: &'a Directory,
+    files: Vec<(String, String)>,
+    is_committed: bool,
+}
+
+impl Batch for DirectoryBatch<'_> {
+    fn add(&mut self, path: &str, fill: Fill<'_>) -> io::Result<()> {
+        let aside = format!("{ASIDE}/{}", self.files.len());
+        let mut file = BufWriter::with_capacity(1 << 17, self.directory.create(&aside)?);
+        self.files.push((aside, path.to_owned()));
+        fill(&mut file)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>) -> io::Result<()> {
+        self.is_committed = true;
+        self.directory.sync_all()?;
+        let directories: BTreeSet<&str> = self.files.iter().map(|(_, path)| split(path).0).collect();
+        for directory in directories {
+            self.directory.make(directory)?;
+        }
+        for (aside, path) in &self.files {
+            self.directory.rename(aside, path)?;
+        }
+        self.directory.sync_all()
+    }
+}
+
+impl Drop for DirectoryBatch<'_> {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            for (aside, _) in &self.files {
+                // What stays is removed by the next batch.
+                let _ = self.directory.remove(aside);
+            }
+        }
+    }
+}
+
+impl Fetch for DirectoryStorage {
+    fn fetch(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, FetchError> {
+        let failed = |error: io::Error| FetchError::Failed(Box::new(error));
+        match Storage::open(self, path).map_err(failed)? {
+            Some(file) => read_bounded(file, bytes_max),
+            None => Err(FetchError::NotFound),
+        }
+    }
+}
