@@ -19,7 +19,8 @@ fn code(result: Result<Client<'_>, ClientError>) -> &'static str {
 
 fn read(storage: &DirectoryStorage, path: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut storage.open(path).unwrap().expect(path), &mut bytes).unwrap();
+    std::io::Read::read_to_end(&mut storage.open(path).expect("as prepared").expect(path), &mut bytes)
+        .expect("as prepared");
     bytes
 }
 
@@ -110,7 +111,7 @@ fn parts_of_two_states_are_not_mixed() {
 }
 
 fn number(path: &str) -> u64 {
-    path.trim_start_matches("metadata/").split('.').next().unwrap().parse().unwrap()
+    path.trim_start_matches("metadata/").split('.').next().expect("as prepared").parse().expect("as prepared")
 }
 
 #[test]
@@ -141,13 +142,16 @@ fn every_altered_byte_of_metadata_is_refused_or_changes_nothing() {
 /// A repository whose timestamp takes two signatures of three keys.
 fn with_threshold() -> World {
     let mut keys = four_keys();
-    keys.extend((0..2).map(|_| MetadataKey::generate().unwrap().0));
-    let world = World { dir: tempfile::tempdir().unwrap(), keys, grace_s: 0 };
+    keys.extend((0..2).map(|_| MetadataKey::generate().expect("as prepared").0));
+    let world = World { dir: tempfile::tempdir().expect("as prepared"), keys, grace_s: 0 };
     let mut roles = role_keys(&world.keys);
     let publics = world.keys[3..].iter().map(|key| key.public().clone()).collect();
     roles.insert(RoleKind::Timestamp, (publics, 2));
     let storage = world.storage();
-    drop(Publisher::create(&storage, &roles, RepositorySettings::default(), &world.keys, at(0)).unwrap());
+    drop(
+        Publisher::create(&storage, &roles, RepositorySettings::default(), &world.keys, at(0))
+            .expect("as prepared"),
+    );
     world
 }
 

@@ -121,7 +121,7 @@ fn sweep(prepare: &dyn Fn(&World), act: Act<'_>, before: Option<&str>, after: Op
             Err(error) => panic!("write {left}: {error:?}"),
         }
         assert_eq!(seen(&world, 2).as_deref(), after, "write {left}");
-        world.with_publisher(30, |publisher| publisher.refresh()).unwrap();
+        world.with_publisher(30, |publisher| publisher.refresh()).expect("as prepared");
         let report = world.report(30);
         assert_eq!((&report.problems, &report.unreferenced), (&Vec::new(), &Vec::new()), "write {left}");
         assert_eq!(seen(&world, 30).as_deref(), after, "write {left}");
@@ -143,8 +143,12 @@ fn releases() -> [Verified; 2] {
 #[test]
 fn every_crash_leaves_the_old_or_the_new_state() {
     let [one, two] = releases();
-    let publish_one = |world: &World| drop(world.publish(0, &[&one]));
-    let publish_both = |world: &World| drop(world.publish(0, &[&one, &two]));
+    let publish_one = |world: &World| {
+        world.publish(0, &[&one]);
+    };
+    let publish_both = |world: &World| {
+        world.publish(0, &[&one, &two]);
+    };
     let publish_two = |publisher: &mut Publisher<'_>| publish(publisher, &[&two], None).map(drop);
     let writes = sweep(&publish_one, &publish_two, Some("1.0.0"), Some("1.1.0"));
     assert!(writes > 10, "{writes}");

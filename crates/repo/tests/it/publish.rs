@@ -115,7 +115,7 @@ fn removing_an_unknown_version_is_not_found_and_changes_nothing() {
 }
 
 fn digest(world: &World, file: String) -> (String, Digest) {
-    let bytes = std::fs::read(world.dir.path().join(&file)).unwrap();
+    let bytes = std::fs::read(world.dir.path().join(&file)).expect("as prepared");
     (file, Digest::of(&bytes))
 }
 
