@@ -286,7 +286,7 @@ impl<'a> Run<'a> {
             }
             Step::Switch(switch) => {
                 let point = self.own_point()?;
-                switch::perform(&self.node.files, &self.plan, switch, &point)?;
+                switch::perform(&self.node.files, &self.plan, switch, &point, &self.node.hashes)?;
                 Ok(Effect::default())
             }
             Step::Activate => {

@@ -32,11 +32,12 @@ pub(crate) fn perform(
     plan: &Plan,
     switch: &Switch,
     point: &RestorePoint,
+    hashes: &Hashes,
 ) -> Result<(), NodeError> {
     match plan.layout {
         Layout::Versioned => link(files, plan, plan.from.as_ref(), plan.to.as_ref()),
         Layout::Exchange => exchange(files, plan.from.as_ref(), plan.to.as_ref()),
-        Layout::InPlace => change(files, plan, switch, point),
+        Layout::InPlace => change(files, plan, switch, point, hashes),
     }
 }
 
@@ -209,7 +210,7 @@ pub(crate) fn before(files: &Files, switch: &Switch, hashes: &Hashes) -> Result<
             Change::Put { .. } | Change::Link { .. } => None,
         })
         .collect();
-    let (mut added, mut directories) = (Vec::new(), BTreeSet::new());
+    let (mut added, mut directories, mut looked_at) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for change in &switch.changes {
         let path = change.path();
         match change {
@@ -220,6 +221,9 @@ pub(crate) fn before(files: &Files, switch: &Switch, hashes: &Hashes) -> Result<
                     check_free(files, path, &removed)?;
                 }
                 for parent in path.ancestors() {
+                    if !looked_at.insert(parent.clone()) {
+                        continue;
+                    }
                     let kind = files.metadata(parent.as_path())?.map(|metadata| metadata.kind);
                     match kind {
                         Some(EntryKind::Directory) => {}
@@ -253,7 +257,13 @@ fn check_free(files: &Files, path: &SafePath, removed: &BTreeSet<&SafePath>) -> 
 }
 
 /// `in-place`: one rename per path, and the record of what is current as the last act.
-fn change(files: &Files, plan: &Plan, switch: &Switch, point: &RestorePoint) -> Result<(), NodeError> {
+fn change(
+    files: &Files,
+    plan: &Plan,
+    switch: &Switch,
+    point: &RestorePoint,
+    hashes: &Hashes,
+) -> Result<(), NodeError> {
     let mut state = current::in_place(files)?;
     if state.release != plan.to {
         if state.release != plan.from {
@@ -282,7 +292,7 @@ fn change(files: &Files, plan: &Plan, switch: &Switch, point: &RestorePoint) -> 
         }
         for change in &switch.changes {
             match change {
-                Change::Put { path, sha256, .. } => put(files, plan, path, *sha256)?,
+                Change::Put { path, sha256, .. } => put(files, plan, path, *sha256, hashes)?,
                 Change::Link { path, target } => put_link(files, plan, path, target)?,
                 Change::Remove { .. } => {}
             }
@@ -317,13 +327,18 @@ fn put(
     plan: &Plan,
     path: &SafePath,
     sha256: cutover_core::model::Digest,
+    hashes: &Hashes,
 ) -> Result<(), NodeError> {
     let staged = place::staged_tree(plan.number).join(path.as_path());
     let target = path.as_path();
-    if files.exists(&staged)? {
+    if let Some(before) = files.metadata(&staged)? {
         clear_directory(files, target)?;
         files.ensure_parents(target, 0o755)?;
-        return Ok(files.rename(&staged, target)?);
+        files.rename(&staged, target)?;
+        if let Some(after) = files.metadata(target)? {
+            hashes.follow(&before, &after);
+        }
+        return Ok(());
     }
     // A run that was cut off has put it there already.
     match files.metadata(target)? {

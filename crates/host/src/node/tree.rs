@@ -97,7 +97,7 @@ impl Hashes {
         Ok(sha256)
     }
 
-    /// Goes on knowing a file that got or lost a name: by that only its time of change moved.
+    /// Goes on knowing a file that got, lost or changed a name: by that only its time of change moved.
     pub(crate) fn follow(&self, before: &Metadata, after: &Metadata) {
         if let Some(file) = self.known(before)
             && (before.inode, before.size, before.modified_ns) == (after.inode, after.size, after.modified_ns)
