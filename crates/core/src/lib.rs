@@ -9,6 +9,7 @@
 
 pub mod event;
 pub mod execute;
+pub mod fetch;
 pub mod lifecycle;
 pub mod model;
 pub mod plan;
