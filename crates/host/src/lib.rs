@@ -1,4 +1,4 @@
-//! Does: durable disk, store, catalog, journal, releases, service, probes.
+//! Does: durable disk, store, catalog, journal, releases, service, probes, downloads.
 //!
 //! Everything that touches the world on one node. It decides nothing about order, versions or policy: it executes plans
 //! that `cutover-core` made, through ports that the simulation can replace. Read [`node::Node`] first, then
@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod clock;
 pub mod delta_payload;
 pub mod disk;
+pub mod fetch;
 pub mod node;
 pub mod payload;
 pub mod preflight;

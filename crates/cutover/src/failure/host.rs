@@ -3,6 +3,7 @@
 use cutover_host::{
     catalog::CatalogError,
     delta_payload::OtherRelease,
+    fetch::FetchError,
     node::{NodeError, PointError, StageError, StateError, StoreError},
     service::ServiceError,
 };
@@ -133,5 +134,33 @@ impl Classify for OtherRelease {
 
     fn hints(&self) -> Vec<String> {
         vec!["pass the full bundle that was built with the delta".to_owned()]
+    }
+}
+
+impl Classify for FetchError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Setting { .. } | Self::Path(_) => Exit::Usage,
+            Self::Busy(_) => Exit::InProgress,
+            Self::Space { .. } => Exit::Preflight,
+            Self::NoDigest(_) | Self::Mismatch { .. } | Self::TooLong { .. } | Self::Malformed { .. } => {
+                Exit::UnsafeContent
+            }
+            Self::Answer { .. }
+            | Self::Transport { .. }
+            | Self::Stalled { .. }
+            | Self::Short { .. }
+            | Self::Redirect { .. }
+            | Self::TooLongAWait { .. }
+            | Self::Read { .. }
+            | Self::Fs(_)
+            | Self::Sink(_)
+            | Self::Stopped
+            | Self::Runtime(_) => Exit::Failed,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.remedy().into_iter().collect()
     }
 }

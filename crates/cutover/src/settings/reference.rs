@@ -13,6 +13,55 @@ const MEANINGS: &[(&str, &str)] = &[
         "Roots of other packages on this host; their versions count like those in `preflight.packages`.",
     ),
     (
+        "source.kind",
+        "Where releases come from: a release `repository`, the releases of a `github` repository, or a `file`.",
+    ),
+    (
+        "source.urls",
+        "`repository`: base URLs (http, https) or directories that hold the same, tried in order of measured speed. Empty: no source.",
+    ),
+    ("source.path", "`file`: a bundle, or a directory with bundles."),
+    ("source.github", "`github`: `OWNER/NAME`."),
+    ("source.github_api", "`github`: where its REST API answers."),
+    (
+        "source.token_file",
+        "A file whose first line is a bearer token. It is sent to the source only, never to where it redirects.",
+    ),
+    (
+        "source.token_variable",
+        "The environment variable that holds the bearer token, such as `GITHUB_TOKEN`.",
+    ),
+    ("source.ca_file", "Certificates (PEM) that servers must lead to, instead of the system's."),
+    (
+        "source.client_certificate",
+        "Our certificate chain (PEM) for servers that ask for one; shown to the source only.",
+    ),
+    ("source.client_key", "The private key (PEM) of `source.client_certificate`."),
+    (
+        "source.proxy",
+        "A proxy's URL; `none`: no proxy. Unset: as `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.",
+    ),
+    ("source.parallel", "Objects fetched at the same time; at least 1."),
+    ("source.bytes_per_s", "Most bytes per second over all connections. 0: no limit."),
+    ("source.resume", "Go on with what an interrupted download left."),
+    (
+        "source.retries",
+        "Further tries of one object at one place that bring nothing new; every 64 KiB of progress start the count anew.",
+    ),
+    (
+        "source.retry_wait_ms",
+        "The longest wait before the first retry, in milliseconds; it doubles with each further one and is shortened by chance by up to half.",
+    ),
+    (
+        "source.retry_wait_max_s",
+        "The longest wait before a retry, in seconds, also when the server asks for one; a longer one is an error.",
+    ),
+    (
+        "source.stall_timeout_s",
+        "Longest time in which less than 1 KiB comes, in seconds. The whole has no limit.",
+    ),
+    ("source.connect_timeout_s", "Longest time to connect, in seconds."),
+    (
         "trust-policy.crl",
         "Certificate revocation lists, PEM or DER. Once one is set, the status of every certificate must be known and current.",
     ),

@@ -10,7 +10,9 @@ use cutover_core::{
     plan::{Layout, LocalChanges},
     retain::Retention,
 };
-use cutover_host::{preflight::PreflightSettings, probe::ProbeSettings, service::ServiceSettings};
+use cutover_host::{
+    fetch::SourceSettings, preflight::PreflightSettings, probe::ProbeSettings, service::ServiceSettings,
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything that can be set.
@@ -19,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// What may be installed here.
     pub package: PackageSettings,
+    /// Where releases come from.
+    pub source: SourceSettings,
     /// What a signature must fulfil beyond the anchor.
     #[serde(rename = "trust-policy")]
     pub trust_policy: TrustPolicy,

@@ -1,0 +1,83 @@
+//! A shelf between the download and the stage: one thread fetches onto it, others wait for the objects they need.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Condvar, Mutex},
+};
+
+use cutover_core::model::Digest;
+
+use super::{Downloads, FetchError, Fetched, Fetcher, OnFailure, Report, Sink, Taken, Wanted, Watch};
+
+/// Which objects have arrived, for threads that stage them while others are under way.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    there: BTreeSet<Digest>,
+    ended: bool,
+}
+
+impl Shelf {
+    /// An empty shelf.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Waits until the object is there; `false` once the download has ended without it. Its content is read with
+    /// [`Downloads::open_object`].
+    pub fn wait(&self, digest: Digest) -> bool {
+        let mut state = self.state.lock().expect("no holder panics");
+        while !state.there.contains(&digest) && !state.ended {
+            state = self.changed.wait(state).expect("no holder panics");
+        }
+        state.there.contains(&digest)
+    }
+
+    /// Fetches onto this shelf; whoever waits is told when it ends, however it ends. Everything stays among the downloads.
+    ///
+    /// # Errors
+    /// Those of [`Fetcher::fetch`].
+    pub fn fill(
+        &self,
+        fetcher: &Fetcher,
+        downloads: &Arc<Downloads>,
+        wanted: &[Wanted],
+        watch: &Arc<dyn Watch>,
+    ) -> Result<Report, FetchError> {
+        let _end = End(self);
+        fetcher.fetch(downloads, wanted, OnFailure::Stop, watch, &mut &*self)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().expect("no holder panics"));
+        self.changed.notify_all();
+    }
+}
+
+impl Sink for &Shelf {
+    fn take(
+        &mut self,
+        _: usize,
+        fetched: &Fetched,
+        _: &Downloads,
+    ) -> Result<Taken, Box<dyn std::error::Error + Send + Sync>> {
+        self.change(|state| {
+            state.there.insert(fetched.digest);
+        });
+        Ok(Taken::Kept)
+    }
+}
+
+/// Ends the wait of everybody, also when the download panics.
+struct End<'s>(&'s Shelf);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.ended = true);
+    }
+}
