@@ -288,7 +288,8 @@ fn directory_is_a_source_and_a_mirror() {
         std::fs::write(place.path().join(path), bytes).unwrap();
     }
     let directory = place.path().to_str().unwrap().to_owned();
-    let outcome = world.fetch_from(&[directory.clone()], &all(&files[..4]), OnFailure::Stop).unwrap();
+    let outcome =
+        world.fetch_from(std::slice::from_ref(&directory), &all(&files[..4]), OnFailure::Stop).unwrap();
     assert_eq!(outcome.report.succeeded(), 4);
 
     let server = serve(&files);
