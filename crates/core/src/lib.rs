@@ -13,5 +13,6 @@ pub mod fetch;
 pub mod lifecycle;
 pub mod model;
 pub mod plan;
+pub mod resolve;
 pub mod retain;
 pub mod supervise;

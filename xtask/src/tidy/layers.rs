@@ -29,7 +29,16 @@ const LAYERS: &[Layer] = &[
         package: "cutover-core",
         may_use: &[],
         outside: Outside::Only {
-            normal: &["jiff", "semver", "serde", "serde_json", "sha2", "thiserror", "unicode-normalization"],
+            normal: &[
+                "jiff",
+                "pubgrub",
+                "semver",
+                "serde",
+                "serde_json",
+                "sha2",
+                "thiserror",
+                "unicode-normalization",
+            ],
             dev: &["proptest"],
         },
     },

@@ -10,13 +10,20 @@ use super::Version;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Constraint(Vec<(Operator, Version)>);
 
+/// How a version is compared with a bound, by semver precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operator {
+pub enum Operator {
+    /// `>=`
     AtLeast,
+    /// `<=`
     AtMost,
+    /// `>`
     Above,
+    /// `<`
     Below,
+    /// `==`
     Equal,
+    /// `!=`
     NotEqual,
 }
 
@@ -48,6 +55,11 @@ impl Constraint {
                 Operator::NotEqual => order != Ordering::Equal,
             }
         })
+    }
+
+    /// Its comparisons, all of which a version has to satisfy.
+    pub fn comparisons(&self) -> impl Iterator<Item = (Operator, &Version)> {
+        self.0.iter().map(|(operator, version)| (*operator, version))
     }
 
     /// The lowest version that the lower bounds admit; `None` when nothing bounds it from below.

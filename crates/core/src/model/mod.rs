@@ -14,7 +14,7 @@ mod restore_point;
 mod time;
 mod version;
 
-pub use constraint::{Constraint, ConstraintError};
+pub use constraint::{Constraint, ConstraintError, Operator};
 pub use delta::{DeltaAlgorithm, UnknownDeltaAlgorithm};
 pub use delta_manifest::{
     DELTA_FORMAT, DeltaCandidate, DeltaDescription, DeltaFile, DeltaIndex, DeltaManifest, DeltaManifestError,

@@ -3,3 +3,4 @@
 mod execution;
 mod fixtures;
 mod plan;
+mod resolve;

@@ -1,0 +1,280 @@
+//! Dependencies between the packages of a host.
+
+use std::collections::BTreeMap;
+
+use cutover_core::{
+    model::{Conflict, Name, Requirement, Version},
+    resolve::{Broken, Candidate, Preference, Question, Unresolvable, broken, resolve},
+};
+
+/// A candidate from `version needs; conflicts`, each a list such as `storage >=1.4.0, cache? >=1.0.0`.
+fn candidate(text: &str) -> Candidate {
+    let (text, conflicts) = text.split_once('!').unwrap_or((text, ""));
+    let (version, requires) = text.split_once(':').unwrap_or((text, ""));
+    let parts = |list: &str| -> Vec<(String, String)> {
+        let parts = list.split(';').map(str::trim).filter(|part| !part.is_empty());
+        parts
+            .map(|part| {
+                let (name, constraint) = part.split_once(' ').unwrap_or((part, ""));
+                (name.to_owned(), constraint.to_owned())
+            })
+            .collect()
+    };
+    Candidate {
+        version: version.trim().parse().expect(version),
+        requires: parts(requires)
+            .iter()
+            .map(|(name, constraint)| Requirement {
+                package: name.trim_end_matches('?').parse().expect("a name"),
+                constraint: constraint.parse().expect("a constraint"),
+                optional: name.ends_with('?'),
+            })
+            .collect(),
+        conflicts: parts(conflicts)
+            .iter()
+            .map(|(name, constraint)| Conflict {
+                package: name.parse().expect("a name"),
+                constraint: constraint.parse().expect("a constraint"),
+            })
+            .collect(),
+        min_upgrade_from: None,
+        yanked: false,
+    }
+}
+
+#[derive(Default)]
+struct World {
+    installed: BTreeMap<Name, Candidate>,
+    offered: BTreeMap<Name, Vec<Candidate>>,
+    preference: Preference,
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect(text)
+}
+
+impl World {
+    fn has(mut self, package: &str, text: &str) -> Self {
+        self.installed.insert(name(package), candidate(text));
+        self
+    }
+
+    fn offers(mut self, package: &str, texts: &[&str]) -> Self {
+        self.offered.entry(name(package)).or_default().extend(texts.iter().map(|text| candidate(text)));
+        self
+    }
+
+    fn meddle(mut self, package: &str, version: &str, meddle: impl Fn(&mut Candidate)) -> Self {
+        let version: Version = version.parse().expect(version);
+        let offered = self.offered.get_mut(&name(package)).expect("offered");
+        offered.iter_mut().filter(|candidate| candidate.version == version).for_each(meddle);
+        self
+    }
+
+    fn try_wanting(&self, wanted: &[(&str, &str)]) -> Result<Vec<String>, Unresolvable> {
+        let wanted = wanted.iter().map(|(package, version)| (name(package), version.parse().expect("one")));
+        let question = Question {
+            installed: &self.installed,
+            offered: &self.offered,
+            wanted: &wanted.collect(),
+            preference: self.preference,
+        };
+        Ok(resolve(&question)?.iter().map(ToString::to_string).collect())
+    }
+
+    fn wanting(&self, package: &str, version: &str) -> Vec<String> {
+        self.try_wanting(&[(package, version)]).expect("an answer")
+    }
+
+    fn refused(&self, package: &str, version: &str) -> Unresolvable {
+        self.try_wanting(&[(package, version)]).expect_err("no answer")
+    }
+}
+
+fn storage() -> World {
+    World::default()
+        .has("query", "1.4.0: storage >=1.3.0")
+        .has("storage", "1.3.0")
+        .offers("query", &["1.4.5: storage >=1.4.0"])
+        .offers("storage", &["1.3.0", "1.4.0", "1.5.0", "2.0.0-rc.1"])
+}
+
+// R3
+#[test]
+fn nothing_changes_when_everything_is_as_wanted() {
+    assert_eq!(storage().wanting("query", "1.4.0"), [""; 0]);
+}
+
+// R4, R5
+#[test]
+fn what_is_needed_comes_first_in_the_lowest_version_that_will_do() {
+    assert_eq!(storage().wanting("query", "1.4.5"), ["storage 1.3.0 -> 1.4.0", "query 1.4.0 -> 1.4.5"]);
+    let newest = World { preference: Preference::Newest, ..storage() };
+    assert_eq!(newest.wanting("query", "1.4.5")[0], "storage 1.3.0 -> 1.5.0", "and no pre-release");
+}
+
+// R6
+#[test]
+fn independent_packages_go_by_name() {
+    let world = World::default().offers("b", &["1.0.0"]).offers("c", &["1.0.0"]).offers("a", &["1.0.0"]);
+    let wanted = [("c", "1.0.0"), ("a", "1.0.0"), ("b", "1.0.0")];
+    assert_eq!(world.try_wanting(&wanted).expect("an answer"), ["a 1.0.0", "b 1.0.0", "c 1.0.0"]);
+}
+
+// R7
+#[test]
+fn packages_that_need_each_other_are_refused_naming_the_circle() {
+    let two = World::default().offers("a", &["1.0.0: b"]).offers("b", &["1.0.0: a"]);
+    assert_eq!(two.refused("b", "1.0.0").to_string(), "Circular dependency: a needs b needs a");
+    let three = World::default()
+        .offers("top", &["1.0.0: c"])
+        .offers("a", &["1.0.0: b"])
+        .offers("b", &["1.0.0: c"])
+        .offers("c", &["1.0.0: a"]);
+    let error = three.refused("top", "1.0.0").to_string();
+    assert_eq!(error, "Circular dependency: a needs b needs c needs a");
+}
+
+// R8
+#[test]
+fn missing_package_is_added_when_it_is_required_and_left_out_when_it_is_optional() {
+    let world = World::default()
+        .offers("query", &["1.0.0: storage >=1.0.0; cache? >=1.0.0"])
+        .offers("storage", &["1.0.0"])
+        .offers("cache", &["0.9.0", "1.0.0"]);
+    assert_eq!(world.wanting("query", "1.0.0"), ["storage 1.0.0", "query 1.0.0"]);
+    let world = world.has("cache", "0.9.0");
+    let steps = world.wanting("query", "1.0.0");
+    assert_eq!(
+        steps,
+        ["cache 0.9.0 -> 1.0.0", "storage 1.0.0", "query 1.0.0"],
+        "one that is there has to fit"
+    );
+}
+
+// R9
+#[test]
+fn missing_packages_of_missing_packages_come_before_them() {
+    let world = World::default()
+        .offers("a", &["1.0.0: b >=1.0.0"])
+        .offers("b", &["1.0.0: c >=2.0.0"])
+        .offers("c", &["1.0.0", "2.0.0"]);
+    assert_eq!(world.wanting("a", "1.0.0"), ["c 2.0.0", "b 1.0.0", "a 1.0.0"]);
+    let world = World::default().offers("a", &["1.0.0: b >=1.0.0"]);
+    let error = world.refused("a", "1.0.0").to_string();
+    assert!(error.contains('a') && error.contains('b') && error.contains("this host"), "{error}");
+}
+
+// R10
+#[test]
+fn declared_conflict_counts_only_when_the_other_package_is_there() {
+    let world = World::default().offers("query", &["1.0.0 ! legacy <2.0.0"]);
+    assert_eq!(world.wanting("query", "1.0.0"), ["query 1.0.0"]);
+    let world = world.has("legacy", "1.5.0");
+    let error = world.refused("query", "1.0.0").to_string();
+    assert!(error.contains("query") && error.contains("legacy"), "{error}");
+    let world = world.offers("legacy", &["2.0.0"]);
+    assert_eq!(world.wanting("query", "1.0.0"), ["legacy 1.5.0 -> 2.0.0", "query 1.0.0"]);
+}
+
+#[test]
+fn conflict_with_a_package_that_only_the_answer_brings_is_noticed() {
+    let world = World::default()
+        .offers("a", &["1.0.0: b >=1.0.0 ! c <2.0.0"])
+        .offers("b", &["1.0.0: c >=1.0.0"])
+        .offers("c", &["1.0.0", "2.0.0"]);
+    assert_eq!(world.wanting("a", "1.0.0"), ["c 2.0.0", "b 1.0.0", "a 1.0.0"]);
+}
+
+// R11
+#[test]
+fn requirement_that_only_a_downgrade_would_meet_is_refused_without_any_step() {
+    let world = World::default()
+        .has("storage", "3.0.0")
+        .offers("storage", &["1.0.0", "2.0.0"])
+        .offers("query", &["1.0.0: storage <=2.0.0"]);
+    let error = world.refused("query", "1.0.0");
+    assert!(matches!(&error, Unresolvable::NoLowerBound { .. }));
+    assert!(error.to_string().contains("no lower bound"), "{error}");
+}
+
+// R12
+#[test]
+fn offer_that_is_made_twice_changes_nothing() {
+    let twice = storage().offers("storage", &["1.4.0", "1.5.0"]).offers("query", &["1.4.5: storage >=1.4.0"]);
+    assert_eq!(twice.wanting("query", "1.4.5"), storage().wanting("query", "1.4.5"));
+}
+
+// R13
+#[test]
+fn requirements_that_do_not_hold_between_installed_packages_are_listed() {
+    let world = World::default().has("query", "1.4.0: storage >=1.5.1").has("storage", "1.5.0");
+    let expected = Broken {
+        by: name("query"),
+        package: name("storage"),
+        found: Some("1.5.0".parse().expect("a version")),
+    };
+    assert_eq!(broken(&world.installed), [expected]);
+    assert_eq!(broken(&storage().installed), []);
+}
+
+#[test]
+fn installed_packages_are_never_broken_by_an_answer() {
+    let world = storage().has("report", "1.0.0: storage <1.4.0");
+    let error = world.refused("query", "1.4.5").to_string();
+    assert!(error.contains("report") && error.contains("storage"), "{error}");
+    let world = world.offers("report", &["1.1.0: storage >=1.0.0"]);
+    let steps = world.wanting("query", "1.4.5");
+    assert_eq!(steps, ["storage 1.3.0 -> 1.4.0", "query 1.4.0 -> 1.4.5", "report 1.0.0 -> 1.1.0"]);
+}
+
+#[test]
+fn yanked_version_is_taken_only_when_it_is_asked_for() {
+    let yank = |candidate: &mut Candidate| candidate.yanked = true;
+    let world = storage().meddle("storage", "1.4.0", yank).meddle("query", "1.4.5", yank);
+    assert_eq!(world.wanting("query", "1.4.5")[0], "storage 1.3.0 -> 1.5.0");
+}
+
+#[test]
+fn upgrade_goes_by_way_of_the_versions_it_demands() {
+    let least = |version: &str| {
+        let version: Version = version.parse().expect("a version");
+        move |candidate: &mut Candidate| candidate.min_upgrade_from = Some(version.clone())
+    };
+    let world = World::default()
+        .has("query", "1.6.0")
+        .offers("query", &["1.6.5", "1.7.0", "1.7.9", "1.8.0"])
+        .meddle("query", "1.8.0", least("1.7.0"))
+        .meddle("query", "1.7.9", least("1.6.5"));
+    let steps = world.wanting("query", "1.8.0");
+    assert_eq!(steps, ["query 1.6.0 -> 1.7.0", "query 1.7.0 -> 1.8.0"]);
+    let world = world.meddle("query", "1.7.0", |candidate| candidate.yanked = true);
+    let steps = world.wanting("query", "1.8.0");
+    assert_eq!(steps, ["query 1.6.0 -> 1.6.5", "query 1.6.5 -> 1.7.9", "query 1.7.9 -> 1.8.0"]);
+    let world = world.meddle("query", "1.7.9", |candidate| candidate.yanked = true);
+    let error = world.refused("query", "1.8.0");
+    assert!(matches!(&error, Unresolvable::NoPath { .. }), "{error}");
+}
+
+#[test]
+fn a_thousand_packages_of_fifty_versions_are_resolved_the_same_way_every_time() {
+    let mut world = World::default();
+    for package in 0..1000_u64 {
+        let versions: Vec<String> = (0..50)
+            .map(|minor| {
+                let needs: Vec<String> = (1..=3)
+                    .map(|step| package + step * step)
+                    .filter(|other| *other < 1000)
+                    .map(|other| format!("p{other:04} >=1.{}.0", minor / 2))
+                    .collect();
+                format!("1.{minor}.0: {}", needs.join("; "))
+            })
+            .collect();
+        let versions: Vec<&str> = versions.iter().map(String::as_str).collect();
+        world = world.offers(&format!("p{package:04}"), &versions);
+    }
+    let steps = world.wanting("p0000", "1.49.0");
+    assert_eq!(steps, world.wanting("p0000", "1.49.0"));
+    assert_eq!(steps.last().map(String::as_str), Some("p0000 1.49.0"));
+    assert!(steps.len() == 1000, "{}", steps.len());
+}
