@@ -1,4 +1,5 @@
-//! Times the resolver on 1,000 packages of 50 versions: `cargo run --release -p cutover-core --example resolve`.
+//! Times the resolver on 1,000 packages of 50 versions: `cargo run --release -p cutover-sim --example resolve`.
+#![allow(clippy::print_stdout, reason = "an example that reports")]
 
 use std::{collections::BTreeMap, time::Instant};
 
