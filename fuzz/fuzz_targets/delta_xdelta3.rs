@@ -8,4 +8,4 @@ use libfuzzer_sys::fuzz_target;
 #[path = "shared/delta.rs"]
 mod delta;
 
-fuzz_target!(|bytes: &[u8]| delta::decode(Algorithm::Xdelta3, bytes));
+fuzz_target!(|bytes: &[u8]| delta::decode(Algorithm::Xdelta3, delta::TEXT, bytes));

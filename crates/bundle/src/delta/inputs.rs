@@ -1,5 +1,7 @@
 //! What a decoder reads: the base and the patch, of declared sizes, and the limits it works under.
 
+use std::borrow::Cow;
+
 use super::{Algorithm, Declared, DeltaError, DeltaLimits, Part};
 use crate::read_at::ReadAt;
 
@@ -12,6 +14,7 @@ pub type Source<'a> = dyn ReadAt + Sync + 'a;
 pub struct Inputs<'a> {
     algorithm: Algorithm,
     base: &'a Source<'a>,
+    held: Option<&'a [u8]>,
     patch: &'a Source<'a>,
     base_bytes: u64,
     patch_bytes: u64,
@@ -30,12 +33,44 @@ impl<'a> Inputs<'a> {
         Self {
             algorithm,
             base,
+            held: None,
             patch,
             base_bytes: declared.base.size,
             patch_bytes: declared.patch.size,
             result_bytes: declared.result.size,
             limits,
         }
+    }
+
+    /// The same with the base in memory, as it was checked.
+    pub(super) fn holding(self, base: &'a [u8]) -> Self {
+        Self { held: Some(base), ..self }
+    }
+
+    /// The whole base, for decoders that need all of it at hand.
+    ///
+    /// # Errors
+    /// [`DeltaError::Read`]; [`DeltaError::Memory`] when there is none for it.
+    pub(super) fn whole_base(&self) -> Result<Cow<'a, [u8]>, DeltaError> {
+        if let Some(base) = self.held {
+            return Ok(Cow::Borrowed(base));
+        }
+        let mut base = self.room_for_base()?;
+        self.read_base(0, &mut base)?;
+        Ok(Cow::Owned(base))
+    }
+
+    /// Memory for the whole base.
+    ///
+    /// # Errors
+    /// [`DeltaError::Memory`] when there is none.
+    pub(super) fn room_for_base(&self) -> Result<Vec<u8>, DeltaError> {
+        let (needed, limit) = (self.base_bytes, self.limits.memory_bytes_max);
+        let memory = || DeltaError::Memory { algorithm: self.algorithm, needed, limit };
+        let bytes = usize::try_from(needed).ok().filter(|_| needed <= limit).ok_or_else(memory)?;
+        // Asked for first, since zeroed memory that cannot be had ends the program.
+        Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| memory())?;
+        Ok(vec![0; bytes])
     }
 
     /// The format of the patch.

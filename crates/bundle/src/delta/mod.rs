@@ -90,6 +90,43 @@ impl Content {
     }
 }
 
+/// How much of a base is read before it goes to the thread that hashes it, in bytes.
+const HOLD_BYTES: usize = 1 << 20;
+
+impl Content {
+    /// Reads the base into memory, once, and refuses it unless it is this content.
+    ///
+    /// # Errors
+    /// As [`Content::check`], and [`DeltaError::Memory`].
+    fn hold(&self, inputs: &Inputs<'_>, source: &Source<'_>) -> Result<Vec<u8>, DeltaError> {
+        let part = Part::Base;
+        let size = source.size().map_err(|source| DeltaError::Read { part, source })?;
+        if size != self.size {
+            return Err(DeltaError::WrongSize { part, expected: self.size, actual: size });
+        }
+        let mut base = inputs.room_for_base()?;
+        let actual = std::thread::scope(|scope| {
+            let (to_hash, read) = std::sync::mpsc::channel::<&[u8]>();
+            let hash = scope.spawn(move || {
+                let mut hasher = Hasher::new();
+                read.iter().for_each(|bytes| hasher.update(bytes));
+                hasher.finish()
+            });
+            for (number, bytes) in base.chunks_mut(HOLD_BYTES).enumerate() {
+                inputs.read_base((number * HOLD_BYTES) as u64, bytes)?;
+                // It can only have ended by a panic, which the join shows.
+                let _ = to_hash.send(bytes);
+            }
+            drop(to_hash);
+            hash.join().map_err(|_| DeltaError::Read { part, source: std::io::ErrorKind::Other.into() })
+        })?;
+        if actual != self.sha256 {
+            return Err(DeltaError::WrongDigest { part, expected: self.sha256, actual });
+        }
+        Ok(base)
+    }
+}
+
 /// How much is read at once where nothing else decides it, in bytes.
 pub(crate) const CHUNK_BYTES: usize = 128 << 10;
 
@@ -171,9 +208,13 @@ pub fn apply<W: Write>(
 ) -> Result<(W, Applied), DeltaError> {
     limits.check("size of the result", declared.result.size, limits.result_bytes_max)?;
     limits.check("size of the patch", declared.patch.size, limits.patch_bytes_max)?;
-    declared.base.check(Part::Base, old)?;
+    let mut inputs = Inputs::new(algorithm, old, patch, declared, limits);
+    let held = if holds_base(algorithm) { Some(declared.base.hold(&inputs, old)?) } else { None };
+    match &held {
+        Some(base) => inputs = inputs.holding(base),
+        None => declared.base.check(Part::Base, old)?,
+    }
     declared.patch.check(Part::Patch, patch)?;
-    let inputs = Inputs::new(algorithm, old, patch, declared, limits);
     let memory_bytes = checked_memory(&inputs)?;
     let mut output = Output::new(&mut out, declared.result.size);
     decode(&inputs, &mut output)?;
@@ -229,6 +270,14 @@ fn checked_memory(inputs: &Inputs<'_>) -> Result<u64, DeltaError> {
         return Err(DeltaError::Memory { algorithm: inputs.algorithm(), needed, limit });
     }
     Ok(needed)
+}
+
+/// Whether the decoder has all of the base in memory.
+fn holds_base(algorithm: Algorithm) -> bool {
+    match algorithm {
+        Algorithm::Bsdiff | Algorithm::Xdelta3 | Algorithm::Vcdiff => false,
+        Algorithm::ZstdDict | Algorithm::Refdelta => true,
+    }
 }
 
 /// The dispatch to each codec's `memory_needed`.

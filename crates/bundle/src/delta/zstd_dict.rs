@@ -114,17 +114,7 @@ pub(super) fn memory_needed(inputs: &Inputs<'_>) -> Result<u64, DeltaError> {
 /// Applies a patch.
 pub(super) fn apply(inputs: &Inputs<'_>, out: &mut Output<'_>) -> Result<(), DeltaError> {
     let header = header(inputs)?;
-    let memory = |_| DeltaError::Memory {
-        algorithm: inputs.algorithm(),
-        needed: inputs.base_bytes(),
-        limit: inputs.limits().memory_bytes_max,
-    };
-    let base_bytes = usize::try_from(inputs.base_bytes()).unwrap_or(usize::MAX);
-    let mut base: Vec<u8> = Vec::new();
-    base.try_reserve_exact(base_bytes).map_err(memory)?;
-    base.resize(base_bytes, 0);
-    inputs.read_base(0, &mut base)?;
-
+    let base = inputs.whole_base()?;
     let mut at = 0;
     let damaged = |at: u64, error: io::Error| inputs.damaged(at, "frame", error.to_string());
     let mut decoder = Decoder::with_ref_prefix(&base).map_err(|error| damaged(0, error))?;

@@ -7,11 +7,13 @@ use std::{
 };
 
 use cutover_bundle::{
-    Limits, RevocationLists, TrustAnchor, decode_object,
-    delta::{self, DeltaLimits},
+    DeltaBundle, Limits, RevocationLists, TrustAnchor, assemble_delta, decode_object,
+    delta::{self, Algorithm, DeltaLimits},
     sign_manifest, verify_detached,
 };
-use cutover_core::model::{Manifest, ManifestLimits, Version};
+use cutover_core::model::{
+    DELTA_FORMAT, DeltaFile, DeltaManifest, Digest, Manifest, ManifestLimits, ReleaseRef, Version,
+};
 
 use crate::delta::{generate, noise, words};
 use crate::support::{bundle, contents, days, file_signer, now, pki, release};
@@ -68,6 +70,70 @@ fn check(dir: &Path) {
             .expect(&name);
         assert!(out == delta_result(&base), "{name}");
     }
+    let base = read("refdelta_image/pie");
+    let mut out = Vec::new();
+    let patch = read("delta_refdelta/good-executable");
+    // The size that the target expects.
+    delta::decode_unchecked(Algorithm::Refdelta, &base, &patch, 3000, &DeltaLimits::default(), &mut out)
+        .expect("a good patch");
+    assert!(out == executable_result(&base));
+
+    let limits = ManifestLimits::default();
+    let manifest = DeltaManifest::parse(&read("delta_manifest/good"), &limits).expect("a good manifest");
+    let bundle = DeltaBundle::open(read("delta_bundle/good"), &Limits::default()).expect("a bundle");
+    let verified = bundle.verify(&anchor, &none, now()).expect("trusted");
+    assert_eq!(*verified.delta(), manifest);
+    verified.check_payload().expect("a good payload");
+}
+
+/// What the seed of a patch for an executable makes of `base`.
+fn executable_result(base: &[u8]) -> Vec<u8> {
+    let mut result = base.to_vec();
+    result.splice(base.len() / 2..base.len() / 2, noise(3000 - base.len(), 42));
+    result
+}
+
+/// A delta manifest that leads from one release to another by a patch of the first file, and a payload.
+fn delta_between(old: &[u8], new: &[u8]) -> (DeltaManifest, Vec<u8>) {
+    let reference = |bytes: &[u8]| {
+        let manifest = Manifest::parse(bytes, &ManifestLimits::default()).expect("ours");
+        let (package, version) = (manifest.package.clone(), manifest.version.clone());
+        (ReleaseRef { package, version, manifest: Digest::of(bytes) }, manifest)
+    };
+    let ((from, from_manifest), (to, to_manifest)) = (reference(old), reference(new));
+    let (base, target) = (&from_manifest.files[0], &to_manifest.files[0]);
+    let content = |contents: Vec<(&str, Vec<u8>)>| contents.into_iter().next().expect("a file").1;
+    let patch = generate(Algorithm::Bsdiff, &content(contents()), &content(next_contents()));
+    let file = DeltaFile {
+        path: target.path.clone(),
+        base_path: None,
+        base_sha256: base.sha256,
+        base_size: base.size,
+        target_sha256: target.sha256,
+        target_size: target.size,
+        patch_sha256: Digest::of(&patch),
+        patch_size: patch.len() as u64,
+        offset: 0,
+        algorithm: Algorithm::Bsdiff,
+        order: 1,
+        depends_on: Vec::new(),
+        candidates: Vec::new(),
+    };
+    let delta = DeltaManifest {
+        format: DELTA_FORMAT,
+        from,
+        to,
+        enforce_order: true,
+        files: vec![file],
+        objects: Vec::new(),
+    };
+    (delta, patch)
+}
+
+fn next_contents() -> Vec<(&'static str, Vec<u8>)> {
+    let mut contents = contents();
+    contents[0].1.extend_from_slice(b"exit 0\n");
+    contents
 }
 
 /// What the seeds of delta patches make of `base`.
@@ -110,5 +176,30 @@ fn write(dir: &Path) {
         let path = dir.join(format!("delta_{}", algorithm.id().replace('-', "_")));
         fs::create_dir_all(&path).expect("a directory");
         fs::write(path.join("good"), generate(*algorithm, &base, &result)).expect("written");
+    }
+    let base = fs::read(seeds().join("refdelta_image/pie")).expect("a kept executable");
+    fs::create_dir_all(dir.join("refdelta_image")).expect("a directory");
+    fs::write(dir.join("refdelta_image/pie"), &base).expect("written");
+    let patch = generate(Algorithm::Refdelta, &base, &executable_result(&base));
+    fs::write(dir.join("delta_refdelta/good-executable"), patch).expect("written");
+
+    let (next, _) = release(Version::new(1, 1, 0), &next_contents());
+    let next_signature = sign_manifest(&next, &[&pki.signer], now()).expect("signed");
+    let (delta, patch) = delta_between(&manifest, &next);
+    let delta_bytes = delta.to_bytes().expect("ours");
+    let delta_signature = sign_manifest(&delta_bytes, &[&pki.signer], now()).expect("signed");
+    let mut container = Vec::new();
+    let signed = (&delta, delta_bytes.as_slice(), delta_signature.as_slice());
+    assemble_delta(
+        (&next, &next_signature),
+        signed,
+        &mut patch.as_slice(),
+        &mut container,
+        &Limits::default(),
+    )
+    .expect("in memory");
+    for (name, bytes) in [("delta_manifest", &delta_bytes), ("delta_bundle", &container)] {
+        fs::create_dir_all(dir.join(name)).expect("a directory");
+        fs::write(dir.join(name).join("good"), bytes).expect("written");
     }
 }

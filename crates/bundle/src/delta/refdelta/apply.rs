@@ -1,12 +1,14 @@
-//! The decoder: three stages in step, on two or three threads.
+//! The decoder: a pipeline of batches in the order of the file.
 //!
-//! One thread lays down blocks, literals and extra bytes batch by batch; a second one writes the references of finished
-//! batches; the caller's thread hands batches to the output in the order of the file, which hashes them.
+//! One thread lays down blocks, literals and extra bytes; a second one writes the references; the caller's thread hands
+//! batches to the output, which hashes them. Buffers go round, so that the result is never held as a whole.
 
+use std::collections::VecDeque;
+use std::io::Read;
 use std::sync::mpsc;
 
 use super::Damage;
-use super::batches::{Batch, plan};
+use super::batches::{BATCH_BYTES_MAX, Batch, cut, cut_max, plan};
 use super::bits::{BitCoder, Decoder};
 use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
@@ -15,7 +17,7 @@ use super::header::{
     ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES,
 };
 use super::image::{Image, Layout};
-use super::literals::LiteralModel;
+use super::literals::Literals;
 use super::matching::Block;
 use super::mix::{Hint, MixModel};
 use super::predict::Predictor;
@@ -24,21 +26,29 @@ use super::references::References;
 use super::streams;
 use crate::delta::{DeltaError, Inputs, Output};
 
+/// Batches that wait between two stages.
+const QUEUE: usize = 3;
+
 /// The most memory [`decode`] takes for a patch with this header, in bytes.
 pub(super) fn memory(header: &Header, patch_len: u64) -> u64 {
     let is_mixed = header.is(JOINED) || header.extra_codec == Codec::Mix;
+    let codec = if is_mixed { Codec::Mix } else { header.extra_codec };
     u64::from(header.old_len)
-        + u64::from(header.new_len)
         + patch_len
-        + u64::from(header.extra_len)
         // The references found, in two lists while pieces are joined, each grown by doubling; their pages and jump table
         // starts.
         + u64::from(header.references) * 32
         + u64::from(header.old_len) / 16
-        // The blocks, those sorted for the projection, and as many batches, with what is sent about them.
-        + u64::from(header.blocks) * 160
-        + streams::memory(if is_mixed { Codec::Mix } else { header.extra_codec }, header.extra_len)
-        + (32 << 20)
+        // The blocks as they are, as they are cut, and sorted for the projection; batches.
+        + u64::from(header.blocks) * 12
+        + cut_max(header.blocks, header.new_len) * 40
+        + u64::from(header.blocks) * 12
+        // What waits for the frame index, the frames, the entries and the index itself.
+        + u64::from(header.frame_span) * 3
+        + u64::from(BATCH_BYTES_MAX) * (2 * QUEUE as u64 + 4)
+        + streams::memory(codec, header.extra_len)
+        + if is_mixed { u64::from(header.extra_len) } else { 0 }
+        + (16 << 20)
 }
 
 /// Everything both stages read.
@@ -46,70 +56,42 @@ struct Plan<'a> {
     old: &'a [u8],
     blocks: &'a [Block],
     batches: &'a [Batch],
-    order: &'a [usize],
     layout: &'a Layout,
     is_absolute: bool,
-    extra: &'a [u8],
-    references: Option<&'a References>,
-}
-
-/// The literals still to come.
-struct Literals {
-    model: LiteralModel,
-    /// Bytes before the next one.
-    zeros: u64,
-    left: u32,
-}
-
-impl Literals {
-    fn new<C: BitCoder>(coder: &mut C, count: u32) -> Self {
-        let mut model = LiteralModel::new(count);
-        let zeros = if count > 0 { model.gap(coder, &[], 0, 0) } else { 0 };
-        Self { model, zeros, left: count }
-    }
-
-    /// Turns old bytes into new ones.
-    #[inline]
-    fn apply<C: BitCoder>(&mut self, coder: &mut C, old: &[u8], old_at: usize, bytes: &mut [u8]) {
-        let mut at = 0;
-        while self.left > 0 {
-            let rest = (bytes.len() - at) as u64;
-            if self.zeros >= rest {
-                self.zeros -= rest;
-                return;
-            }
-            at += self.zeros as usize;
-            bytes[at] = self.model.byte(coder, old, old_at + at, 0);
-            at += 1;
-            self.left -= 1;
-            self.zeros = if self.left > 0 { self.model.gap(coder, old, old_at + at, 0) } else { 0 };
-        }
-    }
 }
 
 impl Plan<'_> {
     /// Lays down the blocks with their literals, and the gaps.
-    fn fill<C: BitCoder>(&self, batch: &Batch, bytes: &mut [u8], literals: &mut Literals, coder: &mut C) {
+    fn fill<C: BitCoder>(
+        &self,
+        batch: &Batch,
+        bytes: &mut Vec<u8>,
+        extra: &mut dyn Read,
+        literals: &mut Literals,
+        coder: &mut C,
+    ) -> std::io::Result<()> {
+        bytes.clear();
         let start = batch.bytes.start;
-        let mut extra = batch.extra as usize;
-        let mut gap = |from: u32, to: u32, bytes: &mut [u8]| {
-            let len = (to - from) as usize;
-            let run = &mut bytes[(from - start) as usize..(to - start) as usize];
-            run.copy_from_slice(&self.extra[extra..extra + len]);
-            if self.is_absolute {
-                filter::rewrite(run, from, self.layout, Direction::FromTargets);
+        let mut gap = |until: u32, bytes: &mut Vec<u8>| {
+            let at = bytes.len();
+            let len = (until - start) as usize - at;
+            if len == 0 {
+                return Ok(());
             }
-            extra += len;
+            bytes.resize(at + len, 0);
+            extra.read_exact(&mut bytes[at..])?;
+            if self.is_absolute {
+                filter::rewrite(&mut bytes[at..], start + at as u32, self.layout, Direction::FromTargets);
+            }
+            Ok::<(), std::io::Error>(())
         };
-        let mut at = start;
         for block in &self.blocks[batch.blocks.clone()] {
-            gap(at, block.new, bytes);
-            at = block.new_end();
-            let run = &mut bytes[(block.new - start) as usize..(at - start) as usize];
-            run.copy_from_slice(&self.old[block.old as usize..block.old_end() as usize]);
-            literals.apply(coder, self.old, block.old as usize, run);
+            gap(block.new, bytes)?;
+            let at = bytes.len();
+            bytes.extend_from_slice(&self.old[block.old as usize..block.old_end() as usize]);
+            literals.apply(coder, self.old, block.old as usize, &mut bytes[at..], &mut [].iter());
         }
-        gap(at, batch.bytes.end, bytes);
+        gap(batch.bytes.end, bytes)
     }
 
     /// Writes the references.
@@ -120,81 +102,67 @@ impl Plan<'_> {
         predictor: &mut Predictor<'_>,
         coder: &mut C,
     ) {
-        let Some(references) = self.references else { return };
-        let start = batch.bytes.start;
-        for &block in &self.blocks[batch.blocks.clone()] {
-            for reference in references.within(block.old, block.len) {
-                let new_at = block.new + (reference.position - block.old);
-                let value = predictor.code(coder, reference, self.old, bytes, start, new_at, block, 0);
-                let at = (new_at - start) as usize;
-                let width = reference.kind().width() as usize;
-                bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
-            }
-        }
+        let blocks = &self.blocks[batch.blocks.clone()];
+        predictor.code(coder, blocks, self.old, bytes, batch.bytes.start);
     }
 }
 
-/// Puts batches out in the order of the file, holding back what waits for a derived section.
-struct Writer<'a, 'b, 'c> {
+/// Puts batches out, holding back what waits for the derived section.
+struct Writer<'a, 'b> {
     out: &'a mut Output<'b>,
-    batches: &'a [Batch],
-    ready: Vec<Option<&'c mut [u8]>>,
-    next: usize,
-    frame_index: Option<FrameIndex>,
-    /// Batches with bytes of `.eh_frame` that are still to come.
-    frames_missing: usize,
-    derived: Option<Vec<u8>>,
     layout: &'a Layout,
+    index: Option<FrameIndex>,
+    /// Where the first batch in `held` begins.
+    at: u32,
+    held: VecDeque<Vec<u8>>,
+    /// Where the batch after those in `held` begins.
+    end: u32,
+    frames: Vec<u8>,
+    derived: Option<Vec<u8>>,
 }
 
-impl<'c> Writer<'_, '_, 'c> {
-    fn take(&mut self, number: usize, bytes: &'c mut [u8]) -> Result<(), DeltaError> {
-        self.ready[number] = Some(bytes);
-        if self.frame_index.is_some_and(|index| has_frames(&self.batches[number], index)) {
-            self.frames_missing -= 1;
+impl Writer<'_, '_> {
+    /// Takes the next batch; `reuse` gets the buffers that are free again.
+    fn take(&mut self, bytes: Vec<u8>, mut reuse: impl FnMut(Vec<u8>)) -> Result<(), DeltaError> {
+        let start = self.end;
+        self.end += bytes.len() as u32;
+        if let Some(index) = self.index
+            && self.derived.is_none()
+        {
+            let (from, until) = overlap(start, bytes.len(), index.frames, index.frames_len);
+            if from < until {
+                self.frames.extend_from_slice(&bytes[from..until]);
+            }
+            if self.end >= index.frames + index.frames_len {
+                self.derived = Some(index.derive(&self.frames, self.layout));
+            }
         }
-        if self.frames_missing == 0 && self.derived.is_none() {
-            self.derive();
-        }
-        while let Some(Some(bytes)) = self.ready.get_mut(self.next) {
-            let start = self.batches[self.next].bytes.start;
-            if let Some(index) = self.frame_index {
-                let (from, to) = overlap(&self.batches[self.next], index.index, index.index_len);
-                if from < to {
-                    let Some(derived) = &self.derived else { return Ok(()) };
-                    bytes[(from - start) as usize..(to - start) as usize].copy_from_slice(
-                        &derived[(from - index.index) as usize..(to - index.index) as usize],
-                    );
+        self.held.push_back(bytes);
+        while let Some(mut bytes) = self.held.pop_front() {
+            if let Some(index) = self.index {
+                let (from, until) = overlap(self.at, bytes.len(), index.index, index.index_len);
+                if from < until {
+                    let Some(derived) = &self.derived else {
+                        self.held.push_front(bytes);
+                        return Ok(());
+                    };
+                    let skipped = (self.at + from as u32 - index.index) as usize;
+                    bytes[from..until].copy_from_slice(&derived[skipped..skipped + until - from]);
                 }
             }
-            self.out.put(bytes)?;
-            self.next += 1;
+            self.out.put(&bytes)?;
+            self.at += bytes.len() as u32;
+            reuse(bytes);
         }
         Ok(())
     }
-
-    fn derive(&mut self) {
-        let Some(index) = self.frame_index else { return };
-        let mut frames = Vec::new();
-        for (batch, bytes) in self.batches.iter().zip(&self.ready) {
-            let (from, to) = overlap(batch, index.frames, index.frames_len);
-            if from < to {
-                let Some(bytes) = bytes else { return };
-                let start = batch.bytes.start;
-                frames.extend_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
-            }
-        }
-        self.derived = Some(index.derive(&frames, self.layout));
-    }
 }
 
-fn has_frames(batch: &Batch, index: FrameIndex) -> bool {
-    let (from, to) = overlap(batch, index.frames, index.frames_len);
-    from < to
-}
-
-fn overlap(batch: &Batch, start: u32, len: u32) -> (u32, u32) {
-    (start.max(batch.bytes.start), (start + len).min(batch.bytes.end))
+/// Which of `len` bytes at `start` belong to the section of `section_len` bytes at `section`.
+fn overlap(start: u32, len: usize, section: u32, section_len: u32) -> (usize, usize) {
+    let from = section.saturating_sub(start) as usize;
+    let until = ((section + section_len).saturating_sub(start) as usize).min(len);
+    (from, until)
 }
 
 /// Decodes a whole patch.
@@ -205,8 +173,7 @@ pub(super) fn decode(
     out: &mut Output<'_>,
 ) -> Result<(), DeltaError> {
     let damaged = |damage: Damage| inputs.damaged(damage.at, damage.field, damage.reason);
-    let mut old = vec![0; header.old_len as usize];
-    inputs.read_base(0, &mut old)?;
+    let old = inputs.whole_base()?;
     let mut packed = vec![0; (inputs.patch_bytes() - begin as u64) as usize];
     inputs.read_patch(begin as u64, &mut packed)?;
     decode_packed(&old, header, &packed, out, &damaged)
@@ -242,7 +209,7 @@ fn control(header: &Header, image: Option<&Image>, coder: &mut Decoder<'_>) -> R
     if header.is(FRAME_INDEX) {
         let old = image.and_then(FrameIndex::of).unwrap_or_default();
         let read = code_frame_index(coder, &old, &FrameIndex::default())
-            .filter(|index| index.is_sound(header.new_len))
+            .filter(|index| index.is_sound(header.new_len, header.frame_span))
             .ok_or_else(|| damage("frame index", "not within the new file"))?;
         frame_index = Some(read);
     }
@@ -281,19 +248,12 @@ fn decode_packed(
     };
     let is_joined = header.is(JOINED);
     let mut coder = Decoder::new(streams[CONTROL]);
-    let (control, references, extra) = std::thread::scope(|scope| {
+    let (control, references) = std::thread::scope(|scope| {
         let references = image
             .as_ref()
             .map(|image| scope.spawn(|| References::find(old, image, header.references as usize)));
-        let is_packed = !is_joined && header.extra_codec != Codec::Mix;
-        let extra = is_packed
-            .then(|| scope.spawn(|| streams::unpack(header.extra_codec, streams[EXTRA], header.extra_len)));
         let control = control(header, image.as_ref(), &mut coder);
-        (
-            control,
-            references.map(std::thread::ScopedJoinHandle::join),
-            extra.map(std::thread::ScopedJoinHandle::join),
-        )
+        (control, references.map(std::thread::ScopedJoinHandle::join))
     });
     let control = control.map_err(damaged)?;
     let references = match references {
@@ -308,107 +268,88 @@ fn decode_packed(
     let found = references.as_ref().unwrap_or(&none);
     let expected: Vec<u64> = found.bases.iter().map(|base| projection.of(*base).0).collect();
     let bases = code_bases(&mut coder, &expected, &[]);
-    let extra = match extra {
-        Some(Ok(Some(extra))) => extra,
-        Some(_) => return Err(damage("extra bytes", "the stream does not unpack to its size")),
-        None if is_joined => unmix(&mut coder, old, header, &control),
-        None => {
-            let mut coder = Decoder::new(streams[EXTRA]);
-            let extra = unmix(&mut coder, old, header, &control);
-            if !coder.is_used_up() {
-                return Err(damage("extra bytes", "the stream is longer than needed"));
-            }
-            extra
+    let mut extra: Box<dyn Read + Send + '_> = if is_joined {
+        Box::new(std::io::Cursor::new(unmix(&mut coder, old, header, &control)))
+    } else if header.extra_codec == Codec::Mix {
+        let mut coder = Decoder::new(streams[EXTRA]);
+        let extra = unmix(&mut coder, old, header, &control);
+        if !coder.is_used_up() {
+            return Err(damage("extra bytes", "the stream is longer than needed"));
         }
+        Box::new(std::io::Cursor::new(extra))
+    } else {
+        streams::unpack(header.extra_codec, streams[EXTRA], header.extra_len)
+            .ok_or_else(|| damage("extra bytes", "the stream does not unpack"))?
     };
-    let mut new = vec![0u8; header.new_len as usize];
-    let (batches, order) = plan(&control.blocks, header.new_len, &control.layout);
+    let blocks = cut(&control.blocks, header.new_len);
+    let batches = plan(&blocks, header.new_len);
     let plan = Plan {
         old,
-        blocks: &control.blocks,
+        blocks: &blocks,
         batches: &batches,
-        order: &order,
         layout: &control.layout,
         is_absolute: header.is(ABSOLUTE),
-        extra: &extra,
-        references: references.as_ref(),
     };
-    let mut predictor = Predictor::new(old_layout, &control.layout, &projection, found, &bases);
-    let mut slices: Vec<Option<&mut [u8]>> = Vec::with_capacity(batches.len());
-    let mut rest = &mut new[..];
-    for batch in &batches {
-        let (slice, after) = rest.split_at_mut(batch.bytes.len());
-        slices.push(Some(slice));
-        rest = after;
-    }
-    let mut writer = Writer {
-        out,
-        batches: &batches,
-        ready: (0..batches.len()).map(|_| None).collect(),
-        next: 0,
-        frame_index: control.frame_index,
-        frames_missing: control
-            .frame_index
-            .map_or(0, |index| batches.iter().filter(|batch| has_frames(batch, index)).count()),
-        derived: None,
-        layout: &control.layout,
-    };
-    if is_joined {
-        let mut literals = Literals::new(&mut coder, header.literals);
-        for &number in &order {
-            if let Some(bytes) = slices[number].as_deref_mut() {
-                plan.fill(&batches[number], bytes, &mut literals, &mut coder);
-            }
-        }
-        for &number in &order {
-            if let Some(bytes) = slices[number].as_deref_mut() {
-                plan.patch(&batches[number], bytes, &mut predictor, &mut coder);
-            }
-        }
-        if literals.left > 0 || !coder.is_used_up() {
-            return Err(damage("patch", "more than the result needs"));
-        }
-        for (number, bytes) in slices.into_iter().enumerate() {
-            if let Some(bytes) = bytes {
-                writer.take(number, bytes)?;
-            }
-        }
-        return Ok(());
-    }
-    if !coder.is_used_up() {
+    if !is_joined && !coder.is_used_up() {
         return Err(damage("control", "the stream is longer than needed"));
     }
+    let predictor = Predictor::new(old_layout, &control.layout, &projection, found, &bases);
+    let is_staged = !is_joined && references.is_some();
+    let (mut in_step, staged) = if is_staged { (None, Some(predictor)) } else { (Some(predictor), None) };
+    let mut writer = Writer {
+        out,
+        layout: &control.layout,
+        index: control.frame_index,
+        at: 0,
+        held: VecDeque::new(),
+        end: 0,
+        frames: Vec::new(),
+        derived: None,
+    };
+    let plan = &plan;
     let used_up = std::thread::scope(|scope| {
-        let (to_fields, filled) = mpsc::channel();
-        let (to_writer, done) = mpsc::channel();
-        let plan = &plan;
+        let (to_fields, filled) = mpsc::sync_channel::<Vec<u8>>(QUEUE);
+        let (to_writer, done) = mpsc::sync_channel::<Vec<u8>>(QUEUE);
+        let (to_reuse, free) = mpsc::channel::<Vec<u8>>();
+        // Whoever is last sends to the writer, and nobody else can: the writer ends when that stage does.
+        let (to_next, to_writer) = if is_staged { (to_fields, Some(to_writer)) } else { (to_writer, None) };
         let fill = scope.spawn(move || {
-            let mut coder = Decoder::new(streams[LITERALS]);
-            let mut literals = Literals::new(&mut coder, header.literals);
-            for &number in plan.order {
-                let Some(bytes) = slices[number].take() else { continue };
-                plan.fill(&plan.batches[number], bytes, &mut literals, &mut coder);
-                if to_fields.send((number, bytes)).is_err() {
-                    return false;
+            let mut coder = if is_joined { coder } else { Decoder::new(streams[LITERALS]) };
+            let mut literals = Literals::new(header.literals);
+            for batch in plan.batches {
+                let mut bytes = free.try_recv().unwrap_or_default();
+                plan.fill(batch, &mut bytes, &mut extra, &mut literals, &mut coder)?;
+                if let Some(predictor) = &mut in_step {
+                    plan.patch(batch, &mut bytes, predictor, &mut coder);
+                }
+                if to_next.send(bytes).is_err() {
+                    return Ok(false);
                 }
             }
-            literals.left == 0 && coder.is_used_up()
+            let is_extra_used_up = extra.read(&mut [0])? == 0;
+            Ok::<_, std::io::Error>(is_extra_used_up && literals.are_all_read() && coder.is_used_up())
         });
-        let patch = scope.spawn(move || {
-            let mut coder = Decoder::new(streams[FIELDS]);
-            for (number, bytes) in filled {
-                let bytes: &mut [u8] = bytes;
-                plan.patch(&plan.batches[number], bytes, &mut predictor, &mut coder);
-                if to_writer.send((number, bytes)).is_err() {
-                    return false;
+        let patch = staged.zip(to_writer).map(|(mut predictor, to_writer)| {
+            scope.spawn(move || {
+                let mut coder = Decoder::new(streams[FIELDS]);
+                for (batch, mut bytes) in plan.batches.iter().zip(filled) {
+                    plan.patch(batch, &mut bytes, &mut predictor, &mut coder);
+                    if to_writer.send(bytes).is_err() {
+                        return false;
+                    }
                 }
-            }
-            coder.is_used_up()
+                coder.is_used_up()
+            })
         });
-        for (number, bytes) in done {
-            writer.take(number, bytes)?;
+        for bytes in done {
+            // Nobody takes buffers any more when all batches are filled.
+            writer.take(bytes, |buffer| drop(to_reuse.send(buffer)))?;
         }
-        Ok(fill.join().unwrap_or(false) & patch.join().unwrap_or(false))
+        let is_patched = patch.is_none_or(|patch| patch.join().unwrap_or(false));
+        match fill.join() {
+            Ok(Ok(is_filled)) => Ok(is_filled && is_patched),
+            _ => Err(damage("extra bytes", "the stream does not unpack to its size")),
+        }
     })?;
     if used_up { Ok(()) } else { Err(damage("patch", "more than the result needs")) }
 }

@@ -4,7 +4,8 @@
 //! the encoder writes the value it is given and returns it, the decoder ignores the argument and returns what it read.
 //! So a model is written once and both sides follow the same rules. All arithmetic is on integers: a patch decodes to
 //! the same bytes on every machine. The coder is the carry-propagating range coder of G. N. N. Martin ("Range encoding",
-//! 1979) in the byte-wise form of LZMA; the probability is the mean of a fast and a slow estimate.
+//! 1979) with a range of 64 bits, of which 32 are shifted out at a time; the probability is the mean of a fast and a slow
+//! estimate.
 
 /// An adaptive probability that a bit is 0, in units of 1/65536.
 #[derive(Clone, Copy)]
@@ -23,12 +24,12 @@ impl Bit {
     pub(super) const NEW: Self = Self { fast: 1 << 15, slow: 1 << 15, age: 1 };
 
     #[inline(always)]
-    fn zero(self) -> u32 {
+    pub(super) fn zero(self) -> u32 {
         (u32::from(self.fast) + u32::from(self.slow)) >> 1
     }
 
     #[inline(always)]
-    fn saw(&mut self, bit: bool) {
+    pub(super) fn saw(&mut self, bit: bool) {
         let (fast, slow) = (self.age.min(FAST), self.age);
         if bit {
             self.fast -= self.fast >> fast;
@@ -67,51 +68,42 @@ pub(super) trait BitCoder {
     }
 }
 
+/// Below this, 32 bits are shifted out of the range.
+const RANGE_MIN: u64 = 1 << 32;
+
 /// Writes bits.
 pub(super) struct Encoder {
     low: u64,
-    range: u32,
-    cache: u8,
-    pending: u64,
-    started: bool,
+    range: u64,
     out: Vec<u8>,
 }
 
 impl Encoder {
     pub(super) fn new() -> Self {
-        Self { low: 0, range: u32::MAX, cache: 0, pending: 0, started: false, out: Vec::new() }
+        Self { low: 0, range: u64::MAX, out: Vec::new() }
     }
 
-    fn shift(&mut self) {
-        if self.low < 0xFF00_0000 || self.low > u64::from(u32::MAX) {
-            let carry = (self.low >> 32) as u8;
-            if self.started {
-                self.out.push(self.cache.wrapping_add(carry));
+    fn carry(&mut self) {
+        for byte in self.out.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                return;
             }
-            self.started = true;
-            for _ in 0..self.pending {
-                self.out.push(0xFFu8.wrapping_add(carry));
-            }
-            self.pending = 0;
-            self.cache = (self.low >> 24) as u8;
-        } else {
-            self.pending += 1;
         }
-        self.low = (self.low & 0x00FF_FFFF) << 8;
     }
 
     /// Ends the stream with the fewest bytes; zeros at the end are left out, the decoder supplies them.
     pub(super) fn finish(mut self) -> Vec<u8> {
-        let top = self.low + u64::from(self.range) - 1;
-        for zeros in (0..33).rev() {
+        let top = u128::from(self.low) + u128::from(self.range) - 1;
+        for zeros in (0..65).rev() {
             let value = top >> zeros << zeros;
-            if value >= self.low {
-                self.low = value;
+            if value >= u128::from(self.low) {
+                if value > u128::from(u64::MAX) {
+                    self.carry();
+                }
+                self.out.extend_from_slice(&(value as u64).to_be_bytes());
                 break;
             }
-        }
-        for _ in 0..5 {
-            self.shift();
         }
         while self.out.last() == Some(&0) {
             self.out.pop();
@@ -123,16 +115,21 @@ impl Encoder {
 impl BitCoder for Encoder {
     #[inline(always)]
     fn raw(&mut self, probability: u32, bit: bool) -> bool {
-        let bound = (self.range >> 16) * probability;
+        let bound = (self.range >> 16) * u64::from(probability);
         if bit {
-            self.low += u64::from(bound);
+            let (low, is_over) = self.low.overflowing_add(bound);
+            self.low = low;
+            if is_over {
+                self.carry();
+            }
             self.range -= bound;
         } else {
             self.range = bound;
         }
-        while self.range < 1 << 24 {
-            self.range <<= 8;
-            self.shift();
+        if self.range < RANGE_MIN {
+            self.out.extend_from_slice(&((self.low >> 32) as u32).to_be_bytes());
+            self.low <<= 32;
+            self.range <<= 32;
         }
         bit
     }
@@ -141,26 +138,34 @@ impl BitCoder for Encoder {
 /// Reads bits. Past the end it reads zeros: every loop that decodes is bounded by a count from the header, and
 /// [`Decoder::is_used_up`] tells whether the stream was as long as it had to be.
 pub(super) struct Decoder<'a> {
-    range: u32,
-    code: u32,
+    range: u64,
+    code: u64,
     input: &'a [u8],
     at: usize,
 }
 
 impl<'a> Decoder<'a> {
     pub(super) fn new(input: &'a [u8]) -> Self {
-        let mut decoder = Self { range: u32::MAX, code: 0, input, at: 0 };
-        for _ in 0..4 {
-            decoder.code = decoder.code << 8 | decoder.next();
-        }
+        let mut decoder = Self { range: u64::MAX, code: 0, input, at: 0 };
+        decoder.code = u64::from(decoder.next()) << 32;
+        decoder.code |= u64::from(decoder.next());
         decoder
     }
 
     #[inline(always)]
     fn next(&mut self) -> u32 {
-        let byte = self.input.get(self.at).copied().unwrap_or(0);
-        self.at += 1;
-        u32::from(byte)
+        let word = match self.input.get(self.at..self.at + 4) {
+            Some(word) => u32::from_be_bytes(word.try_into().unwrap_or_default()),
+            None => self.last(),
+        };
+        self.at += 4;
+        word
+    }
+
+    #[cold]
+    fn last(&self) -> u32 {
+        (0..4)
+            .fold(0, |word, step| word << 8 | u32::from(self.input.get(self.at + step).copied().unwrap_or(0)))
     }
 
     /// Whether every byte of the stream was needed.
@@ -172,7 +177,7 @@ impl<'a> Decoder<'a> {
 impl BitCoder for Decoder<'_> {
     #[inline(always)]
     fn raw(&mut self, probability: u32, _: bool) -> bool {
-        let bound = (self.range >> 16) * probability;
+        let bound = (self.range >> 16) * u64::from(probability);
         let bit = self.code >= bound;
         if bit {
             self.code -= bound;
@@ -180,9 +185,9 @@ impl BitCoder for Decoder<'_> {
         } else {
             self.range = bound;
         }
-        while self.range < 1 << 24 {
-            self.range <<= 8;
-            self.code = self.code << 8 | self.next();
+        if self.range < RANGE_MIN {
+            self.range <<= 32;
+            self.code = self.code << 32 | u64::from(self.next());
         }
         bit
     }
@@ -191,21 +196,38 @@ impl BitCoder for Decoder<'_> {
 /// Context bits of the mantissa which see the bits before them.
 const MANTISSA: u32 = 3;
 
+/// Bit lengths that are coded at once; this one stands for the longer ones.
+const LONG: u32 = 15;
+
 /// An adaptive code for numbers of up to 64 bits: the bit length, then the bits below the leading one. The first three
 /// of these know the length and each other, the rest know the length and their place, so that alignments show.
 pub(super) struct Number {
-    length: [Bit; 128],
+    length: [Bit; 16],
+    longer: [Bit; 64],
     high: [[Bit; 1 << MANTISSA]; 65],
     low: [[Bit; 64]; 65],
 }
 
 impl Number {
     pub(super) const fn new() -> Self {
-        Self { length: [Bit::NEW; 128], high: [[Bit::NEW; 1 << MANTISSA]; 65], low: [[Bit::NEW; 64]; 65] }
+        Self {
+            length: [Bit::NEW; 16],
+            longer: [Bit::NEW; 64],
+            high: [[Bit::NEW; 1 << MANTISSA]; 65],
+            low: [[Bit::NEW; 64]; 65],
+        }
     }
 
     pub(super) fn code<C: BitCoder>(&mut self, coder: &mut C, value: u64) -> u64 {
-        let length = coder.tree(&mut self.length, 7, 64 - value.leading_zeros()).min(64);
+        let mut length = 64 - value.leading_zeros();
+        let is_long = length >= LONG;
+        let short = coder.tree(&mut self.length, 4, length.min(LONG));
+        length = if short < LONG {
+            short
+        } else {
+            LONG + coder.tree(&mut self.longer, 6, if is_long { length - LONG } else { 0 })
+        };
+        let length = length.min(64);
         if length < 2 {
             return u64::from(length);
         }
@@ -214,8 +236,9 @@ impl Number {
         let mask = (1u64 << top) - 1;
         let high = coder.tree(&mut self.high[length as usize], top, (value >> (below - top) & mask) as u32);
         let mut result = 1u64 << top | u64::from(high);
+        let low = &mut self.low[length as usize];
         for place in (0..below - top).rev() {
-            let bit = coder.bit(&mut self.low[length as usize][place as usize], value >> place & 1 == 1);
+            let bit = coder.bit(&mut low[place as usize], value >> place & 1 == 1);
             result = result << 1 | u64::from(bit);
         }
         result

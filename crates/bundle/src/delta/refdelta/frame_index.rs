@@ -28,14 +28,22 @@ impl FrameIndex {
         })
     }
 
-    /// Whether both lie apart from each other in a file of `len` bytes.
-    pub(super) fn is_sound(&self, len: u32) -> bool {
+    /// Bytes from the start of the first to the end of the second of both sections.
+    pub(super) fn span(&self) -> u32 {
+        let end =
+            (self.index.saturating_add(self.index_len)).max(self.frames.saturating_add(self.frames_len));
+        end - self.index.min(self.frames)
+    }
+
+    /// Whether both lie apart from each other in a file of `len` bytes, within `span_max` bytes.
+    pub(super) fn is_sound(&self, len: u32, span_max: u32) -> bool {
         let end = |start: u32, len: u32| start.checked_add(len);
         match (end(self.index, self.index_len), end(self.frames, self.frames_len)) {
             (Some(index_end), Some(frames_end)) => {
                 index_end <= len
                     && frames_end <= len
                     && (index_end <= self.frames || frames_end <= self.index)
+                    && self.span() <= span_max
             }
             _ => false,
         }

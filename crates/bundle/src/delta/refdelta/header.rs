@@ -17,6 +17,9 @@ pub(super) const JOINED: u64 = 4;
 pub(super) const FRAME_INDEX: u64 = 8;
 const KNOWN: u64 = REFERENCES | ABSOLUTE | JOINED | FRAME_INDEX;
 
+/// The frame index is made only where it lies within so many bytes together with the frames: what lies between waits.
+pub(super) const FRAME_SPAN_MAX: u32 = 64 << 20;
+
 /// Files are below this.
 pub(super) const FILE_BYTES_MAX: u64 = (1 << 31) - 1;
 
@@ -78,6 +81,8 @@ pub(super) struct Header {
     pub(super) references: u32,
     /// Bytes that no block holds.
     pub(super) extra_len: u32,
+    /// With [`FRAME_INDEX`]: bytes that both sections span.
+    pub(super) frame_span: u32,
     pub(super) extra_codec: Codec,
     pub(super) packed: [u32; 4],
 }
@@ -95,6 +100,9 @@ impl Header {
         }
         if self.is(REFERENCES) {
             put(&mut out, u64::from(self.references));
+        }
+        if self.is(FRAME_INDEX) {
+            put(&mut out, u64::from(self.frame_span));
         }
         if self.is(JOINED) {
             put(&mut out, u64::from(self.packed[CONTROL]));
@@ -131,6 +139,7 @@ impl Header {
             literals,
             references: 0,
             extra_len,
+            frame_span: 0,
             extra_codec: Codec::Mix,
             packed: [0; 4],
         };
@@ -138,6 +147,10 @@ impl Header {
             header.references = reader.number("references", u64::from(references_max(old_len)))? as u32;
         } else if flags & (ABSOLUTE | FRAME_INDEX) != 0 {
             return Err(reader.damage("flags", "needs references"));
+        }
+        if header.is(FRAME_INDEX) {
+            let most = u64::from(new_len.min(FRAME_SPAN_MAX));
+            header.frame_span = reader.number("frame span", most)? as u32;
         }
         if header.is(JOINED) {
             header.packed[CONTROL] = reader.number("packed size", FILE_BYTES_MAX)? as u32;

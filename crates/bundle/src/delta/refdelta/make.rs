@@ -3,19 +3,19 @@
 use std::io;
 
 use super::apply::mix;
-use super::batches::plan;
-use super::bits::{BitCoder, Encoder};
+use super::batches::{cut, plan};
+use super::bits::Encoder;
 use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
 use super::frame_index::FrameIndex;
 use super::header::{
-    ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, Header, JOINED, LITERALS,
-    REFERENCES, blocks_max, references_max,
+    ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, FRAME_SPAN_MAX, Header, JOINED,
+    LITERALS, REFERENCES, blocks_max, references_max,
 };
 use super::image::{Image, Layout, Machine};
-use super::literals::LiteralModel;
+use super::literals::Literals;
 use super::matching::{self, Block, Index};
-use super::predict::{Predictor, normalize, read};
+use super::predict::{Predictor, normalize};
 use super::project::Projection;
 use super::references::References;
 use super::streams;
@@ -75,8 +75,20 @@ pub(super) fn generate(pair: &Pair<'_>, options: &GenerateOptions<'_>) -> Result
     let parsed = Parsed::of(old).zip(Parsed::of(new)).filter(|(a, b)| a.image.machine == b.image.machine);
     let gains: &[usize] = if old.len().max(new.len()) <= SMALL { &GAINS } else { &[GAIN] };
     let no_memory = || failed("the old file could not be indexed");
-    let mut best: Option<Vec<u8>> = None;
-    if let Some((from, to)) = &parsed {
+    let indexed = |wanted: &[u8], index: &Index<'_>, pair| {
+        let mut best: Option<(usize, Encoding<'_>)> = None;
+        for (number, gain) in gains.iter().enumerate() {
+            let blocks = matching::find(index, wanted, *gain, threads);
+            let encoding = Encoding::new(old, new, pair, blocks);
+            progress(0.4 + 0.3 * (number as f64 + 1.0) / gains.len() as f64);
+            let bytes = if gains.len() > 1 { encoding.estimate() } else { 0 };
+            if best.as_ref().is_none_or(|(least, _)| bytes < *least) {
+                best = Some((bytes, encoding));
+            }
+        }
+        best.and_then(|(_, encoding)| encoding.pack(threads))
+    };
+    let patch = if let Some((from, to)) = &parsed {
         let (layout, new_layout) = (&from.image.layout, &to.image.layout);
         let rough = {
             let blank = from.blank(old);
@@ -93,22 +105,13 @@ pub(super) fn generate(pair: &Pair<'_>, options: &GenerateOptions<'_>) -> Result
         let wanted = normalize(new, new_layout, &to.references, None);
         let index = Index::new(&expected).ok_or_else(no_memory)?;
         progress(0.4);
-        for (number, gain) in gains.iter().enumerate() {
-            let blocks = matching::find(&index, &wanted, *gain, threads);
-            let part = 0.5 / gains.len() as f64;
-            progress(0.4 + part * (number as f64 + 0.5));
-            Encoding::new(old, new, Some((from, to)), blocks).pack(threads, &mut best);
-            progress(0.4 + part * (number as f64 + 1.0));
-        }
+        indexed(&wanted, &index, Some((from, to)))
     } else {
         let index = Index::new(old).ok_or_else(no_memory)?;
         progress(0.4);
-        for gain in gains {
-            let blocks = matching::find(&index, new, *gain, threads);
-            Encoding::new(old, new, None, blocks).pack(threads, &mut best);
-        }
-    }
-    let patch = best.ok_or_else(|| failed("no encoding was made"))?;
+        indexed(new, &index, None)
+    };
+    let patch = patch.ok_or_else(|| failed("no encoding was made"))?;
     progress(0.9);
     let mut check = Compare { expected: new };
     let limits = DeltaLimits { memory_bytes_max: u64::MAX, ..DeltaLimits::default() };
@@ -143,6 +146,10 @@ struct Encoding<'a> {
     new: std::borrow::Cow<'a, [u8]>,
     parsed: Option<(&'a Parsed, &'a Parsed)>,
     blocks: Vec<Block>,
+    /// What the streams are worked on by.
+    pieces: Vec<Block>,
+    /// The equal bytes before each literal, and its new byte.
+    literals: Vec<(u64, u8)>,
     frame_index: Option<FrameIndex>,
     layout: Layout,
     old_layout: Layout,
@@ -162,7 +169,8 @@ impl<'a> Encoding<'a> {
         let frame_index = parsed.and_then(|(_, to)| FrameIndex::of(&to.image)).filter(|index| {
             let table = index.index as usize..(index.index + index.index_len) as usize;
             let frames = index.frames as usize..(index.frames + index.frames_len) as usize;
-            index.is_sound(new.len() as u32) && index.derive(&new[frames], &layout) == new[table]
+            index.is_sound(new.len() as u32, FRAME_SPAN_MAX)
+                && index.derive(&new[frames], &layout) == new[table]
         });
         if let Some(index) = frame_index {
             // The decoder makes these bytes: no block holds them, and as extra bytes zeros cost nothing.
@@ -177,14 +185,16 @@ impl<'a> Encoding<'a> {
             blocks.retain(|block| block.len > least);
         }
         let is_x86 = parsed.is_some_and(|(_, to)| to.image.machine == Machine::X86_64);
+        let pieces = cut(&blocks, new.len() as u32);
         let mut extra = Vec::new();
         let mut at = 0;
-        for block in &blocks {
+        for block in &pieces {
             gap(&new, at, block.new, is_x86, &layout, &mut extra);
             at = block.new_end();
         }
         gap(&new, at, new.len() as u32, is_x86, &layout, &mut extra);
-        Self { old, new, parsed, blocks, frame_index, layout, old_layout, extra }
+        let literals = literals(old, &new, &pieces, parsed.map(|(from, _)| &from.references));
+        Self { old, new, parsed, blocks, pieces, literals, frame_index, layout, old_layout, extra }
     }
 
     /// Whether extra bytes of code hold targets: only the opcodes of x86 are known.
@@ -192,7 +202,7 @@ impl<'a> Encoding<'a> {
         self.parsed.is_some_and(|(_, to)| to.image.machine == Machine::X86_64)
     }
 
-    fn header(&self, literals: u32) -> Header {
+    fn header(&self) -> Header {
         let mut flags = 0;
         if self.parsed.is_some() {
             flags |= REFERENCES;
@@ -208,80 +218,59 @@ impl<'a> Encoding<'a> {
             old_len: self.old.len() as u32,
             new_len: self.new.len() as u32,
             blocks: self.blocks.len() as u32,
-            literals,
+            literals: self.literals.len() as u32,
             references: self.parsed.map_or(0, |(from, _)| from.references.all.len() as u32),
             extra_len: self.extra.len() as u32,
+            frame_span: self.frame_index.map_or(0, |index| index.span()),
             extra_codec: Codec::Stored,
             packed: [0; 4],
         }
     }
 
-    /// Packs in every form that may win and keeps the smallest patch in `best`.
-    fn pack(&self, threads: usize, best: &mut Option<Vec<u8>>) {
-        let mut keep = |patch: Vec<u8>| {
-            if best.as_ref().is_none_or(|best| patch.len() < best.len()) {
-                *best = Some(patch);
-            }
-        };
-        let projection = Projection::new(&self.old_layout, &self.layout, self.old.len() as u32, &self.blocks);
-        let none = References::default();
-        let (found, bases) = match self.parsed {
-            Some((from, to)) => (&from.references, new_bases(&from.references, &to.references, &projection)),
-            None => (&none, Vec::new()),
-        };
-        let expected: Vec<u64> = found.bases.iter().map(|base| projection.of(*base).0).collect();
-        let predictor = || Predictor::new(&self.old_layout, &self.layout, &projection, found, &bases);
+    /// About what a patch of these blocks takes, in bytes: good for comparing blocks, and soon known.
+    fn estimate(&self) -> usize {
+        let streams = self.streams();
+        let extra = streams::pack(Codec::Zstd, &self.extra).map_or(self.extra.len(), |packed| packed.len());
+        extra + streams.control().len() + streams.literals().len() + streams.fields().len()
+    }
+
+    /// The smallest patch of these blocks.
+    fn pack(&self, threads: usize) -> Option<Vec<u8>> {
+        let streams = self.streams();
         let (literals, (fields, control, (codec, extra))) = std::thread::scope(|scope| {
-            let literals = scope.spawn(|| {
-                let mut coder = Encoder::new();
-                let count = self.literals(&mut coder);
-                (coder.finish(), count)
-            });
-            let mut coder = Encoder::new();
-            self.fields(&mut coder, predictor());
-            let fields = coder.finish();
-            let mut coder = Encoder::new();
-            self.control(&mut coder);
-            code_bases(&mut coder, &expected, &bases);
-            let control = coder.finish();
-            let extra = streams::pack_best(&self.extra, threads);
-            (literals.join(), (fields, control, extra))
+            let literals = scope.spawn(|| streams.literals());
+            let rest = (streams.fields(), streams.control(), streams::pack_best(&self.extra, threads));
+            (literals.join(), rest)
         });
-        let Ok((literals, literal_count)) = literals else { return };
-        let mut header = self.header(literal_count);
+        let literals = literals.ok()?;
+        let mut header = self.header();
         header.extra_codec = codec;
         header.packed[CONTROL] = control.len() as u32;
         header.packed[LITERALS] = literals.len() as u32;
         header.packed[FIELDS] = fields.len() as u32;
         header.packed[EXTRA] = extra.len() as u32;
         let sum = control.len() + literals.len() + fields.len() + extra.len();
-        keep([header.encode(), control, literals, fields, extra].concat());
-        if sum < JOINED_MAX {
-            let mut coder = Encoder::new();
-            self.control(&mut coder);
-            code_bases(&mut coder, &expected, &bases);
-            let mut extra = Vec::with_capacity(self.extra.len());
-            mix(
-                &mut coder,
-                self.old,
-                self.new.len() as u32,
-                self.extra.len() as u32,
-                self.blocks.iter().copied(),
-                &self.layout,
-                &self.extra,
-                &mut extra,
-            );
-            self.literals(&mut coder);
-            self.fields(&mut coder, predictor());
-            let mut header = self.header(literal_count);
-            header.flags |= JOINED;
-            let joined = coder.finish();
-            header.packed[CONTROL] = joined.len() as u32;
-            keep([header.encode(), joined].concat());
+        let apart = [header.encode(), control, literals, fields, extra].concat();
+        if sum >= JOINED_MAX {
+            return Some(apart);
         }
+        let joined = streams.joined();
+        header.flags |= JOINED;
+        header.packed[CONTROL] = joined.len() as u32;
+        let joined = [header.encode(), joined].concat();
+        Some(if joined.len() < apart.len() { joined } else { apart })
     }
 
-    fn control(&self, coder: &mut Encoder) {
+    fn streams(&self) -> Streams<'_> {
+        let projection = Projection::new(&self.old_layout, &self.layout, self.old.len() as u32, &self.blocks);
+        let bases = match self.parsed {
+            Some((from, to)) => new_bases(&from.references, &to.references, &projection),
+            None => Vec::new(),
+        };
+        Streams { encoding: self, projection, bases, none: References::default() }
+    }
+
+    fn code_control(&self, coder: &mut Encoder) {
         if let Some((from, to)) = self.parsed {
             code_layout(coder, &from.image.layout, &to.image.layout);
             if let Some(index) = &self.frame_index {
@@ -294,65 +283,111 @@ impl<'a> Encoding<'a> {
         }
     }
 
-    /// Codes the literals and counts them.
-    fn literals(&self, coder: &mut Encoder) -> u32 {
-        let count = self.each_literal(|_, _, _, _| {});
-        let mut model = LiteralModel::new(count);
-        let (mut old, mut after): (&[u8], usize) = (&[], 0);
-        self.each_literal(|from, at, zeros, new| {
-            model.gap(coder, old, after, zeros);
-            model.byte(coder, from, at, new);
-            (old, after) = (from, at + 1);
-        })
-    }
-
-    /// Calls back with the old file, a place in it, the equal bytes before it and the new byte there; counts the calls.
-    fn each_literal(&self, mut found: impl FnMut(&'a [u8], usize, u64, u8)) -> u32 {
-        let (batches, order) = plan(&self.blocks, self.new.len() as u32, &self.layout);
-        let (mut zeros, mut count) = (0u64, 0u32);
-        for number in order {
-            for block in &self.blocks[batches[number].blocks.clone()] {
-                let from = &self.old[block.old as usize..block.old_end() as usize];
-                let to = &self.new[block.new as usize..block.new_end() as usize];
-                let mut at = 0usize;
-                let mut run = |start: usize, until: usize, skipped: u32| {
-                    for (step, (old, new)) in from[start..until].iter().zip(&to[start..until]).enumerate() {
-                        if old == new {
-                            zeros += 1;
-                            continue;
-                        }
-                        found(self.old, block.old as usize + start + step, zeros, *new);
-                        zeros = 0;
-                        count += 1;
-                    }
-                    zeros += u64::from(skipped);
-                };
-                if let Some((parsed, _)) = self.parsed {
-                    for reference in parsed.references.within(block.old, block.len) {
-                        let start = (reference.position - block.old) as usize;
-                        run(at, start, reference.kind().width());
-                        at = start + reference.kind().width() as usize;
-                    }
-                }
-                run(at, from.len(), 0);
+    /// Codes the literals, the fields, or both in step.
+    fn code_bytes(&self, coder: &mut Encoder, with_literals: bool, mut predictor: Option<Predictor<'_>>) {
+        let mut literals = Literals::new(self.literals.len() as u32);
+        let mut actual = self.literals.iter();
+        let mut scratch = Vec::new();
+        for batch in plan(&self.pieces, self.new.len() as u32) {
+            let blocks = &self.pieces[batch.blocks];
+            for block in blocks.iter().filter(|_| with_literals) {
+                scratch.resize(block.len as usize, 0);
+                literals.apply(coder, self.old, block.old as usize, &mut scratch, &mut actual);
             }
-        }
-        count
-    }
-
-    fn fields<C: BitCoder>(&self, coder: &mut C, mut predictor: Predictor<'_>) {
-        let Some((parsed, _)) = self.parsed else { return };
-        let (batches, order) = plan(&self.blocks, self.new.len() as u32, &self.layout);
-        for number in order {
-            for &block in &self.blocks[batches[number].blocks.clone()] {
-                for reference in parsed.references.within(block.old, block.len) {
-                    let new_at = block.new + (reference.position - block.old);
-                    let actual = read(&self.new, new_at as usize, reference.kind().width());
-                    predictor.code(coder, reference, self.old, &self.new, 0, new_at, block, actual);
-                }
-            }
+            let Some(predictor) = &mut predictor else { continue };
+            scratch.clear();
+            scratch.extend_from_slice(&self.new[batch.bytes.start as usize..batch.bytes.end as usize]);
+            predictor.code(coder, blocks, self.old, &mut scratch, batch.bytes.start);
         }
     }
+}
+
+/// What the streams of one encoding are made from.
+struct Streams<'a> {
+    encoding: &'a Encoding<'a>,
+    projection: Projection<'a>,
+    bases: Vec<u64>,
+    none: References,
+}
+
+impl Streams<'_> {
+    fn references(&self) -> &References {
+        self.encoding.parsed.map_or(&self.none, |(from, _)| &from.references)
+    }
+
+    fn predictor(&self) -> Predictor<'_> {
+        let Encoding { old_layout, layout, .. } = self.encoding;
+        Predictor::new(old_layout, layout, &self.projection, self.references(), &self.bases)
+    }
+
+    fn code_control(&self, coder: &mut Encoder) {
+        self.encoding.code_control(coder);
+        let bases = &self.references().bases;
+        let expected: Vec<u64> = bases.iter().map(|base| self.projection.of(*base).0).collect();
+        code_bases(coder, &expected, &self.bases);
+    }
+
+    fn control(&self) -> Vec<u8> {
+        let mut coder = Encoder::new();
+        self.code_control(&mut coder);
+        coder.finish()
+    }
+
+    fn literals(&self) -> Vec<u8> {
+        let mut coder = Encoder::new();
+        self.encoding.code_bytes(&mut coder, true, None);
+        coder.finish()
+    }
+
+    fn fields(&self) -> Vec<u8> {
+        if self.encoding.parsed.is_none() {
+            return Vec::new();
+        }
+        let mut coder = Encoder::new();
+        self.encoding.code_bytes(&mut coder, false, Some(self.predictor()));
+        coder.finish()
+    }
+
+    /// All of them as one.
+    fn joined(&self) -> Vec<u8> {
+        let mut coder = Encoder::new();
+        self.code_control(&mut coder);
+        let Encoding { old, new, blocks, layout, extra, .. } = self.encoding;
+        let mut mixed = Vec::with_capacity(extra.len());
+        let blocks = blocks.iter().copied();
+        mix(&mut coder, old, new.len() as u32, extra.len() as u32, blocks, layout, extra, &mut mixed);
+        let predictor = self.encoding.parsed.map(|_| self.predictor());
+        self.encoding.code_bytes(&mut coder, true, predictor);
+        coder.finish()
+    }
+}
+
+/// The bytes of blocks that differ, but for those of references: the equal bytes before each, and the new byte.
+fn literals(old: &[u8], new: &[u8], pieces: &[Block], references: Option<&References>) -> Vec<(u64, u8)> {
+    let mut found = Vec::new();
+    let mut zeros = 0u64;
+    for block in pieces {
+        let from = &old[block.old as usize..block.old_end() as usize];
+        let to = &new[block.new as usize..block.new_end() as usize];
+        let mut at = 0usize;
+        let mut run = |until: usize, skipped: usize| {
+            for (old, new) in from[at..until].iter().zip(&to[at..until]) {
+                if old == new {
+                    zeros += 1;
+                } else {
+                    found.push((zeros, *new));
+                    zeros = 0;
+                }
+            }
+            zeros += skipped as u64;
+            at = until + skipped;
+        };
+        for reference in references.iter().flat_map(|references| references.within(block.old, block.len)) {
+            run((reference.position - block.old) as usize, reference.kind().width() as usize);
+        }
+        run(from.len(), 0);
+    }
+    found
 }
 
 fn gap(new: &[u8], from: u32, to: u32, is_absolute: bool, layout: &Layout, extra: &mut Vec<u8>) {

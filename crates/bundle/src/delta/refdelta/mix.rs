@@ -5,53 +5,62 @@
 //! in the logistic domain. It packs new code and data a sixth tighter than LZMA at about 1 MB/s, so that it is for small
 //! streams. All numbers are integers.
 
-use std::sync::OnceLock;
-
 use super::bits::BitCoder;
 
-/// Logistic domain: 8 fractional bits, -2047 to 2047; probabilities have 12 bits here.
-fn squash(x: i32) -> i32 {
-    const POINTS: [i32; 33] = [
-        1, 2, 3, 6, 10, 16, 27, 45, 73, 120, 194, 310, 488, 747, 1101, 1546, 2047, 2549, 2994, 3348, 3607,
-        3785, 3901, 3975, 4022, 4050, 4068, 4079, 4085, 4089, 4092, 4093, 4094,
-    ];
-    let x = x.clamp(-2047, 2047) + 2048;
-    let (index, within) = ((x >> 7) as usize, x & 127);
-    (POINTS[index] * (128 - within) + POINTS[index + 1] * within + 64) >> 7
-}
+/// 65536 / (1 + e^-x) for x from -8 to 8 in steps of a half.
+const POINTS: [u32; 33] = [
+    22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743, 32768, 40793,
+    47911, 53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476, 65500, 65514,
+];
 
+/// The logistic domain: 8 fractional bits, -2047 to 2047.
 pub(super) struct Tables {
+    /// By logit + 2048: the probability, of 65536; linear between [`POINTS`].
+    squash: [u16; 4096],
+    /// By probability / 16: the least logit whose probability is not below the middle of these sixteen.
     stretch: [i16; 4096],
-    /// 65536 / (n + 1.6): how much of an error an estimate takes over after n bits.
+    /// 65536 / (n + 1.2): how much of an error an estimate takes over after n bits.
     rate: [i32; 256],
-    /// How much an estimate counts after n bits, of 16.
-    trust: [i32; 16],
 }
 
-pub(super) fn tables() -> &'static Tables {
-    static TABLES: OnceLock<Tables> = OnceLock::new();
-    TABLES.get_or_init(|| {
-        let mut tables = Tables {
-            stretch: [0; 4096],
-            rate: [0; 256],
-            trust: [0, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
-        };
-        let mut from = 0;
-        for x in -2047..=2047 {
-            let to = squash(x);
-            for place in from..=to {
-                tables.stretch[place as usize] = x as i16;
-            }
-            from = to + 1;
+/// The same on both sides, known when this was compiled.
+pub(super) static TABLES: Tables = {
+    let mut tables = Tables { squash: [0; 4096], stretch: [0; 4096], rate: [0; 256] };
+    let mut logit = 0;
+    while logit < 4096 {
+        let (index, within) = (logit >> 7, logit as u32 & 127);
+        let sum = POINTS[index] * (128 - within) + POINTS[index + 1] * within;
+        tables.squash[logit] = ((sum + 64) >> 7) as u16;
+        logit += 1;
+    }
+    let (mut probability, mut logit) = (0, 0);
+    while probability < 4096 {
+        while logit < 4095 && (tables.squash[logit] as usize) < probability * 16 + 8 {
+            logit += 1;
         }
-        for place in from..4096 {
-            tables.stretch[place as usize] = 2047;
-        }
-        for (count, rate) in tables.rate.iter_mut().enumerate() {
-            *rate = (65536 * 10 / (count * 10 + 12)) as i32;
-        }
-        tables
-    })
+        tables.stretch[probability] = logit as i16 - 2048;
+        probability += 1;
+    }
+    let mut count = 0;
+    while count < 256 {
+        tables.rate[count] = 655_360 / (count as i32 * 10 + 12);
+        count += 1;
+    }
+    tables
+};
+
+impl Tables {
+    /// The probability of a logit, of 65536.
+    #[inline(always)]
+    pub(super) fn squash(&self, logit: i32) -> i32 {
+        i32::from(self.squash[(logit.clamp(-2047, 2047) + 2048) as usize])
+    }
+
+    /// The logit of a probability of 65536.
+    #[inline(always)]
+    pub(super) fn stretch(&self, probability: u32) -> i32 {
+        i32::from(self.stretch[(probability >> 4) as usize & 4095])
+    }
 }
 
 /// A probability that a bit is 1, of 22 bits, and how often it was seen, of 10.
@@ -61,8 +70,8 @@ struct Slot(u32);
 impl Slot {
     const NEW: Self = Self(1 << 31);
 
-    fn probability(self) -> i32 {
-        (self.0 >> 20) as i32
+    fn probability(self) -> u32 {
+        self.0 >> 16
     }
 
     fn count(self) -> u32 {
@@ -107,7 +116,6 @@ impl<const N: usize> Mixing<N> {
     pub(super) fn symbol<C: BitCoder>(
         &mut self,
         coder: &mut C,
-        tables: &Tables,
         contexts: &[u64; N],
         sets: [usize; 2],
         byte: u8,
@@ -128,10 +136,10 @@ impl<const N: usize> Mixing<N> {
                 let place = (bases[index] ^ node.wrapping_mul(0x9E35)) & self.mask;
                 places[index] = place;
                 let slot = self.slots[place];
-                let stretched = i32::from(tables.stretch[slot.probability() as usize]);
-                let count = slot.count();
-                known += usize::from(count > 0);
-                inputs[index] = (stretched * tables.trust[count.min(15) as usize]) >> 4;
+                if slot.count() > 0 {
+                    known += 1;
+                    inputs[index] = TABLES.stretch(slot.probability());
+                }
             }
             let [first, second] = &mut self.weights;
             let (first, second) = (&mut first[sets[0] * (N + 1) + known], &mut second[sets[1]]);
@@ -140,18 +148,17 @@ impl<const N: usize> Mixing<N> {
                 (sum >> 16).clamp(-2047, 2047) as i32
             };
             let (a, b) = (dot(first), dot(second));
-            let mixed = squash((a + b) >> 1);
-            let probability = (mixed * 16).clamp(24, 65536 - 24);
+            let probability = TABLES.squash((a + b) >> 1).clamp(24, 65536 - 24);
             let bit = coder.raw(65536 - probability as u32, byte >> shift & 1 == 1);
-            let target = i32::from(bit) << 12;
+            let target = i32::from(bit) << 16;
             for (weights, x) in [(first, a), (second, b)] {
-                let error = (target - squash(x)) * self.rate;
+                let error = ((target - TABLES.squash(x)) * self.rate) >> 4;
                 for (weight, input) in weights.iter_mut().zip(&inputs) {
                     *weight = (*weight + ((input * error + (1 << 15)) >> 16)).clamp(-(1 << 20), 1 << 20);
                 }
             }
             for place in places {
-                self.slots[place].saw(bit, &tables.rate, self.memory);
+                self.slots[place].saw(bit, &TABLES.rate, self.memory);
             }
             node = node << 1 | usize::from(bit);
         }
@@ -269,7 +276,7 @@ impl MixModel {
             (self.matched_len.min(31) << 1 | usize::from(hint.kind & 1)),
             usize::from(hint.kind) << 8 | one as usize,
         ];
-        let byte = self.engine.symbol(coder, tables(), &contexts, sets, byte);
+        let byte = self.engine.symbol(coder, &contexts, sets, byte);
         self.history.push(byte);
         self.find_match();
         byte
@@ -277,5 +284,5 @@ impl MixModel {
 }
 
 fn bits(len: u64) -> u32 {
-    (len.saturating_mul(64 * CONTEXTS as u64).clamp(1 << 12, 1 << 22)).next_power_of_two().trailing_zeros()
+    (len.saturating_mul(16 * CONTEXTS as u64).clamp(1 << 12, 1 << 22)).next_power_of_two().trailing_zeros()
 }

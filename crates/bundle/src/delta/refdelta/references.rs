@@ -80,7 +80,7 @@ pub(super) enum Kind {
 pub(super) const KINDS: usize = 31;
 
 impl Kind {
-    pub(super) fn from_index(index: u32) -> Self {
+    pub(super) const fn from_index(index: u32) -> Self {
         const ALL: [Kind; KINDS] = [
             Kind::Call,
             Kind::Jump,
@@ -119,7 +119,7 @@ impl Kind {
 
     /// Bytes of the field.
     #[inline(always)]
-    pub(super) fn width(self) -> u32 {
+    pub(super) const fn width(self) -> u32 {
         match self {
             Self::Word
             | Self::WordInSequence
@@ -133,7 +133,7 @@ impl Kind {
 
     /// Bytes before the field that must be known to read it.
     #[inline(always)]
-    pub(super) fn look_back(self) -> u32 {
+    pub(super) const fn look_back(self) -> u32 {
         match self {
             Self::FrameRange => 4,
             Self::SymbolSize => 8,
@@ -146,7 +146,7 @@ impl Kind {
 
     /// Whether the field counts from one of [`References::bases`].
     #[inline(always)]
-    pub(super) fn has_base(self) -> bool {
+    pub(super) const fn has_base(self) -> bool {
         matches!(
             self,
             Self::SymbolIndex
@@ -163,13 +163,13 @@ impl Kind {
 
     /// Whether fields of this class tend to move by what the one before moved.
     #[inline(always)]
-    pub(super) fn is_sequence(self) -> bool {
+    pub(super) const fn is_sequence(self) -> bool {
         matches!(self, Self::WordInSequence | Self::RelaOffset | Self::Counter)
     }
 }
 
 /// A field of the old file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reference {
     pub(super) position: u32,
     /// The kind in the low byte, above it the number of the base (or jump table).
@@ -239,7 +239,7 @@ impl References {
 
     /// The references that lie wholly, with what is needed to read them, in `len` bytes of the old file from `start`.
     #[inline]
-    pub(super) fn within(&self, start: u32, len: u32) -> impl Iterator<Item = Reference> + '_ {
+    pub(super) fn within(&self, start: u32, len: u32) -> impl Iterator<Item = Reference> + use<'_> {
         let mut first =
             self.pages.get((start >> PAGE_BITS) as usize).map_or(self.all.len(), |first| *first as usize);
         while self.all.get(first).is_some_and(|reference| reference.position < start) {
@@ -802,6 +802,43 @@ fn absolute_x86(code: &[u8]) -> Option<usize> {
     }
 }
 
+/// Candidates of 64 places at once: bit i is set where a field may begin behind an opcode at place i. `code` has 72
+/// bytes. Nothing is left out that [`scan_x86`] would take: an opcode's second byte and the highest byte of its field
+/// are looked at, `reach` being the highest byte of the longest distance, `top` that of the highest address.
+#[inline(always)]
+fn candidates_x86(code: &[u8; 72], reach: u8, top: u8, is_fixed: bool) -> u64 {
+    let mut flags = [0u8; 64];
+    let (shift, most) = (reach.wrapping_add(1), reach.saturating_mul(2).saturating_add(1));
+    for (place, flag) in flags.iter_mut().enumerate() {
+        let (first, second) = (code[place], code[place + 1]);
+        let is_near = |high: u8| high.wrapping_add(shift) <= most;
+        let one = (first & 0xFE == 0xE8) & is_near(code[place + 4]);
+        let two = ((first == 0x0F) & (second & 0xF0 == 0x80)) | (second & 0xC7 == 0x05);
+        *flag = u8::from(one | two & is_near(code[place + 5]));
+    }
+    if is_fixed {
+        for (place, flag) in flags.iter_mut().enumerate() {
+            let (first, second, third) = (code[place], code[place + 1], code[place + 2]);
+            let one = (first & 0xF8 == 0xB8) | (first == 0x68) | (first == 0x3D);
+            let is_move = first == 0xC7;
+            let is_based = second & 0xC0 == 0x80;
+            let two = is_move | (first == 0x81) | is_based;
+            let three = is_move | is_based | (second & 0xC7 == 0x04) & (third & 7 == 5);
+            let found = one & (code[place + 4] <= top)
+                | two & (code[place + 5] <= top)
+                | three & (code[place + 6] <= top)
+                | is_move & (code[place + 7] <= top);
+            *flag |= u8::from(found);
+        }
+    }
+    let mut mask = 0;
+    for (index, eight) in flags.chunks_exact(8).enumerate() {
+        let eight = u64::from_le_bytes(eight.try_into().unwrap_or_default());
+        mask |= (eight.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (index * 8);
+    }
+    mask
+}
+
 /// Finds fields in one piece of code; a field lies wholly in its piece.
 fn scan_x86(
     bytes: &[u8],
@@ -811,34 +848,95 @@ fn scan_x86(
     is_fixed: bool,
     out: &mut Vec<Reference>,
 ) {
-    let place = layout.place(offset);
     let span = layout.hi - layout.lo;
-    let (least, most) = (layout.lo.max(0x10000), layout.hi.min(1 << 31));
-    let read = |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let mut at = 0;
-    while at + 8 <= bytes.len() {
-        if is_plt && bytes[at] == 0x68 && (offset as usize + at) % 16 == 6 {
-            out.push(Reference::new(offset + at as u32 + 1, Kind::Counter));
-            at += 5;
-            continue;
+    // A piece may begin in a segment and end beyond it.
+    let reach = ((span + (1 << 17)) >> 24) as u8;
+    let most = layout.hi.min(1 << 31);
+    let top = (most >> 24) as u8;
+    let mut scan = ScanX86 {
+        bytes,
+        offset,
+        place: layout.place(offset),
+        lo: layout.lo,
+        span,
+        absolute: layout.lo.max(0x10000)..most,
+        is_fixed,
+        out,
+    };
+    let end = bytes.len().saturating_sub(7);
+    if is_plt || reach >= 127 {
+        let mut at = 0;
+        while at < end {
+            at = scan.plt(at, is_plt).or_else(|| scan.field(at)).unwrap_or(at + 1);
         }
+        return;
+    }
+    let mut at = 0;
+    for group in (0..end).step_by(64) {
+        let mut mask = match bytes.get(group..group + 72).and_then(|code| code.try_into().ok()) {
+            Some(code) => candidates_x86(code, reach, top, is_fixed),
+            None => {
+                let mut code = [0; 72];
+                let rest = &bytes[group..bytes.len().min(group + 72)];
+                code[..rest.len()].copy_from_slice(rest);
+                candidates_x86(&code, reach, top, is_fixed)
+            }
+        };
+        while mask != 0 {
+            let candidate = group + mask.trailing_zeros() as usize;
+            mask &= mask - 1;
+            if candidate >= at && candidate < end {
+                at = scan.field(candidate).unwrap_or(candidate + 1);
+            }
+        }
+    }
+}
+
+/// One piece of code while it is scanned.
+struct ScanX86<'a> {
+    bytes: &'a [u8],
+    offset: u32,
+    place: u64,
+    lo: u64,
+    span: u64,
+    absolute: std::ops::Range<u64>,
+    is_fixed: bool,
+    out: &'a mut Vec<Reference>,
+}
+
+impl ScanX86<'_> {
+    /// The instruction of a PLT entry that says which relocation it belongs to.
+    fn plt(&mut self, at: usize, is_plt: bool) -> Option<usize> {
+        let is_counter = is_plt && self.bytes[at] == 0x68 && (self.offset as usize + at) % 16 == 6;
+        is_counter.then(|| {
+            self.out.push(Reference::new(self.offset + at as u32 + 1, Kind::Counter));
+            at + 5
+        })
+    }
+
+    /// Takes the field behind the opcode at `at` if there is one; says where the scan goes on.
+    #[inline(always)]
+    fn field(&mut self, at: usize) -> Option<usize> {
+        let bytes = self.bytes;
+        let read = |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         if let Some((skip, kind)) = field_x86(bytes[at], bytes[at + 1]) {
             let field = at + skip;
-            let target = place.wrapping_add(field as u64 + 4).wrapping_add_signed(i64::from(read(field)));
-            if target.wrapping_sub(layout.lo) < span {
-                out.push(Reference::new(offset + field as u32, kind));
-                at = field + 4;
-                continue;
+            let target =
+                self.place.wrapping_add(field as u64 + 4).wrapping_add_signed(i64::from(read(field)));
+            if target.wrapping_sub(self.lo) < self.span {
+                self.out.push(Reference::new(self.offset + field as u32, kind));
+                return Some(field + 4);
             }
         }
-        if is_fixed && let Some(skip) = absolute_x86(&bytes[at..at + 3]) {
+        if self.is_fixed
+            && let Some(skip) = absolute_x86(&bytes[at..at + 3])
+        {
             let field = at + skip;
-            if (least..most).contains(&(read(field) as u32 as u64)) {
-                out.push(Reference::new(offset + field as u32, Kind::Absolute));
-                at = field + 4;
-                continue;
+            if self.absolute.contains(&u64::from(read(field) as u32)) {
+                self.out.push(Reference::new(self.offset + field as u32, Kind::Absolute));
+                return Some(field + 4);
             }
         }
-        at += 1;
+        None
     }
 }

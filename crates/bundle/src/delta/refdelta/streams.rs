@@ -1,6 +1,6 @@
 //! Packing of the extra bytes by general codecs, capped on both sides.
 
-use std::io::Read;
+use std::io::{BufReader, Read};
 
 use liblzma::stream::{Filters, LzmaOptions, Stream};
 
@@ -51,30 +51,48 @@ pub(super) fn pack(codec: Codec, raw: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Unpacks exactly `raw_len` bytes and no more; `None` if `packed` is anything else.
-pub(super) fn unpack(codec: Codec, packed: &[u8], raw_len: u32) -> Option<Vec<u8>> {
-    let mut raw = vec![0; raw_len as usize];
+/// Bytes that are unpacked at once.
+const STEP_BYTES: usize = 64 << 10;
+
+/// A reader of what `packed` unpacks to: at most `raw_len` bytes can be asked for without an error at the end, and a
+/// stream that does not end there, or has bytes behind its end, is an error. `None` if the codec cannot begin.
+pub(super) fn unpack(codec: Codec, packed: &[u8], raw_len: u32) -> Option<Box<dyn Read + Send + '_>> {
     match codec {
-        Codec::Stored => return (packed.len() == raw.len()).then(|| packed.to_vec()),
+        Codec::Stored => Some(Box::new(packed)),
         Codec::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?.single_frame();
             decoder.window_log_max(WINDOW_BYTES_MAX.trailing_zeros()).ok()?;
-            decoder.read_exact(&mut raw).ok()?;
-            if decoder.read(&mut [0]).ok()? != 0 || !decoder.finish().is_empty() {
-                return None;
-            }
+            Some(Box::new(Whole { decoder, rest: |decoder| decoder.get_ref().len() }.buffered()))
         }
         Codec::Lzma { .. } => {
             let stream = Stream::new_raw_decoder(&filters(codec, raw_len)?).ok()?;
-            let mut decoder = liblzma::bufread::XzDecoder::new_stream(packed, stream);
-            decoder.read_exact(&mut raw).ok()?;
-            if decoder.read(&mut [0]).ok()? != 0 || !decoder.into_inner().is_empty() {
-                return None;
-            }
+            let decoder = liblzma::bufread::XzDecoder::new_stream(packed, stream);
+            Some(Box::new(Whole { decoder, rest: |decoder| decoder.get_ref().len() }.buffered()))
         }
-        Codec::Mix => return None,
+        Codec::Mix => None,
     }
-    Some(raw)
+}
+
+/// A decoder that must have read all of its input when it ends.
+struct Whole<D> {
+    decoder: D,
+    rest: fn(&D) -> usize,
+}
+
+impl<D: Read> Whole<D> {
+    fn buffered(self) -> BufReader<Self> {
+        BufReader::with_capacity(STEP_BYTES, self)
+    }
+}
+
+impl<D: Read> Read for Whole<D> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.decoder.read(buffer)?;
+        if count == 0 && !buffer.is_empty() && (self.rest)(&self.decoder) > 0 {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        Ok(count)
+    }
 }
 
 /// The smallest packing of `raw` by any codec here.

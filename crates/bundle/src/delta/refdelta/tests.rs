@@ -233,6 +233,19 @@ fn executables_for_arm64_cost_what_changed_and_not_what_moved() {
     assert!(patch.len() + 1000 < blind.len(), "{} against {}", patch.len(), blind.len());
 }
 
+#[test]
+fn long_blocks_long_gaps_and_many_literals_go_through_many_batches() {
+    let old = noise(3_000_000, 1);
+    let mut new = old.clone();
+    for at in (100_000..900_000).step_by(13) {
+        new[at] = new[at].wrapping_add((at / 169 % 5) as u8 + 1);
+    }
+    new.splice(1_500_000..1_500_000, noise(1_100_000, 2));
+    new.extend_from_slice(&noise(700_000, 3));
+    let patch = round_trip(&old, &new);
+    assert!(patch.len() < 1_900_000, "{}", patch.len());
+}
+
 /// The header of a patch without anything, changed.
 fn header(change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header {
@@ -243,6 +256,7 @@ fn header(change: impl FnOnce(&mut Header)) -> Vec<u8> {
         literals: 0,
         references: 0,
         extra_len: 0,
+        frame_span: 0,
         extra_codec: Codec::Stored,
         packed: [0; 4],
     };
@@ -262,6 +276,7 @@ fn headers_over_a_bound_are_refused_by_field() {
         ("literals", header(|header| header.literals = 1001)),
         ("extra bytes", header(|header| (header.literals, header.extra_len) = (600, 401))),
         ("references", header(|header| (header.flags, header.references) = (REFERENCES, 251))),
+        ("frame span", header(|header| (header.flags, header.frame_span) = (REFERENCES | FRAME_INDEX, 1001))),
         ("packed size", header(|header| header.packed[1] = 1)),
         ("packed size", header(|header| header.packed[3] = 5000)),
         ("packed size", header(|header| (header.flags, header.packed[0]) = (JOINED, 9))),
