@@ -508,6 +508,11 @@ pub(crate) enum Repo {
         #[command(flatten)]
         signing: Signing,
     },
+    /// Replaces a key of a role, or changes how many must sign.
+    ///
+    /// Takes the root keys, the new key, and the keys of the metadata that it signs; clients follow without noticing. If it
+    /// is interrupted, run it again with `--new-key` and the file it made.
+    RotateKey(RepoRotateKey),
     /// Checks all of it as a client would: metadata, signatures, and every byte of every object.
     Verify {
         /// The repository.
@@ -589,6 +594,37 @@ pub(crate) struct RepoRemove {
     /// Who signs the metadata.
     #[command(flatten)]
     pub(crate) keys: RepoKeys,
+}
+
+/// `repo rotate-key`.
+#[derive(Args, Debug)]
+pub(crate) struct RepoRotateKey {
+    /// The repository.
+    pub(crate) dir: PathBuf,
+    /// Whose key: `root`, `targets`, `snapshot` or `timestamp`.
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) role: cutover_repo::tuf::RoleKind,
+    /// The new private key (PKCS#8 in PEM). Default: one is made in the directory of `--keys`.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_new_key")]
+    pub(crate) new_key: Option<PathBuf>,
+    /// Only retires keys or changes the threshold.
+    #[arg(long)]
+    pub(crate) no_new_key: bool,
+    /// The id of a key that no longer counts, or its first digits. Default: the role's only key. May be repeated.
+    #[arg(long, value_name = "ID")]
+    pub(crate) retire: Vec<String>,
+    /// Retires nothing.
+    #[arg(long, conflicts_with = "retire")]
+    pub(crate) keep_all: bool,
+    /// How many keys must sign from now on.
+    #[arg(long, value_name = "N")]
+    pub(crate) threshold: Option<u64>,
+    /// Who signs the metadata.
+    #[command(flatten)]
+    pub(crate) keys: RepoKeys,
+    /// Who vouches for the new root.
+    #[command(flatten)]
+    pub(crate) signing: Signing,
 }
 
 /// Who signs a repository's metadata. Each key counts for the roles that the root lists it for.

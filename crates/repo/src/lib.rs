@@ -17,6 +17,7 @@ mod index;
 mod present;
 mod publish;
 mod remove;
+mod rotate;
 mod settings;
 mod sign;
 mod state;
@@ -35,6 +36,7 @@ pub use index::{
 pub use present::{Listed, list};
 pub use publish::{NewDelta, NewRelease, PublishError, Published, Publisher};
 pub use remove::Removed;
+pub use rotate::Rotation;
 pub use settings::RepositorySettings;
 pub use sign::{MetadataKey, SigningError};
 pub use state::{State, StateDirectory};

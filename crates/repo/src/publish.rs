@@ -527,12 +527,15 @@ impl<'a> Publisher<'a> {
         Ok(changed.len())
     }
 
-    /// Renews the metadata, so that it does not expire: the timestamp always, snapshot and targets when half of their time
-    /// is over and their keys are given. Deletes what was removed and whose grace is over.
+    /// Renews the metadata, so that it does not expire: the timestamp always; snapshot, targets and root when half of
+    /// their time is over and their keys are given. Deletes what was removed and whose grace is over.
     ///
     /// # Errors
     /// See [`PublishError`].
     pub fn refresh(&mut self) -> Result<(), PublishError> {
+        if self.is_due(Renew::Due, RoleKind::Root, self.present.root.expires, self.settings.root_days) {
+            self.write_root(self.present.root.clone())?;
+        }
         self.commit(&[], Renew::Due)?;
         self.collect()?;
         Ok(())
@@ -619,6 +622,7 @@ impl<'a> Publisher<'a> {
         let half = i64::from(days) * 86_400 / 2;
         match renew {
             Renew::All => true,
+            Renew::Role(role) => role == kind,
             Renew::Due => {
                 keys >= self.present.root.role(kind).threshold
                     && expires.unix().saturating_sub(self.now.unix()) <= half
@@ -691,6 +695,8 @@ fn check_new<R>(bundle: &VerifiedBundle<R>, indexes: &BTreeMap<String, Index>) -
 pub(crate) enum Renew {
     /// All of it.
     All,
+    /// That of this role, and what depends on it.
+    Role(RoleKind),
     /// What has spent half of its time, as far as there are keys.
     Due,
 }

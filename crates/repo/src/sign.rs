@@ -151,7 +151,11 @@ impl MetadataKey {
         &self.id
     }
 
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
+    /// Signs bytes as the key's scheme says.
+    ///
+    /// # Errors
+    /// The key, or whoever holds it, does not sign.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
         let failed = |_| SigningError::Signer(SignerError::Failed);
         let random = SystemRandom::new();
         match &self.private {

@@ -10,14 +10,14 @@ use cutover_bundle::{
     signer::{CertificateChain, CommandSigner, Pkcs11Signer, Signer},
 };
 use cutover_repo::{
-    DirectoryStorage, MetadataKey, NewRelease, Published, Publisher, RepositorySettings,
+    DirectoryStorage, MetadataKey, NewRelease, Published, Publisher, RepositorySettings, Rotation,
     tuf::{PublicKey, RoleKind},
 };
 use zeroize::Zeroizing;
 
 use super::{Context, bundle, trust};
 use crate::{
-    args::{Repo, RepoInit, RepoKeys, RepoPublish, RepoRemove, Signing},
+    args::{Repo, RepoInit, RepoKeys, RepoPublish, RepoRemove, RepoRotateKey, Signing},
     exit::Exit,
     failure::Failure,
     files::{self, Existing},
@@ -72,6 +72,7 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
                 lines.join("\n")
             })
         }
+        Repo::RotateKey(command) => rotate_key(&command, context),
         Repo::Verify { dir } => verify(&dir, context),
     }
 }
@@ -323,6 +324,68 @@ fn remove(command: &RepoRemove, context: &Context) -> Result<Exit, Failure> {
         };
         format!("removed {release}: {} files deleted{later}", removed.files_deleted)
     })
+}
+
+fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failure> {
+    let storage = open(&command.dir)?;
+    let mut keys = metadata_keys(&command.keys)?;
+    let root = Publisher::open(&storage, &keys, context.now)?.root().clone();
+    let present = &root.role(command.role).keyids;
+    let retire = match (command.retire.as_slice(), present.as_slice()) {
+        _ if command.keep_all => Vec::new(),
+        ([], [only]) => vec![only.clone()],
+        ([], _) => {
+            return Err(Failure::usage(format!("`{}` has {} keys", command.role, present.len()))
+                .hint(format!("say which one to retire with --retire: {}", present.join(", "))));
+        }
+        (prefixes, _) => prefixes.iter().map(|prefix| key_id(present, prefix)).collect::<Result<_, _>>()?,
+    };
+    let made = match (&command.new_key, command.no_new_key) {
+        (_, true) => None,
+        (Some(path), false) => Some((path.clone(), key_file(path)?)),
+        (None, false) => {
+            let Some(dir) = &command.keys.keys else {
+                return Err(Failure::usage(
+                    "--keys says where the new key is made; or give one with --new-key",
+                ));
+            };
+            let name = format!("{}-{}", command.role, root.version + 1);
+            Some((dir.join(format!("{name}.key")), key_named(dir, &name)?))
+        }
+    };
+    let add = made.iter().map(|(_, key)| key.public().clone()).collect();
+    let file = made.as_ref().map(|(path, _)| path.clone());
+    keys.extend(made.map(|(_, key)| key));
+    let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+    let rotation = Rotation { role: command.role, add, retire, threshold: command.threshold };
+    publisher.rotate(&rotation)?;
+    vouch(&publisher, &command.signing, context)?;
+    let role = publisher.root().role(command.role);
+    let json = serde_json::json!({
+        "role": command.role, "root_version": publisher.root().version, "new_key": file,
+        "retired": rotation.retire, "key_ids": role.keyids, "threshold": role.threshold,
+    });
+    said(context, &json, || {
+        let new = file.map(|file| format!("; the new key is {}", file.display())).unwrap_or_default();
+        format!(
+            "root {}: `{}` has {} keys, {} must sign{new}",
+            publisher.root().version,
+            command.role,
+            role.keyids.len(),
+            role.threshold
+        )
+    })
+}
+
+/// The one key that starts so.
+fn key_id(present: &[String], prefix: &str) -> Result<String, Failure> {
+    let found: Vec<&String> = present.iter().filter(|id| id.starts_with(prefix)).collect();
+    match found.as_slice() {
+        [id] => Ok((*id).clone()),
+        _ => {
+            Err(Failure::usage(format!("{} keys start with `{prefix}`: {}", found.len(), present.join(", "))))
+        }
+    }
 }
 
 fn verify(dir: &Path, context: &Context) -> Result<Exit, Failure> {

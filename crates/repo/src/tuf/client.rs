@@ -263,7 +263,7 @@ impl<'a> Client<'a> {
     }
 
     fn load_targets(&mut self, role: &str, parent: Option<&str>) -> Result<(), ClientError> {
-        if self.trusted.targets(role).is_some() {
+        if self.trusted.is_delegated_by(role, parent) {
             return Ok(());
         }
         if let Some(kept) = load(self.state, role)?

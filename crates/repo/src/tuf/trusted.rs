@@ -111,7 +111,8 @@ pub struct TrustedMetadata {
     root: Root,
     timestamp: Option<Listing>,
     snapshot: Option<Listing>,
-    targets: BTreeMap<String, Targets>,
+    /// By role, with the role that delegated to it when it was believed.
+    targets: BTreeMap<String, (Option<String>, Targets)>,
 }
 
 impl TrustedMetadata {
@@ -153,7 +154,12 @@ impl TrustedMetadata {
 
     /// A targets role, once it is believed.
     pub fn targets(&self, role: &str) -> Option<&Targets> {
-        self.targets.get(role)
+        self.targets.get(role).map(|(_, targets)| targets)
+    }
+
+    /// Whether a role was believed because `parent` delegates to it. Another role may delegate to it with other keys.
+    pub fn is_delegated_by(&self, role: &str, parent: Option<&str>) -> bool {
+        self.targets.get(role).is_some_and(|(delegator, _)| delegator.as_deref() == parent)
     }
 
     /// Takes the next root: signed by the keys of the present one and by its own, one version higher (section 5.3).
@@ -266,7 +272,7 @@ impl TrustedMetadata {
         let (role_keys, keys) = match parent {
             None => (self.root.role(RoleKind::Targets), &self.root.keys),
             Some(parent) => {
-                let delegations = self.targets.get(parent).and_then(|targets| targets.delegations.as_ref());
+                let delegations = self.targets(parent).and_then(|targets| targets.delegations.as_ref());
                 let delegations = delegations.ok_or(Refused::Order("the delegating role"))?;
                 let role_keys = delegations
                     .role_keys(role)
@@ -282,7 +288,7 @@ impl TrustedMetadata {
             .map_err(malformed(role))?;
         expect_version(role, announced.version, next.version)?;
         self.check_time(role, next.expires)?;
-        self.targets.insert(role.to_owned(), next);
+        self.targets.insert(role.to_owned(), (parent.map(str::to_owned), next));
         Ok(())
     }
 

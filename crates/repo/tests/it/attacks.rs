@@ -106,7 +106,9 @@ fn parts_of_two_states_are_not_mixed() {
         };
         let mut mixed = new.clone();
         mixed.insert(newest(&new), old[&newest(&old)].clone());
-        assert_eq!(code(refresh(&Copy(mixed), &world.client(), 2)), "metadata.content", "{role}");
+        // The old file may be longer than the new one was announced.
+        let refused = code(refresh(&Copy(mixed), &world.client(), 2));
+        assert!(matches!(refused, "metadata.content" | "metadata.too-large"), "{role}: {refused}");
     }
 }
 

@@ -8,4 +8,5 @@ mod attacks;
 mod client;
 mod crash;
 mod publish;
+mod rotate;
 mod world;
