@@ -10,8 +10,8 @@ use std::{
     io::{self, Write},
 };
 
-use cutover_bundle::{RangeReader, ReadAt, VerifiedBundle};
-use cutover_core::model::{Digest, Instant, Name, ObjectEntry, ReleaseRef, Version};
+use cutover_bundle::{Limits, RangeReader, ReadAt, VerifiedBundle, decode_object};
+use cutover_core::model::{Digest, Instant, Manifest, Name, ObjectEntry, ReleaseRef, Version};
 
 use crate::{
     bootstrap::{BOOTSTRAP_PATH, Bootstrap},
@@ -444,6 +444,50 @@ impl<'a> Publisher<'a> {
         }
         batch.commit().map_err(PublishError::storage("write to", "."))?;
         Ok(true)
+    }
+
+    /// The releases from which deltas to `manifest` are worth making: the latest ones below it in its channel, as many as the
+    /// settings say, with their manifests.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn bases(
+        &self,
+        manifest: &Manifest,
+        channel: &Name,
+    ) -> Result<Vec<(ReleaseRef, Manifest)>, PublishError> {
+        let path = index_path(&manifest.package, &manifest.platform, channel);
+        let Some(index) = self.present.index(self.storage, &path)? else { return Ok(Vec::new()) };
+        let present = index.get(&manifest.version);
+        let older = index.releases.iter().filter(|entry| {
+            let has_delta = |delta: &DeltaRef| delta.from.manifest == entry.manifest.sha256;
+            entry.version.cmp_precedence(&manifest.version).is_lt()
+                && entry.yanked.is_none()
+                && !present.is_some_and(|present| present.deltas.iter().any(has_delta))
+        });
+        older
+            .take(self.settings.deltas as usize)
+            .map(|entry| {
+                let bytes = read_manifest(self.storage, &entry.manifest)?;
+                let manifest = Manifest::parse(&bytes, &Limits::default().manifest)
+                    .map_err(|error| PublishError::Damaged(error.to_string()))?;
+                Ok((entry.release(&manifest.package), manifest))
+            })
+            .collect()
+    }
+
+    /// Reads an object of the repository, decoded and checked.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn read_object(&self, object: &ObjectEntry) -> Result<Vec<u8>, PublishError> {
+        let path = object_path(object);
+        let stored = self.storage.open(&path).map_err(PublishError::storage("read", &path))?;
+        let stored = stored.ok_or_else(|| PublishError::Damaged(format!("`{path}` is missing")))?;
+        let mut content = Vec::new();
+        decode_object(object, stored, &mut content)
+            .map_err(|error| PublishError::Damaged(format!("`{path}`: {error}")))?;
+        Ok(content)
     }
 
     /// Puts a release that is in one channel into another.

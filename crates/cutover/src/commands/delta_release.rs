@@ -1,8 +1,8 @@
-//! `bundle create --delta-from`: the delta bundle that leads from an earlier release to the one just built.
+//! The delta bundle that leads from an earlier release to a newer one, for `bundle create --delta-from` and `repo publish`.
 
 use std::{
     fs::File,
-    io::{Seek as _, Write as _},
+    io::{Seek as _, Write},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -48,14 +48,28 @@ pub(super) fn default_name(full: &Path, from: &ReleaseRef) -> PathBuf {
     full.with_file_name(format!("{stem}.from-{}.cutover-delta", from.version))
 }
 
-/// A bundle of the publisher's own, whose claims are taken as they are.
-struct Opened {
+/// A release of the publisher's own, whose claims are taken as they are: whoever applies a delta checks every digest.
+pub(super) trait Side {
+    fn manifest(&self) -> &Manifest;
+
+    fn release(&self) -> &ReleaseRef;
+
+    /// A content, decoded.
+    fn read(&self, object: &ObjectEntry) -> Result<Vec<u8>, Failure>;
+}
+
+/// A release in a bundle.
+pub(super) struct Opened {
     bundle: OpenBundle<File>,
     manifest: Manifest,
     release: ReleaseRef,
 }
 
-fn open(path: &Path) -> Result<Opened, Failure> {
+/// Opens a bundle of the publisher's own.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn open(path: &Path) -> Result<Opened, Failure> {
     let bundle = bundle::open(path)?;
     let view = bundle.inspect_untrusted();
     let manifest = view
@@ -69,27 +83,41 @@ fn open(path: &Path) -> Result<Opened, Failure> {
     Ok(Opened { bundle, manifest, release })
 }
 
-impl Opened {
-    fn object(&self, sha256: Digest) -> &ObjectEntry {
-        let found = self.manifest.objects.iter().find(|object| object.sha256 == sha256);
-        found.expect("a checked manifest has an object for every file")
+impl Side for Opened {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
-    /// A content, decoded.
-    fn read(&self, sha256: Digest) -> Result<Vec<u8>, Failure> {
+    fn release(&self) -> &ReleaseRef {
+        &self.release
+    }
+
+    fn read(&self, object: &ObjectEntry) -> Result<Vec<u8>, Failure> {
         let mut content = Vec::new();
-        self.bundle.decode_untrusted_object(self.object(sha256), &mut content)?;
+        self.bundle.decode_untrusted_object(object, &mut content)?;
         Ok(content)
     }
+}
 
-    /// The file that the new one most likely was: that of the same path, else one of the same name and kind.
-    fn base_of(&self, file: &FileEntry) -> Option<&FileEntry> {
-        let name = |path: &SafePath| path.components().next_back().map(str::to_owned);
-        let files = &self.manifest.files;
-        let same_path = files.iter().find(|old| old.path == file.path);
-        same_path
-            .or_else(|| files.iter().find(|old| old.kind == file.kind && name(&old.path) == name(&file.path)))
-    }
+fn object_of(side: &dyn Side, sha256: Digest) -> &ObjectEntry {
+    let found = side.manifest().objects.iter().find(|object| object.sha256 == sha256);
+    found.expect("a checked manifest has an object for every file")
+}
+
+/// The file that the new one most likely was: that of the same path, else one of the same name and kind.
+fn base_of<'s>(side: &'s dyn Side, file: &FileEntry) -> Option<&'s FileEntry> {
+    let name = |path: &SafePath| path.components().next_back().map(str::to_owned);
+    let files = &side.manifest().files;
+    let same_path = files.iter().find(|old| old.path == file.path);
+    same_path
+        .or_else(|| files.iter().find(|old| old.kind == file.kind && name(&old.path) == name(&file.path)))
+}
+
+/// Objects of `to` that `from` has not.
+pub(super) fn fresh<'t>(from: &dyn Side, to: &'t dyn Side) -> Vec<&'t ObjectEntry> {
+    let known: std::collections::BTreeSet<Digest> =
+        from.manifest().objects.iter().map(|object| object.sha256).collect();
+    to.manifest().objects.iter().filter(|object| !known.contains(&object.sha256)).collect()
 }
 
 /// Writes the delta bundle from the release of `old` to that of `new`, signed by `signers`.
@@ -105,13 +133,52 @@ pub(super) fn write(
 ) -> Result<Written, Failure> {
     let (from, to) = (open(old)?, open(new)?);
     let path = output.map_or_else(|| default_name(new, &from.release), Path::to_owned);
+    let mut made = make(&from, &to, signers, context)?;
+    files::write(&path, 0o644, Existing::Replace, |out| made.assemble(&to, out))?;
+    Ok(Written {
+        path,
+        from: made.manifest.from.clone(),
+        patches: made.manifest.files.len(),
+        carried: made.manifest.objects.len(),
+        payload_bytes: made.manifest.payload_bytes(),
+    })
+}
+
+/// A delta, signed; its payload is in a spool.
+pub(super) struct Made {
+    pub(super) manifest: DeltaManifest,
+    bytes: Vec<u8>,
+    signature: Vec<u8>,
+    spool: File,
+}
+
+impl Made {
+    /// Writes the delta bundle.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn assemble(&mut self, to: &Opened, out: &mut dyn Write) -> Result<(), Failure> {
+        let release = (to.bundle.untrusted_manifest_bytes(), to.bundle.untrusted_signature_bytes());
+        let delta = (&self.manifest, self.bytes.as_slice(), self.signature.as_slice());
+        assemble_delta(release, delta, &mut self.spool, out, &Limits::default())
+            .map_err(|error| Failure::about(error, "failed to write the delta bundle"))
+    }
+}
+
+/// Makes the delta from one release to another, signed by `signers`.
+///
+/// # Errors
+/// As [`write`].
+pub(super) fn make(
+    from: &dyn Side,
+    to: &Opened,
+    signers: &[&dyn Signer],
+    context: &Context,
+) -> Result<Made, Failure> {
     let mut spool = tempfile::tempfile()
         .map_err(|source| Failure::io("make a file in", &std::env::temp_dir(), source))?;
     let in_spool = |source| Failure::io("write", &std::env::temp_dir(), source);
-    let known: std::collections::BTreeSet<Digest> =
-        from.manifest.objects.iter().map(|object| object.sha256).collect();
-    let fresh: Vec<&ObjectEntry> =
-        to.manifest.objects.iter().filter(|object| !known.contains(&object.sha256)).collect();
+    let fresh = fresh(from, to);
     let (mut objects, mut patches, mut end) = (Vec::new(), Vec::new(), 0u64);
     let observer = progress::observer(context.progress);
     for (index, object) in fresh.iter().enumerate() {
@@ -119,7 +186,7 @@ pub(super) fn write(
             let percent = (100.0 * (index as f64 + done) / fresh.len() as f64) as u8;
             observer.observe(&Event::Progress { percent });
         };
-        if let Some(patch) = patch_for(&from, &to, object, &tell)? {
+        if let Some(patch) = patch_for(from, to, object, &tell)? {
             patches.push(patch);
             continue;
         }
@@ -135,12 +202,10 @@ pub(super) fn write(
         end += file.patch_size;
         files.push(file);
     }
-    let (patched, carried) = (files.len(), objects.len());
-    let (from_release, to_release) = (from.release, to.release);
     let manifest = DeltaManifest {
         format: DELTA_FORMAT,
-        from: from_release.clone(),
-        to: to_release,
+        from: from.release().clone(),
+        to: to.release.clone(),
         enforce_order: false,
         files,
         objects,
@@ -148,27 +213,21 @@ pub(super) fn write(
     let bytes = manifest.to_bytes()?;
     let signature = cutover_bundle::sign_manifest(&bytes, signers, context.now)?;
     spool.rewind().map_err(in_spool)?;
-    files::write(&path, 0o644, Existing::Replace, |out| {
-        let release = (to.bundle.untrusted_manifest_bytes(), to.bundle.untrusted_signature_bytes());
-        let delta = (&manifest, bytes.as_slice(), signature.as_slice());
-        assemble_delta(release, delta, &mut spool, out, &Limits::default())
-            .map_err(|error| Failure::about(error, format!("failed to write `{}`", path.display())))
-    })?;
-    Ok(Written { path, from: from_release, patches: patched, carried, payload_bytes: end })
+    Ok(Made { manifest, bytes, signature, spool })
 }
 
 /// The best patch for an object, unless the object itself is smaller.
 fn patch_for(
-    from: &Opened,
+    from: &dyn Side,
     to: &Opened,
     object: &ObjectEntry,
     progress: &(dyn Fn(f64) + Sync),
 ) -> Result<Option<(DeltaFile, Vec<u8>)>, Failure> {
     let file = to.manifest.files.iter().find(|file| file.sha256 == object.sha256);
     let file = file.expect("a checked manifest has a file for every object");
-    let base = from.base_of(file).filter(|base| base.size > 0 && object.stored_size > ENTRY_BYTES);
+    let base = base_of(from, file).filter(|base| base.size > 0 && object.stored_size > ENTRY_BYTES);
     let Some(base) = base else { return Ok(None) };
-    let (old, new) = (from.read(base.sha256)?, to.read(object.sha256)?);
+    let (old, new) = (from.read(object_of(from, base.sha256))?, to.read(object)?);
     let started = Instant::now();
     let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
     let choice = choose::choose(

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io::BufWriter,
     path::{Path, PathBuf},
 };
 
@@ -9,13 +11,14 @@ use cutover_bundle::{
     Limits,
     signer::{CertificateChain, CommandSigner, Pkcs11Signer, Signer},
 };
+use cutover_core::model::{Manifest, Name, ObjectEntry, ReleaseRef};
 use cutover_repo::{
-    DirectoryStorage, MetadataKey, NewRelease, Published, Publisher, RepositorySettings, Rotation,
+    DirectoryStorage, MetadataKey, NewDelta, NewRelease, Published, Publisher, RepositorySettings, Rotation,
     tuf::{PublicKey, RoleKind},
 };
 use zeroize::Zeroizing;
 
-use super::{Context, bundle, trust};
+use super::{Context, bundle, delta_release, trust};
 use crate::{
     args::{Repo, RepoInit, RepoKeys, RepoPublish, RepoRemove, RepoRotateKey, Signing},
     exit::Exit,
@@ -37,7 +40,7 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
             if platforms.is_empty() {
                 return Err(Failure::new(Exit::NothingToDo, format!("`{to}` has {release} already")));
             }
-            let platforms: Vec<&str> = platforms.iter().map(cutover_core::model::Name::as_str).collect();
+            let platforms: Vec<&str> = platforms.iter().map(Name::as_str).collect();
             let json = serde_json::json!({
                 "package": release.package, "version": release.version, "channel": to, "platforms": platforms,
             });
@@ -223,9 +226,19 @@ fn publish(command: &RepoPublish, context: &Context) -> Result<Exit, Failure> {
         .collect::<Result<Vec<_>, _>>()?;
     let (storage, keys) = (open(&command.dir)?, metadata_keys(&command.keys)?);
     let mut publisher = Publisher::open(&storage, &keys, context.now)?;
-    let releases: Vec<NewRelease<'_, std::fs::File>> = bundles
+    let mut deltas = Vec::new();
+    for (path, bundle) in command.bundles.iter().zip(&bundles) {
+        let channel = command.channel.as_ref().unwrap_or(&bundle.manifest().channel);
+        deltas.push(make_deltas(&publisher, path, channel, &command.signing, context)?);
+    }
+    let releases: Vec<NewRelease<'_, File>> = bundles
         .iter()
-        .map(|bundle| NewRelease { bundle, channel: command.channel.clone(), deltas: Vec::new() })
+        .zip(&deltas)
+        .map(|(bundle, deltas)| NewRelease {
+            bundle,
+            channel: command.channel.clone(),
+            deltas: deltas.iter().map(|(from, file)| NewDelta { from: from.clone(), file }).collect(),
+        })
         .collect();
     let published = publisher.publish(&releases)?;
     let names: Vec<String> = bundles.iter().map(|bundle| bundle.release().to_string()).collect();
@@ -233,6 +246,62 @@ fn publish(command: &RepoPublish, context: &Context) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::NothingToDo, format!("published before: {}", names.join(", "))));
     }
     report_published(&names, &published, context)
+}
+
+/// A release that is in the repository.
+struct InRepository<'a> {
+    publisher: &'a Publisher<'a>,
+    release: ReleaseRef,
+    manifest: Manifest,
+}
+
+impl delta_release::Side for InRepository<'_> {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn release(&self) -> &ReleaseRef {
+        &self.release
+    }
+
+    fn read(&self, object: &ObjectEntry) -> Result<Vec<u8>, Failure> {
+        Ok(self.publisher.read_object(object)?)
+    }
+}
+
+/// Makes deltas from the latest releases to that of `path`, as far as they save anything; none without signers.
+fn make_deltas(
+    publisher: &Publisher<'_>,
+    path: &Path,
+    channel: &Name,
+    signing: &Signing,
+    context: &Context,
+) -> Result<Vec<(ReleaseRef, File)>, Failure> {
+    let signers = bundle::signers(signing)?;
+    if signers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
+    let to = delta_release::open(path)?;
+    let mut deltas = Vec::new();
+    for (release, manifest) in publisher.bases(delta_release::Side::manifest(&to), channel)? {
+        let from = InRepository { publisher, release, manifest };
+        let in_full: u64 = delta_release::fresh(&from, &to).iter().map(|object| object.stored_size).sum();
+        if in_full == 0 {
+            continue;
+        }
+        let mut made = delta_release::make(&from, &to, &signers, context)?;
+        // Without patches, or with larger ones, fetching the missing objects is as good.
+        if made.manifest.files.is_empty() || made.manifest.payload_bytes() >= in_full {
+            continue;
+        }
+        let failed = |source| Failure::io("write a delta to", &std::env::temp_dir(), source);
+        let mut file = BufWriter::new(tempfile::tempfile().map_err(failed)?);
+        made.assemble(&to, &mut file)?;
+        let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+        deltas.push((from.release, file));
+    }
+    Ok(deltas)
 }
 
 fn report_published(names: &[String], published: &Published, context: &Context) -> Result<Exit, Failure> {

@@ -116,3 +116,45 @@ fn a_changed_version_is_refused_and_a_damaged_repository_is_reported() {
     let report = repository.run("verify", &[], &["--json"]).must(17).json();
     assert_eq!(report["problems"].as_array().map(Vec::len), Some(2), "{report}");
 }
+
+#[test]
+fn deltas_from_the_latest_releases_are_published_and_lead_to_the_same_release() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    // Text that no compressor can shorten much, changed a little from version to version.
+    let content = |version: u64| {
+        let mut state = 1u64;
+        let mut text = String::new();
+        for line in 0..4000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let changed = if line == version * 100 { version } else { 0 };
+            text.push_str(&format!("{state:016x} {changed}\n"));
+        }
+        text
+    };
+    let pki = &stamped().pki;
+    let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
+    let mut bundles = Vec::new();
+    for (number, version) in ["1.0.0", "1.1.0", "1.2.0"].into_iter().enumerate() {
+        let text = content(number as u64);
+        let release = Release { files: &[("lib/data", text.as_str())], ..Release::new(version) };
+        bundles.push(world.build(&release));
+    }
+    for (number, bundle) in bundles.iter().enumerate() {
+        let signing = ["--json", "--sign-key", text(&key), "--sign-cert", text(&certificate)];
+        let published = repository.run("publish", &[text(bundle)], &signing).must(0).json();
+        assert_eq!(published["deltas"], number);
+    }
+    let listed = repository.run("list", &[], &["--json"]).must(0).json();
+    assert_eq!(listed["releases"][0]["deltas_from"], serde_json::json!(["1.1.0", "1.0.0"]));
+    let report = repository.run("verify", &[], &["--json"]).must(0).json();
+    assert_eq!((&report["deltas"], &report["unreferenced"]), (&3.into(), &serde_json::json!([])));
+
+    world.apply(&bundles[0], &[]).must(0);
+    let mut deltas: Vec<PathBuf> = Vec::new();
+    for directory in fs::read_dir(repository.dir.join("deltas")).unwrap() {
+        deltas.extend(fs::read_dir(directory.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    let applied = deltas.iter().filter(|delta| world.apply(delta, &[]).code == 0).count();
+    assert!(applied >= 1, "one of them leads from 1.0.0");
+}
