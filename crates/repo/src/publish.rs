@@ -23,7 +23,7 @@ use crate::{
     settings::{self, RepositorySettings, days_after, seconds_after},
     sign::{MetadataKey, SigningError, keys_of, sign_metadata},
     storage::{Locked, Storage},
-    tombstone::{self, Tombstone},
+    tombstone,
     tuf::{
         Listing, MetaFile, PublicKey, Refused, RoleKeys, RoleKind, Root, TargetFile, Targets,
         consistent_target_path, metadata_path,
@@ -297,9 +297,7 @@ impl<'a> Publisher<'a> {
         if files.is_empty() {
             return Ok(());
         }
-        let after = self.grace_ends();
-        let tombstone = Tombstone { format: 1, after, release: None, files };
-        tombstone::store(self.storage, name, &tombstone)
+        tombstone::add(self.storage, name, self.grace_ends(), files)
             .map_err(PublishError::storage("write", "a tombstone"))
     }
 

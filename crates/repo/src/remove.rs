@@ -53,12 +53,8 @@ impl Publisher<'_> {
             };
             let files = files_of(self.storage, entry)?;
             let tombstone = Tombstone { format: 1, after: self.grace_ends(), release: Some(release), files };
-            let name = format!(
-                "{}-removed-{}-{}",
-                self.present.timestamp.version + 1,
-                index.platform,
-                index.channel
-            );
+            let (next, digest) = (self.present.timestamp.version + 1, entry.manifest.sha256.short());
+            let name = format!("{next}-removed-{digest}-{}-{}", index.platform, index.channel);
             tombstone::store(self.storage, &name, &tombstone)
                 .map_err(PublishError::storage("write", "a tombstone"))?;
             removed.places += 1;

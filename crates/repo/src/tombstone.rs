@@ -75,6 +75,24 @@ pub(crate) fn store(storage: &dyn Storage, name: &str, tombstone: &Tombstone) ->
     storage.replace(&format!("{}/{name}.json", directory()), &bytes)
 }
 
+/// As [`store`], for files only; adds to a tombstone of the same name. Two runs that were cut off between the same two
+/// publications have the same name for what they leave.
+pub(crate) fn add(
+    storage: &dyn Storage,
+    name: &str,
+    after: Instant,
+    mut files: Vec<String>,
+) -> io::Result<()> {
+    let path = format!("{}/{name}.json", directory());
+    if let Some(bytes) = read(storage, &path, TOMBSTONE_BYTES_MAX)? {
+        let there: Tombstone = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+        files.extend(there.files);
+        files.sort_unstable();
+        files.dedup();
+    }
+    store(storage, name, &Tombstone { format: 1, after, release: None, files })
+}
+
 /// What a publication is about to add, written down before it adds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -4,9 +4,11 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
 };
 
-use crate::world::{Ran, Release, World, stamped, text};
+use crate::world::{Ran, Release, World, command, stamped, text};
 
 /// A repository of a test, and how its commands are run.
 pub(crate) struct Repository<'a> {
@@ -157,4 +159,60 @@ fn deltas_from_the_latest_releases_are_published_and_lead_to_the_same_release() 
     }
     let applied = deltas.iter().filter(|delta| world.apply(delta, &[]).code == 0).count();
     assert!(applied >= 1, "one of them leads from 1.0.0");
+}
+
+#[test]
+fn a_publisher_killed_at_any_time_leaves_a_repository_that_verifies() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let many: Vec<(String, String)> =
+        (0..60).map(|number| (format!("share/{number}"), format!("content {number}"))).collect();
+    let files: Vec<(&str, &str)> = many.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let (one, two) =
+        (world.build_version("1.0.0"), world.build(&Release { files: &files, ..Release::new("1.1.0") }));
+    repository.publish(&one).must(0);
+    let arguments = ["repo", "publish", text(&repository.dir), text(&two), "--keys", text(&repository.keys)];
+    // Later and later, until one run lives long enough; what holds must hold whenever it dies.
+    for delay_ms in (0..).step_by(7) {
+        let mut child = command(&stamped().program, &arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("started");
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        child.kill().expect("killed");
+        let ended = child.wait().expect("waited for");
+        let report = repository.run("verify", &[], &["--json"]).must(0).json();
+        assert_eq!(report["unreferenced"], serde_json::json!([]), "killed after {delay_ms} ms");
+        let listed = versions(&repository.run("list", &[], &["--json"]).must(0));
+        assert!(listed == ["1.0.0"] || listed == ["1.1.0", "1.0.0"], "{listed:?}");
+        // It ended by itself; with 3 when a run published everything and was killed on its way out.
+        if ended.code().is_some() {
+            break;
+        }
+    }
+    assert_eq!(versions(&repository.run("list", &[], &["--json"]).must(0)), ["1.1.0", "1.0.0"]);
+    // The intents of the dead are taken over, and nothing of them stays.
+    repository.run("refresh", &[], &[]).must(0);
+    let report = repository.run("verify", &[], &["--json"]).must(0).json();
+    assert_eq!((&report["unreferenced"], &report["pending"]), (&serde_json::json!([]), &0.into()));
+}
+
+#[test]
+fn keys_are_replaced_by_command_and_the_old_ones_end() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let one = world.build_version("1.0.0");
+    repository.publish(&one).must(0);
+    for role in ["timestamp", "targets", "snapshot", "root"] {
+        let rotated = repository.run("rotate-key", &[], &["--role", role, "--json"]).must(0).json();
+        let retired = repository.keys.join(format!("{role}.key"));
+        assert!(Path::new(rotated["new_key"].as_str().expect("a path")).is_file());
+        fs::remove_file(retired).unwrap();
+    }
+    repository.run("verify", &[], &[]).must(0);
+    repository.publish(&world.build_version("1.1.0")).must(0);
+    repository
+        .run("rotate-key", &[], &["--role", "root", "--no-new-key", "--keep-all", "--threshold", "2"])
+        .must(2);
 }

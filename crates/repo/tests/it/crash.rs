@@ -165,6 +165,32 @@ fn every_crash_leaves_the_old_or_the_new_state() {
 }
 
 #[test]
+fn crashes_in_a_row_leave_nothing_behind_either() {
+    let [one, two] = releases();
+    for first in [7, 11] {
+        for second in 0..12 {
+            let world = World::new(0);
+            world.publish(0, &[&one]);
+            for left in [first, second, second] {
+                let store = Dying { inner: world.storage(), left: Cell::new(left) };
+                let ended = Publisher::open(&store, &world.keys, at(1))
+                    .and_then(|mut publisher| publish(&mut publisher, &[&two], None));
+                drop((ended, store));
+                let report = report(&world.storage(), 1);
+                assert_eq!(
+                    (&report.problems, &report.unreferenced),
+                    (&Vec::new(), &Vec::new()),
+                    "writes {first} and {second}"
+                );
+            }
+            world.publish(2, &[&two]);
+            world.with_publisher(3, |publisher| publisher.refresh()).unwrap();
+            assert_eq!(world.must_be_clean(3).pending, 0, "writes {first} and {second}");
+        }
+    }
+}
+
+#[test]
 fn an_abandoned_publication_leaves_nothing_after_the_grace() {
     let [one, two] = releases();
     let world = World::new(3600);

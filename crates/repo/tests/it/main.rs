@@ -8,5 +8,6 @@ mod attacks;
 mod client;
 mod crash;
 mod publish;
+mod python;
 mod rotate;
 mod world;

@@ -50,6 +50,12 @@ pub(crate) fn at(hours: i64) -> Instant {
     Instant::from_unix(start.unix() + hours * 3600).expect("in range")
 }
 
+/// The present hour of the story, for whoever reads the real clock.
+pub(crate) fn now_hours() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    (now.as_secs() as i64 - at(0).unix()) / 3600
+}
+
 pub(crate) fn name(text: &str) -> Name {
     text.parse().expect(text)
 }
@@ -137,8 +143,12 @@ impl World {
     }
 
     pub(crate) fn create(&self, storage: &dyn Storage) -> Result<(), PublishError> {
+        self.create_at(storage, 0)
+    }
+
+    pub(crate) fn create_at(&self, storage: &dyn Storage, hours: i64) -> Result<(), PublishError> {
         let settings = RepositorySettings { grace_s: self.grace_s, ..RepositorySettings::default() };
-        Publisher::create(storage, &role_keys(&self.keys), settings, &self.keys, at(0)).map(drop)
+        Publisher::create(storage, &role_keys(&self.keys), settings, &self.keys, at(hours)).map(drop)
     }
 
     pub(crate) fn storage(&self) -> DirectoryStorage {
