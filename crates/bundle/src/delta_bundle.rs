@@ -7,7 +7,9 @@
 
 use std::io::{self, Read, Write};
 
-use cutover_core::model::{DeltaFile, DeltaManifest, Digest, Instant, Manifest, ObjectEntry};
+use cutover_core::model::{
+    DeltaFile, DeltaManifest, DeltaManifestError, Digest, Instant, Manifest, ManifestError, ObjectEntry,
+};
 
 use crate::{
     anchor::TrustAnchor,
@@ -16,7 +18,8 @@ use crate::{
     limits::Limits,
     object::{self, ObjectError},
     read_at::{RangeReader, ReadAt, fill},
-    trust::{self, RevocationLists},
+    signer::Signer,
+    trust::{self, RevocationLists, SignedBy, TrustError},
     write::WriteError,
 };
 
@@ -94,6 +97,66 @@ impl<R: ReadAt> DeltaBundle<R> {
         Ok(Self { source, limits: *limits, parts, payload_offset, payload_bytes })
     }
 
+    /// What the delta bundle claims about itself, for display only.
+    pub fn inspect_untrusted(&self) -> UntrustedDeltaView {
+        let [manifest, _, delta, signature] = &self.parts;
+        UntrustedDeltaView {
+            claimed_delta: DeltaManifest::parse(delta, &self.limits.manifest),
+            claimed_manifest: Manifest::parse(manifest, &self.limits.manifest),
+            claimed_signers: trust::claimed_signers(signature, &self.limits),
+            manifest_sha256: Digest::of(manifest),
+            payload_bytes: self.payload_bytes,
+        }
+    }
+
+    /// The bytes of the delta manifest. Unverified.
+    pub fn untrusted_delta_bytes(&self) -> &[u8] {
+        &self.parts[2]
+    }
+
+    /// Signs the release's manifest and the delta manifest with every signer in `signers`, replacing both signatures, and
+    /// writes the bundle.
+    ///
+    /// # Errors
+    /// [`WriteError::Delta`] or [`WriteError::PayloadSize`] before a signer is asked, so that no broken bundle is signed;
+    /// [`WriteError::Sign`], or a failed read or write.
+    pub fn sign(&self, signers: &[&dyn Signer], now: Instant, out: &mut dyn Write) -> Result<(), WriteError> {
+        let delta = self.signable()?;
+        let sign = |bytes: &[u8]| trust::sign_manifest(bytes, signers, now);
+        self.write_with(&delta, &sign(&self.parts[0])?, &sign(&self.parts[2])?, out)
+    }
+
+    /// Adds `signer` to both signatures and writes the bundle, for anchors with a threshold.
+    ///
+    /// # Errors
+    /// As [`DeltaBundle::sign`]; the present signatures must be well-formed.
+    pub fn cosign(&self, signer: &dyn Signer, now: Instant, out: &mut dyn Write) -> Result<(), WriteError> {
+        let delta = self.signable()?;
+        let [manifest, signature, delta_bytes, delta_signature] = &self.parts;
+        let add =
+            |bytes: &[u8], present: &[u8]| trust::cosign_manifest(bytes, present, signer, now, &self.limits);
+        self.write_with(&delta, &add(manifest, signature)?, &add(delta_bytes, delta_signature)?, out)
+    }
+
+    fn signable(&self) -> Result<DeltaManifest, WriteError> {
+        Manifest::parse(&self.parts[0], &self.limits.manifest)?;
+        let delta = DeltaManifest::parse(&self.parts[2], &self.limits.manifest)?;
+        let expected = delta.payload_bytes();
+        if expected == self.payload_bytes { Ok(delta) } else { Err(WriteError::PayloadSize { expected }) }
+    }
+
+    fn write_with(
+        &self,
+        delta: &DeltaManifest,
+        signature: &[u8],
+        delta_signature: &[u8],
+        out: &mut dyn Write,
+    ) -> Result<(), WriteError> {
+        let mut payload = RangeReader::new(&self.source, self.payload_offset, self.payload_bytes);
+        let delta = (delta, self.parts[2].as_slice(), delta_signature);
+        assemble_delta((&self.parts[0], signature), delta, &mut payload, out, &self.limits)
+    }
+
     /// Checks both signatures, then both manifests, then that they speak of the same release, then the payload's length.
     ///
     /// # Errors
@@ -104,17 +167,53 @@ impl<R: ReadAt> DeltaBundle<R> {
         revocation: &RevocationLists,
         now: Instant,
     ) -> Result<VerifiedDelta<R>, BundleError> {
+        let actual = self.payload_bytes;
+        let verified = self.verify_cut_off(anchor, revocation, now)?;
+        let expected = verified.delta.payload_bytes();
+        if actual != expected {
+            return Err(BundleError::PayloadSize { expected, actual });
+        }
+        Ok(verified)
+    }
+
+    /// As [`DeltaBundle::verify`], but the payload may end early, as after a broken download: for whoever has the full
+    /// bundle at hand for what is missing. Every object and every patch is checked when it is read, as ever.
+    ///
+    /// # Errors
+    /// See [`BundleError`].
+    pub fn verify_cut_off(
+        self,
+        anchor: &TrustAnchor,
+        revocation: &RevocationLists,
+        now: Instant,
+    ) -> Result<VerifiedDelta<R>, BundleError> {
         let [manifest, signature, delta, delta_signature] = self.parts;
-        trust::verify(&delta, &delta_signature, anchor, revocation, now, &self.limits)?;
+        let signers = trust::verify(&delta, &delta_signature, anchor, revocation, now, &self.limits)?;
         let release = verify_detached(manifest, signature, anchor, revocation, now, &self.limits)?;
         let delta = DeltaManifest::parse(&delta, &self.limits.manifest)?;
         check_together(&delta, &release)?;
         let (expected, actual) = (delta.payload_bytes(), self.payload_bytes);
-        if actual != expected {
+        if actual > expected {
             return Err(BundleError::PayloadSize { expected, actual });
         }
-        Ok(VerifiedDelta { release, delta, source: self.source, payload_offset: self.payload_offset })
+        let (source, payload_offset) = (self.source, self.payload_offset);
+        Ok(VerifiedDelta { release, delta, signers, source, payload_offset })
     }
+}
+
+/// What an unverified delta bundle says about itself. Nothing in here may decide anything.
+#[derive(Debug)]
+pub struct UntrustedDeltaView {
+    /// The delta manifest, when it can be read.
+    pub claimed_delta: Result<DeltaManifest, DeltaManifestError>,
+    /// The manifest of the release that comes out, when it can be read.
+    pub claimed_manifest: Result<Manifest, ManifestError>,
+    /// Who claims to have signed the delta manifest, when the signature can be read.
+    pub claimed_signers: Result<Vec<SignedBy>, TrustError>,
+    /// The digest of the release's manifest.
+    pub manifest_sha256: Digest,
+    /// How many bytes the payload has.
+    pub payload_bytes: u64,
 }
 
 /// The delta makes this very release, and carries its objects as the release's own manifest describes them.
@@ -154,11 +253,17 @@ fn check_together(delta: &DeltaManifest, release: &VerifiedManifest) -> Result<(
 pub struct VerifiedDelta<R> {
     release: VerifiedManifest,
     delta: DeltaManifest,
+    signers: Vec<SignedBy>,
     source: R,
     payload_offset: u64,
 }
 
 impl<R> VerifiedDelta<R> {
+    /// Who signed the delta manifest; at least one.
+    pub fn signers(&self) -> &[SignedBy] {
+        &self.signers
+    }
+
     /// The release that comes out.
     pub fn verified_manifest(&self) -> &VerifiedManifest {
         &self.release

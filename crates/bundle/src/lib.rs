@@ -28,7 +28,9 @@ pub use container::{
     Bundle, BundleError, ContainerError, HEADER_BYTES, MAGIC, UntrustedView, VerifiedBundle,
     VerifiedManifest, verify_detached, verify_signature,
 };
-pub use delta_bundle::{DELTA_MAGIC, DeltaBundle, DeltaPayloadError, VerifiedDelta, assemble_delta};
+pub use delta_bundle::{
+    DELTA_MAGIC, DeltaBundle, DeltaPayloadError, UntrustedDeltaView, VerifiedDelta, assemble_delta,
+};
 pub use limits::Limits;
 pub use object::{ObjectError, ObjectWriter, WINDOW_BYTES_MAX, decode_object};
 pub use read_at::{RangeReader, ReadAt};

@@ -8,7 +8,9 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
 };
 
-use cutover_core::model::{Digest, Encoding, Hasher, Manifest, ManifestError, ObjectEntry};
+use cutover_core::model::{
+    DeltaManifestError, Digest, Encoding, Hasher, Manifest, ManifestError, ObjectEntry,
+};
 use zstd::stream::raw::{CParameter, Encoder, InBuffer, Operation as _, OutBuffer};
 
 use crate::{
@@ -38,6 +40,9 @@ pub enum WriteError {
     /// The manifest breaks a rule; what cannot be read back is not written.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The delta manifest breaks a rule.
+    #[error(transparent)]
+    Delta(#[from] DeltaManifestError),
     /// The signature is over its limit.
     #[error("the signature has {actual} bytes; the limit is {limit}")]
     SignatureSize {

@@ -709,8 +709,11 @@ fn layout(text: &str) -> Result<Layout, String> {
 /// `plan`.
 #[derive(Args, Debug)]
 pub(crate) struct Plan {
-    /// The bundle.
+    /// The bundle, or the delta bundle.
     pub(crate) bundle: PathBuf,
+    /// The full bundle of the same release, as for `apply`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) full: Option<PathBuf>,
     /// Where it would be installed.
     #[command(flatten)]
     pub(crate) at: AtRoot,

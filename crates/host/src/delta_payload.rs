@@ -2,7 +2,7 @@
 //! carried, and a full bundle of the same release, if one was given, for everything that does not work out.
 
 use std::{
-    io::Write,
+    io::{self, Write},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -85,16 +85,27 @@ impl<R> DeltaPayload<R> {
 }
 
 impl<R: ReadAt + Sync> DeltaPayload<R> {
-    /// Checks every byte that was given, the full bundle's included.
+    /// Whether the delta has this object in full and undamaged.
+    fn carries(&self, sha256: Digest) -> bool {
+        match self.delta.copy_object(sha256, &mut io::sink(), &mut io::sink()) {
+            Ok(()) => true,
+            Err(ObjectError::NotCarried(_)) => false,
+            Err(error) => {
+                tracing::warn!(%sha256, %error, "what the delta carries in full is of no use");
+                false
+            }
+        }
+    }
+
+    /// Checks what the update cannot do without: the full bundle if it was given, else the delta.
     ///
     /// # Errors
-    /// The first that is not as declared.
+    /// The first byte that is not as declared.
     pub fn check_payload(&self) -> Result<(), DeltaPayloadError> {
-        self.delta.check_payload()?;
-        if let Some(full) = &self.full {
-            full.check_objects()?;
+        match &self.full {
+            Some(full) => Ok(full.check_objects()?),
+            None => self.delta.check_payload(),
         }
-        Ok(())
     }
 }
 
@@ -121,9 +132,9 @@ impl<R: ReadAt + Sync> Payload for DeltaPayload<R> {
         content: &mut dyn Write,
         stored: &mut dyn Write,
     ) -> Result<(), ObjectError> {
-        let is_carried = self.delta.delta().objects.iter().any(|object| object.sha256 == entry.sha256);
+        // What was written cannot be taken back, so where there is something to fall back to it is looked at first.
         match &self.full {
-            Some(full) if !is_carried => {
+            Some(full) if !self.carries(entry.sha256) => {
                 full.copy_object(entry, content, stored)?;
                 self.fetched.fetch_add(1, Ordering::Relaxed);
                 Ok(())

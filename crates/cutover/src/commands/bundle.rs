@@ -7,7 +7,7 @@ use std::{
 };
 
 use cutover_bundle::{
-    Bundle as OpenBundle, DeltaBundle, Level, Limits, VerifiedBundle,
+    Bundle as OpenBundle, DeltaBundle, Level, Limits, VerifiedBundle, WriteError,
     delta::DeltaLimits,
     signer::{CertificateChain, CommandSigner, FileSigner, Pin, Pkcs11Signer, Pkcs11Uri, Signer},
 };
@@ -206,6 +206,28 @@ fn report_written(
     Ok(Exit::Done)
 }
 
+/// What can be signed.
+enum Signable {
+    Full(OpenBundle<File>),
+    Delta(DeltaBundle<File>),
+}
+
+impl Signable {
+    fn sign(&self, signers: &[&dyn Signer], now: Instant, out: &mut dyn Write) -> Result<(), WriteError> {
+        match self {
+            Self::Full(bundle) => bundle.sign(signers, now, out),
+            Self::Delta(delta) => delta.sign(signers, now, out),
+        }
+    }
+
+    fn cosign(&self, signer: &dyn Signer, now: Instant, out: &mut dyn Write) -> Result<(), WriteError> {
+        match self {
+            Self::Full(bundle) => bundle.cosign(signer, now, out),
+            Self::Delta(delta) => delta.cosign(signer, now, out),
+        }
+    }
+}
+
 fn sign(
     path: &Path,
     output: Option<&Path>,
@@ -215,7 +237,10 @@ fn sign(
 ) -> Result<Exit, Failure> {
     let signers = signers(signing)?;
     let output = output.unwrap_or(path);
-    let bundle = open(path)?;
+    let bundle = match open_delta(path)? {
+        Some(delta) => Signable::Delta(delta),
+        None => Signable::Full(open(path)?),
+    };
     let failed = |error| Failure::about(error, format!("failed to sign `{}`", path.display()));
     match (signers.as_slice(), add) {
         ([], _) => {
@@ -335,6 +360,20 @@ pub(super) fn open(path: &Path) -> Result<OpenBundle<File>, Failure> {
         .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))
 }
 
+/// Opens a delta bundle and believes nothing of it; `None` when it is something else.
+///
+/// # Errors
+/// The file cannot be opened, or begins as a delta bundle and is none.
+pub(super) fn open_delta(path: &Path) -> Result<Option<DeltaBundle<File>>, Failure> {
+    let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
+    if !DeltaBundle::is_one(&file).map_err(|source| Failure::io("read", path, source))? {
+        return Ok(None);
+    }
+    DeltaBundle::open(file, &Limits::default())
+        .map(Some)
+        .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))
+}
+
 /// Opens a bundle and verifies its signature and manifest against this program's anchor.
 ///
 /// # Errors
@@ -363,20 +402,20 @@ pub(super) fn open_update(
     settings: &Settings,
     now: Instant,
 ) -> Result<Update, Failure> {
-    let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
-    let is_delta = DeltaBundle::is_one(&file).map_err(|source| Failure::io("read", path, source))?;
-    if !is_delta {
+    let Some(delta) = open_delta(path)? else {
         if full.is_some() {
             return Err(Failure::usage("--full is for delta bundles, and this bundle is full"));
         }
         return open_verified(path, settings, now).map(Update::Full);
-    }
+    };
     let anchor = trust::anchor()?;
     let lists = trust::revocation_lists(&settings.trust_policy)?;
     let refused = || format!("refused `{}`", path.display());
-    let delta = DeltaBundle::open(file, &Limits::default())
-        .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))?;
-    let delta = delta.verify(&anchor, &lists, now).map_err(|error| {
+    let verified = match full {
+        Some(_) => delta.verify_cut_off(&anchor, &lists, now),
+        None => delta.verify(&anchor, &lists, now),
+    };
+    let delta = verified.map_err(|error| {
         tracing::warn!(bundle = %path.display(), code = error.code(), %error, "delta bundle refused");
         Failure::about(error, refused())
     })?;
@@ -410,8 +449,13 @@ fn check_policy(manifest: &Manifest, settings: &Settings) -> Result<(), String> 
 
 fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
     let settings = context.settings(None, [])?.settings;
+    // Without an anchor nothing can be verified, whatever the file is.
+    trust::anchor()?;
     let began = std::time::Instant::now();
-    let bundle = open_verified(path, &settings, context.now)?;
+    let bundle = match open_update(path, None, &settings, context.now)? {
+        Update::Full(bundle) => bundle,
+        Update::Delta(delta) => return delta_release::verify(path, &delta, began.elapsed(), context),
+    };
     let signature_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     bundle.check_objects().map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
     let manifest = bundle.manifest();
@@ -436,20 +480,22 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
                 manifest.files.len(),
                 output::bytes(manifest.total_bytes())
             ));
-            for signer in bundle.signers() {
-                output::line(format!(
-                    "signed by {}, issued by {}, serial {}",
-                    output::printable(&signer.subject),
-                    output::printable(&signer.issuer),
-                    signer.serial
-                ));
-            }
+            bundle.signers().iter().for_each(tell_signer);
         }
     }
     Ok(Exit::Done)
 }
 
-fn signer_json(signer: &cutover_bundle::SignedBy) -> serde_json::Value {
+pub(super) fn tell_signer(signer: &cutover_bundle::SignedBy) {
+    output::line(format!(
+        "signed by {}, issued by {}, serial {}",
+        output::printable(&signer.subject),
+        output::printable(&signer.issuer),
+        signer.serial
+    ));
+}
+
+pub(super) fn signer_json(signer: &cutover_bundle::SignedBy) -> serde_json::Value {
     serde_json::json!({
         "subject": signer.subject,
         "issuer": signer.issuer,
@@ -460,6 +506,9 @@ fn signer_json(signer: &cutover_bundle::SignedBy) -> serde_json::Value {
 }
 
 fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, Failure> {
+    if let Some(delta) = open_delta(path)? {
+        return delta_release::inspect(path, &delta, raw_manifest, context);
+    }
     let bundle = open(path)?;
     if raw_manifest {
         let text = String::from_utf8_lossy(bundle.untrusted_manifest_bytes()).into_owned();
@@ -512,7 +561,7 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
     Ok(Exit::Done)
 }
 
-fn summary(manifest: &Manifest) -> String {
+pub(super) fn summary(manifest: &Manifest) -> String {
     let packed = manifest.objects.iter().filter(|object| object.encoding == Encoding::Zstd).count();
     format!(
         "release   {} {}\nplatform  {}\nchannel   {}\nreleased  {}\nfiles     {}, {}\nobjects   {}, {} compressed, {}",

@@ -1,14 +1,15 @@
-//! The delta bundle that leads from an earlier release to a newer one, for `bundle create --delta-from` and `repo publish`.
+//! Delta bundles: the one that leads from an earlier release to a newer one is written for `bundle create --delta-from` and
+//! `repo publish`; `bundle verify` and `bundle inspect` tell of one.
 
 use std::{
     fs::File,
     io::{Seek as _, Write},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use cutover_bundle::{
-    Bundle as OpenBundle, Limits, assemble_delta,
+    Bundle as OpenBundle, DeltaBundle, Limits, assemble_delta,
     delta::{
         AVAILABLE, Content, DeltaLimits, GenerateOptions, Pair,
         choose::{self, ChooseOptions, Policy},
@@ -23,12 +24,122 @@ use cutover_core::{
     },
 };
 
+use cutover_host::delta_payload::DeltaPayload;
+
 use super::{Context, bundle, delta};
 use crate::{
+    exit::Exit,
     failure::Failure,
     files::{self, Existing},
+    output::{self, Form},
     progress,
 };
+
+/// `bundle verify` of a delta bundle whose signatures hold: checks every object and every patch it carries.
+pub(super) fn verify(
+    path: &Path,
+    payload: &DeltaPayload<File>,
+    signature: Duration,
+    context: &Context,
+) -> Result<Exit, Failure> {
+    let bundle = payload.delta();
+    payload
+        .check_payload()
+        .map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
+    let (delta, manifest) = (bundle.delta(), bundle.verified_manifest().manifest());
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "bundle": path,
+            "verified": true,
+            "signature_us": u64::try_from(signature.as_micros()).unwrap_or(u64::MAX),
+            "package": manifest.package,
+            "version": manifest.version,
+            "manifest_sha256": delta.to.manifest,
+            "from": delta.from,
+            "patches": delta.files.len(),
+            "objects": delta.objects.len(),
+            "payload_bytes": delta.payload_bytes(),
+            "signers": bundle.signers().iter().map(bundle::signer_json).collect::<Vec<_>>(),
+        }))?,
+        Form::Text => {
+            output::line(format!(
+                "{}: verification passed: a delta from {} to {}, {}",
+                path.display(),
+                delta.from,
+                delta.to,
+                contents(delta),
+            ));
+            bundle.signers().iter().for_each(bundle::tell_signer);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// `bundle inspect` of a delta bundle.
+pub(super) fn inspect(
+    path: &Path,
+    bundle: &DeltaBundle<File>,
+    raw_manifest: bool,
+    context: &Context,
+) -> Result<Exit, Failure> {
+    if raw_manifest {
+        let text = String::from_utf8_lossy(bundle.untrusted_delta_bytes()).into_owned();
+        output::line(output::printable(text.trim_end_matches('\n')));
+        return Ok(Exit::Done);
+    }
+    let view = bundle.inspect_untrusted();
+    let refused = |what: &str| format!("the {what} of `{}` is refused", path.display());
+    let delta = view.claimed_delta.map_err(|error| Failure::about(error, refused("delta manifest")))?;
+    let manifest = view.claimed_manifest.map_err(|error| Failure::about(error, refused("manifest")))?;
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "bundle": path,
+            "verified": false,
+            "manifest_sha256": view.manifest_sha256,
+            "payload_bytes": view.payload_bytes,
+            "signers": view.claimed_signers.iter().flatten().map(bundle::signer_json).collect::<Vec<_>>(),
+            "delta": delta,
+            "manifest": manifest,
+        }))?,
+        Form::Text => {
+            output::line(format!("{}: NOT VERIFIED; it says about itself:", path.display()));
+            output::line(format!("delta     from {}, {}", delta.from, contents(&delta)));
+            output::line(bundle::summary(&manifest));
+            match view.claimed_signers {
+                Ok(signers) => {
+                    for signer in signers {
+                        output::line(format!("signer    {}", output::printable(&signer.subject)));
+                    }
+                }
+                Err(error) => output::line(format!("signature {}", output::printable(&error.to_string()))),
+            }
+            let row = |file: &DeltaFile| {
+                vec![
+                    file.path.to_string(),
+                    file.algorithm.to_string(),
+                    file.patch_size.to_string(),
+                    file.target_size.to_string(),
+                    file.base_sha256.short(),
+                    file.target_sha256.short(),
+                ]
+            };
+            output::line(output::table(
+                &["path", "algorithm", "patch", "size", "base", "sha256"],
+                delta.files.iter().map(row).collect(),
+            ));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn contents(delta: &DeltaManifest) -> String {
+    format!(
+        "{} patches and {} files in full in {}",
+        delta.files.len(),
+        delta.objects.len(),
+        output::bytes(delta.payload_bytes()),
+    )
+}
 
 /// What a patch's entry takes in the delta manifest, in bytes: a patch must save more than that.
 const ENTRY_BYTES: u64 = 1024;

@@ -94,7 +94,8 @@ fn plan_only(
 }
 
 pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
-    let (planned, preflight) = plan_only(&command.bundle, None, &command.at, &command.update, context)?;
+    let full = command.full.as_deref();
+    let (planned, preflight) = plan_only(&command.bundle, full, &command.at, &command.update, context)?;
     if let Some(path) = &command.output {
         let text = serde_json::to_vec_pretty(&planned.plan).expect("plans have string keys");
         files::write(path, 0o644, Existing::Replace, |out| {

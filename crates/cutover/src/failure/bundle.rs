@@ -174,6 +174,7 @@ impl Classify for WriteError {
         match self {
             Self::Read(_) | Self::Write(_) | Self::Compress(_) => Exit::Failed,
             Self::Manifest(error) => error.exit(),
+            Self::Delta(error) => error.exit(),
             Self::SignatureSize { .. } => Exit::Usage,
             Self::PayloadSize { .. } => Exit::UnsafeContent,
             Self::Sign(error) => error.exit(),
@@ -183,6 +184,7 @@ impl Classify for WriteError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Manifest(error) => error.hints(),
+            Self::Delta(error) => error.hints(),
             Self::Sign(error) => error.hints(),
             Self::Read(_)
             | Self::Write(_)
