@@ -5,8 +5,8 @@ use cutover_core::model::{Digest, Name, Version};
 use crate::{
     fetch::FetchError,
     index::{
-        FileRef, INDEX_BYTES_MAX, Index, IndexEntry, IndexError, index_path, manifest_path, parse_index_path,
-        signature_path,
+        FileRef, INDEX_BYTES_MAX, Index, IndexEntry, IndexError, ObjectList, index_path, manifest_path,
+        objects_path, parse_index_path, signature_path,
     },
     tuf::{Client, ClientError, Refused},
 };
@@ -68,6 +68,17 @@ pub struct Chosen {
     pub channel: Name,
     /// What the index says of it.
     pub entry: IndexEntry,
+}
+
+/// The small files of a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseFiles {
+    /// The manifest's exact bytes.
+    pub manifest: Vec<u8>,
+    /// The signature over them.
+    pub signature: Vec<u8>,
+    /// How its objects are stored.
+    pub objects: ObjectList,
 }
 
 /// Answers questions about one consistent state of a repository.
@@ -181,15 +192,16 @@ impl<'a> Catalogue<'a> {
         }
     }
 
-    /// The manifest of a release and the signature over it: the bytes that the index names. Whether the anchor trusts
-    /// whoever signed them is checked by `cutover_bundle::verify_detached`, not here.
+    /// The small files of a release: what the index names. Whether the anchor trusts whoever signed the manifest is
+    /// checked by `cutover_bundle::verify_detached`, not here.
     ///
     /// # Errors
     /// See [`CatalogueError`].
-    pub fn manifest(&self, entry: &IndexEntry) -> Result<(Vec<u8>, Vec<u8>), CatalogueError> {
+    pub fn files(&self, entry: &IndexEntry) -> Result<ReleaseFiles, CatalogueError> {
         let manifest = self.file(&manifest_path(entry.manifest.sha256), &entry.manifest)?;
         let signature = self.file(&signature_path(entry.signature.sha256), &entry.signature)?;
-        Ok((manifest, signature))
+        let objects = self.file(&objects_path(entry.objects.sha256), &entry.objects)?;
+        Ok(ReleaseFiles { manifest, signature, objects: ObjectList::parse(&objects)? })
     }
 
     fn file(&self, path: &str, file: &FileRef) -> Result<Vec<u8>, CatalogueError> {

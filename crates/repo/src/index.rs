@@ -6,8 +6,7 @@
 use std::cmp::Ordering;
 
 use cutover_core::model::{
-    Conflict, Digest, Encoding, Instant, Manifest, Name, ObjectEntry, Priority, ReleaseRef, Requirement,
-    Version,
+    Conflict, Digest, Instant, Manifest, Name, ObjectEntry, Priority, ReleaseRef, Requirement, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +58,8 @@ pub struct IndexEntry {
     pub manifest: FileRef,
     /// The signature over it, `manifests/SHA256.p7s`.
     pub signature: FileRef,
+    /// The list of its objects as they are stored, `manifests/SHA256.objects`.
+    pub objects: FileRef,
     /// How urgent it is.
     pub priority: Priority,
     /// When it was released, as its manifest says.
@@ -192,12 +193,14 @@ fn order(one: &IndexEntry, other: &IndexEntry) -> Ordering {
 }
 
 impl IndexEntry {
-    /// Lists a release.
-    pub fn new(manifest: &Manifest, bytes: &[u8], signature: &[u8], published_at: Instant) -> Self {
+    /// Lists a release with its manifest, signature and list of objects.
+    pub fn new(manifest: &Manifest, files: [FileRef; 3], published_at: Instant) -> Self {
+        let [bytes, signature, objects] = files;
         Self {
             version: manifest.version.clone(),
-            manifest: FileRef::of(bytes),
-            signature: FileRef::of(signature),
+            manifest: bytes,
+            signature,
+            objects,
             priority: manifest.priority,
             released_at: manifest.released_at,
             published_at,
@@ -242,14 +245,66 @@ pub fn signature_path(sha256: Digest) -> String {
     format!("manifests/{sha256}.p7s")
 }
 
-/// Where an object lies as it is stored. A compressed one carries its stored size in its name: two releases may have
-/// compressed the same content differently, and each manifest states its own size.
-pub fn object_path(object: &ObjectEntry) -> String {
-    let digest = object.sha256.to_string();
-    let directory = &digest[..2];
-    match object.encoding {
-        Encoding::Raw => format!("objects/{directory}/{digest}"),
-        Encoding::Zstd => format!("objects/{directory}/{digest}.{}.zst", object.stored_size),
+/// Where the list of a release's objects lies.
+pub fn objects_path(sha256: Digest) -> String {
+    format!("manifests/{sha256}.objects")
+}
+
+/// Where an object lies, by the digest of its bytes as they are stored. Whoever mirrors a repository can check every file
+/// by its name; and one content that two compressors stored differently is two files, each of which is right.
+pub fn object_path(stored: Digest) -> String {
+    let digest = stored.to_string();
+    format!("objects/{}/{digest}", &digest[..2])
+}
+
+/// The objects of a release as they are stored: one digest for each object of its manifest, in the manifest's order.
+///
+/// A manifest names contents; this names files. It is trusted by its own digest, which the index names, and decides nothing:
+/// a content that is not what the signed manifest says is refused whatever the file's digest is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectList(Vec<Digest>);
+
+impl ObjectList {
+    /// Lists these.
+    pub fn new(stored: Vec<Digest>) -> Self {
+        Self(stored)
+    }
+
+    /// Reads a list: 32 bytes for each object.
+    ///
+    /// # Errors
+    /// [`IndexError::Syntax`] when its length is no multiple of that.
+    pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
+        let (digests, rest) = bytes.as_chunks::<32>();
+        if !rest.is_empty() {
+            return Err(IndexError::Syntax("a list of objects is cut off".to_owned()));
+        }
+        Ok(Self(digests.iter().copied().map(Digest::from_bytes).collect()))
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|digest| *digest.as_bytes()).collect()
+    }
+
+    /// The digests.
+    pub fn digests(&self) -> &[Digest] {
+        &self.0
+    }
+
+    /// The objects of a manifest, each with the digest of its stored bytes.
+    ///
+    /// # Errors
+    /// [`IndexError::Inconsistent`] when there are not as many of one as of the other.
+    pub fn of<'m>(&self, manifest: &'m Manifest) -> Result<Vec<(&'m ObjectEntry, Digest)>, IndexError> {
+        if self.0.len() != manifest.objects.len() {
+            return Err(IndexError::Inconsistent(format!(
+                "the list names {} objects and the manifest has {}",
+                self.0.len(),
+                manifest.objects.len()
+            )));
+        }
+        Ok(manifest.objects.iter().zip(self.0.iter().copied()).collect())
     }
 }
 

@@ -13,6 +13,7 @@ mod bootstrap;
 mod catalogue;
 mod directory;
 mod fetch;
+mod hash;
 mod index;
 mod present;
 mod publish;
@@ -27,14 +28,14 @@ pub mod tuf;
 mod verify;
 
 pub use bootstrap::{BOOTSTRAP_PATH, Bootstrap, BootstrapError, first_root};
-pub use catalogue::{Catalogue, CatalogueError, Chosen, Wanted};
+pub use catalogue::{Catalogue, CatalogueError, Chosen, ReleaseFiles, Wanted};
 pub use fetch::{Fetch, FetchError, read_bounded};
 pub use index::{
-    DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, Yanked, delta_path,
-    index_path, manifest_path, object_path, parse_index_path, signature_path,
+    DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, ObjectList, Yanked,
+    delta_path, index_path, manifest_path, object_path, objects_path, parse_index_path, signature_path,
 };
 pub use present::{Listed, list};
-pub use publish::{NewDelta, NewRelease, PublishError, Published, Publisher};
+pub use publish::{Base, NewDelta, NewRelease, PublishError, Published, Publisher};
 pub use remove::Removed;
 pub use rotate::Rotation;
 pub use settings::RepositorySettings;

@@ -10,14 +10,15 @@ use std::{
     io::{self, Write},
 };
 
-use cutover_bundle::{Limits, RangeReader, ReadAt, VerifiedBundle, decode_object};
+use cutover_bundle::{Limits, ObjectError, RangeReader, ReadAt, VerifiedBundle, decode_object};
 use cutover_core::model::{Digest, Instant, Manifest, Name, ObjectEntry, ReleaseRef, Version};
 
 use crate::{
     bootstrap::{BOOTSTRAP_PATH, Bootstrap},
+    hash::HashWriter,
     index::{
-        DeltaRef, FileRef, Index, IndexEntry, IndexError, Yanked, delta_path, index_path, manifest_path,
-        object_path, signature_path,
+        DeltaRef, FileRef, Index, IndexEntry, IndexError, ObjectList, Yanked, delta_path, index_path,
+        manifest_path, object_path, objects_path, signature_path,
     },
     present::{Present, must, target_file},
     settings::{self, RepositorySettings, days_after, seconds_after},
@@ -83,6 +84,9 @@ pub enum PublishError {
         /// The manifest that was offered.
         offered: String,
     },
+    /// A bundle's payload is not what its manifest says.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// There is no such release.
     #[error("the repository has no {0}")]
     NotFound(String),
@@ -316,16 +320,19 @@ impl<'a> Publisher<'a> {
             indexes.append(&mut self.present.indexes_of(self.storage, package)?);
         }
         let mut changed = BTreeSet::new();
+        let mut prepared = Vec::new();
         for release in releases {
             check_new(release.bundle, &indexes)?;
-            let (path, listed) = self.list_release(release, &mut indexes)?;
+            let release = Prepared::new(release)?;
+            let (path, listed) = self.list_release(&release, &mut indexes)?;
+            prepared.push(release);
             published.releases += usize::from(listed == ListedAs::New);
             if listed != ListedAs::Before {
                 changed.insert(path);
             }
         }
         // Also for what was published before: what has got lost is written again.
-        let wrote = self.add_contents(releases, &indexes, &mut published)?;
+        let wrote = self.add_contents(&prepared, &indexes, &mut published)?;
         if changed.is_empty() {
             published.version = self.present.timestamp.version;
             if wrote {
@@ -343,19 +350,20 @@ impl<'a> Publisher<'a> {
     /// Adds a release to its index and says how it stands there.
     fn list_release<R: ReadAt>(
         &self,
-        release: &NewRelease<'_, R>,
+        prepared: &Prepared<'_, '_, R>,
         indexes: &mut BTreeMap<String, Index>,
     ) -> Result<(String, ListedAs), PublishError> {
+        let release = prepared.release;
         let manifest = release.bundle.manifest();
         let channel = release.channel.as_ref().unwrap_or(&manifest.channel);
         let path = index_path(&manifest.package, &manifest.platform, channel);
         let index = indexes.entry(path.clone()).or_insert_with(|| {
             Index::new(manifest.package.clone(), manifest.platform.clone(), channel.clone())
         });
-        let bytes = (release.bundle.manifest_bytes(), release.bundle.signature_bytes());
+        let files = [release.bundle.manifest_bytes(), release.bundle.signature_bytes(), &prepared.objects]
+            .map(FileRef::of);
         let known = index.get(&manifest.version).cloned();
-        let mut entry =
-            known.clone().unwrap_or_else(|| IndexEntry::new(manifest, bytes.0, bytes.1, self.now));
+        let mut entry = known.clone().unwrap_or_else(|| IndexEntry::new(manifest, files, self.now));
         for delta in &release.deltas {
             // Patches are signed anew each time they are made; one that is there is as good.
             if !entry.deltas.iter().any(|known| known.from == delta.from) {
@@ -384,7 +392,7 @@ impl<'a> Publisher<'a> {
     /// Writes what `indexes` say of these releases and is not there yet; whether there was anything.
     fn add_contents<R: ReadAt>(
         &mut self,
-        releases: &[NewRelease<'_, R>],
+        releases: &[Prepared<'_, '_, R>],
         indexes: &BTreeMap<String, Index>,
         published: &mut Published,
     ) -> Result<bool, PublishError> {
@@ -392,11 +400,12 @@ impl<'a> Publisher<'a> {
             .values()
             .flat_map(|index| &index.releases)
             .flat_map(|entry| {
-                entry.deltas.iter().map(|delta| delta.bundle.sha256).chain([entry.signature.sha256])
+                let deltas = entry.deltas.iter().map(|delta| delta.bundle.sha256);
+                deltas.chain([entry.signature.sha256, entry.objects.sha256])
             })
             .collect();
         let mut files: BTreeMap<String, Content<'_, R>> = BTreeMap::new();
-        for release in releases {
+        for Prepared { release, stored, objects } in releases {
             for delta in &release.deltas {
                 let file = file_ref(delta.file).map_err(PublishError::storage("read", "a delta"))?;
                 if listed.contains(&file.sha256) {
@@ -404,13 +413,18 @@ impl<'a> Publisher<'a> {
                 }
             }
             let bundle = release.bundle;
-            let objects = bundle.manifest().objects.iter();
-            files.extend(objects.map(|object| (object_path(object), Content::Object(bundle, object))));
             let (manifest, signature) = (bundle.manifest_bytes(), bundle.signature_bytes());
             files.insert(manifest_path(Digest::of(manifest)), Content::Bytes(manifest));
-            // The same manifest may have been published with another signature; then that one counts.
+            // The same manifest may have been published before with another signature, and from a bundle whose objects were
+            // stored otherwise; then those count.
             if listed.contains(&Digest::of(signature)) {
                 files.insert(signature_path(Digest::of(signature)), Content::Bytes(signature));
+            }
+            if listed.contains(&Digest::of(objects)) {
+                files.insert(objects_path(Digest::of(objects)), Content::Bytes(objects));
+                for (object, stored) in bundle.manifest().objects.iter().zip(stored) {
+                    files.insert(object_path(*stored), Content::Object(bundle, object));
+                }
             }
         }
         let is_object = |path: &str| path.starts_with("objects/");
@@ -444,16 +458,12 @@ impl<'a> Publisher<'a> {
         Ok(true)
     }
 
-    /// The releases from which deltas to `manifest` are worth making: the latest ones below it in its channel, as many as the
-    /// settings say, with their manifests.
+    /// The releases from which deltas to `manifest` are worth making: the latest ones below it in its channel, as many as
+    /// the settings say.
     ///
     /// # Errors
     /// See [`PublishError`].
-    pub fn bases(
-        &self,
-        manifest: &Manifest,
-        channel: &Name,
-    ) -> Result<Vec<(ReleaseRef, Manifest)>, PublishError> {
+    pub fn bases(&self, manifest: &Manifest, channel: &Name) -> Result<Vec<Base>, PublishError> {
         let path = index_path(&manifest.package, &manifest.platform, channel);
         let Some(index) = self.present.index(self.storage, &path)? else { return Ok(Vec::new()) };
         let present = index.get(&manifest.version);
@@ -466,24 +476,30 @@ impl<'a> Publisher<'a> {
         older
             .take(self.settings.deltas as usize)
             .map(|entry| {
-                let bytes = read_manifest(self.storage, &entry.manifest)?;
-                let manifest = Manifest::parse(&bytes, &Limits::default().manifest)
+                let path = manifest_path(entry.manifest.sha256);
+                let bytes = read_named(self.storage, path, &entry.manifest)?;
+                let parsed = Manifest::parse(&bytes, &Limits::default().manifest)
                     .map_err(|error| PublishError::Damaged(error.to_string()))?;
-                Ok((entry.release(&manifest.package), manifest))
+                let objects = read_objects(self.storage, entry)?;
+                let stored = objects.of(&parsed)?.into_iter().map(|(object, stored)| (object.sha256, stored));
+                let stored = stored.collect();
+                Ok(Base { release: entry.release(&manifest.package), manifest: parsed, stored })
             })
             .collect()
     }
 
-    /// Reads an object of the repository, decoded and checked.
+    /// Reads an object of a published release, decoded and checked.
     ///
     /// # Errors
     /// See [`PublishError`].
-    pub fn read_object(&self, object: &ObjectEntry) -> Result<Vec<u8>, PublishError> {
-        let path = object_path(object);
-        let stored = self.storage.open(&path).map_err(PublishError::storage("read", &path))?;
-        let stored = stored.ok_or_else(|| PublishError::Damaged(format!("`{path}` is missing")))?;
+    pub fn read_object(&self, base: &Base, object: &ObjectEntry) -> Result<Vec<u8>, PublishError> {
+        let stored = base.stored.get(&object.sha256);
+        let stored = stored.ok_or_else(|| PublishError::NotFound(format!("object {}", object.sha256)))?;
+        let path = object_path(*stored);
+        let file = self.storage.open(&path).map_err(PublishError::storage("read", &path))?;
+        let file = file.ok_or_else(|| PublishError::Damaged(format!("`{path}` is missing")))?;
         let mut content = Vec::new();
-        decode_object(object, stored, &mut content)
+        decode_object(object, file, &mut content)
             .map_err(|error| PublishError::Damaged(format!("`{path}`: {error}")))?;
         Ok(content)
     }
@@ -684,6 +700,40 @@ enum ListedAs {
     Before,
 }
 
+/// A release that is published already, as the base of a delta.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The release.
+    pub release: ReleaseRef,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// By the digest of each content, that of the file which holds it.
+    stored: BTreeMap<Digest, Digest>,
+}
+
+/// A release that is to be published, and how its objects are stored.
+struct Prepared<'a, 'r, R> {
+    release: &'r NewRelease<'a, R>,
+    /// The digest of each object's stored bytes, in the manifest's order.
+    stored: Vec<Digest>,
+    /// The list of them.
+    objects: Vec<u8>,
+}
+
+impl<'a, 'r, R: ReadAt> Prepared<'a, 'r, R> {
+    /// Reads and checks every byte of the bundle.
+    fn new(release: &'r NewRelease<'a, R>) -> Result<Self, PublishError> {
+        let mut stored = Vec::new();
+        for object in &release.bundle.manifest().objects {
+            let mut hashed = HashWriter::default();
+            release.bundle.copy_object(object, &mut io::sink(), &mut hashed)?;
+            stored.push(hashed.finish().sha256);
+        }
+        let objects = ObjectList::new(stored.clone()).to_bytes();
+        Ok(Self { release, stored, objects })
+    }
+}
+
 /// The bytes of a file that is to be published.
 enum Content<'a, R> {
     Object(&'a VerifiedBundle<R>, &'a ObjectEntry),
@@ -755,25 +805,23 @@ fn meta_file(version: u64, bytes: &[u8]) -> MetaFile {
 
 fn file_ref(file: &dyn ReadAt) -> io::Result<FileRef> {
     let size = file.size()?;
-    let mut hasher = cutover_core::model::Hasher::new();
-    let mut reader = RangeReader::new(&file, 0, size);
-    let mut buffer = vec![0; 1 << 17];
-    loop {
-        let count = io::Read::read(&mut reader, &mut buffer)?;
-        if count == 0 {
-            return Ok(FileRef { sha256: hasher.finish(), size });
-        }
-        hasher.update(&buffer[..count]);
-    }
+    let mut hashed = HashWriter::default();
+    io::copy(&mut RangeReader::new(&file, 0, size), &mut hashed)?;
+    Ok(hashed.finish())
 }
 
 fn take_lock(storage: &dyn Storage) -> Result<Box<dyn Locked>, PublishError> {
     storage.lock().map_err(PublishError::storage("lock", "."))?.ok_or(PublishError::InUse)
 }
 
-/// Reads a manifest of the repository by its reference.
-pub(crate) fn read_manifest(storage: &dyn Storage, manifest: &FileRef) -> Result<Vec<u8>, PublishError> {
-    let path = manifest_path(manifest.sha256);
+/// Reads the list of a release's objects.
+pub(crate) fn read_objects(storage: &dyn Storage, entry: &IndexEntry) -> Result<ObjectList, PublishError> {
+    let bytes = read_named(storage, objects_path(entry.objects.sha256), &entry.objects)?;
+    Ok(ObjectList::parse(&bytes)?)
+}
+
+/// Reads a small file of the repository, which must be the one that is named.
+fn read_named(storage: &dyn Storage, path: String, manifest: &FileRef) -> Result<Vec<u8>, PublishError> {
     let bytes = must(storage, &path)?;
     if FileRef::of(&bytes) == *manifest {
         Ok(bytes)

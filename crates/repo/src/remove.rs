@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use cutover_bundle::Limits;
-use cutover_core::model::{Digest, Manifest, Name, Version};
+use cutover_core::model::{Digest, Name, Version};
 
 use crate::{
-    index::{Index, IndexEntry, delta_path, manifest_path, object_path, signature_path},
-    publish::{PublishError, Publisher, Renew, read_manifest},
+    index::{Index, IndexEntry, delta_path, manifest_path, object_path, objects_path, signature_path},
+    publish::{PublishError, Publisher, Renew, read_objects},
     sign::keys_of,
     storage::Storage,
     tombstone::{self, Removal, Tombstone},
@@ -146,14 +145,15 @@ impl Publisher<'_> {
     }
 }
 
-/// Every file of a release: manifest, signature, objects, and the deltas that lead to it.
+/// Every file of a release: manifest, signature, objects with their list, and the deltas that lead to it.
 pub(crate) fn files_of(storage: &dyn Storage, entry: &IndexEntry) -> Result<Vec<String>, PublishError> {
-    let bytes = read_manifest(storage, &entry.manifest)?;
-    let manifest = Manifest::parse(&bytes, &Limits::default().manifest).map_err(|error| {
-        PublishError::Damaged(format!("manifest {}: {error}", entry.manifest.sha256.short()))
-    })?;
-    let mut files = vec![manifest_path(entry.manifest.sha256), signature_path(entry.signature.sha256)];
-    files.extend(manifest.objects.iter().map(object_path));
+    let objects = read_objects(storage, entry)?;
+    let mut files = vec![
+        manifest_path(entry.manifest.sha256),
+        signature_path(entry.signature.sha256),
+        objects_path(entry.objects.sha256),
+    ];
+    files.extend(objects.digests().iter().copied().map(object_path));
     files.extend(entry.deltas.iter().map(|delta| delta_path(delta.bundle.sha256)));
     Ok(files)
 }

@@ -3,10 +3,13 @@
 use std::{collections::BTreeSet, io};
 
 use cutover_bundle::{Limits, ObjectError, decode_object};
-use cutover_core::model::{Digest, Hasher, Instant, Manifest, ObjectEntry};
+use cutover_core::model::{Digest, Instant, Manifest, ObjectEntry};
 
 use crate::{
-    index::{FileRef, IndexEntry, delta_path, manifest_path, object_path, signature_path},
+    hash::{HashReader, HashWriter},
+    index::{
+        FileRef, IndexEntry, ObjectList, delta_path, manifest_path, object_path, objects_path, signature_path,
+    },
     present::{Present, must},
     publish::PublishError,
     storage::{PRIVATE, Storage},
@@ -86,14 +89,19 @@ impl Check<'_> {
                 self.hashed(name, &path, &delta.bundle)?;
             }
         }
-        let (Some(manifest), Some(signature)) = (manifest, signature) else { return Ok(()) };
+        let objects = self.file(name, &objects_path(entry.objects.sha256), &entry.objects)?;
+        let (Some(manifest), Some(signature), Some(objects)) = (manifest, signature, objects) else {
+            return Ok(());
+        };
         if let Err(reason) = check_release(&manifest, &signature) {
             self.problem(format!("{name}: {reason}"));
         }
         match Manifest::parse(&manifest, &Limits::default().manifest) {
             Ok(manifest) if is_new => {
                 self.report.releases += 1;
-                manifest.objects.iter().try_for_each(|object| self.object(name, object))
+                let list = ObjectList::parse(&objects)?;
+                let objects = list.of(&manifest)?;
+                objects.into_iter().try_for_each(|(object, stored)| self.object(name, object, stored))
             }
             Ok(_) => Ok(()),
             Err(error) => {
@@ -128,26 +136,29 @@ impl Check<'_> {
             self.problem(format!("{name}: `{path}` is missing"));
             return Ok(());
         };
-        let mut hasher = HashWriter(Hasher::new(), 0);
-        io::copy(&mut content, &mut hasher).map_err(PublishError::storage("read", path))?;
-        self.report.bytes += hasher.1;
-        if (FileRef { sha256: hasher.0.finish(), size: hasher.1 }) != *file {
+        let mut hashed = HashWriter::default();
+        io::copy(&mut content, &mut hashed).map_err(PublishError::storage("read", path))?;
+        let found = hashed.finish();
+        self.report.bytes += found.size;
+        if found != *file {
             self.problem(format!("{name}: `{path}` is altered"));
         }
         Ok(())
     }
 
-    fn object(&mut self, name: &str, object: &ObjectEntry) -> Result<(), PublishError> {
-        let path = object_path(object);
+    fn object(&mut self, name: &str, object: &ObjectEntry, stored: Digest) -> Result<(), PublishError> {
+        let path = object_path(stored);
         if !self.named.insert(path.clone()) {
             return Ok(());
         }
         self.report.objects += 1;
-        let Some(stored) = self.open(&path)? else {
+        let Some(file) = self.open(&path)? else {
             self.problem(format!("{name}: `{path}` is missing"));
             return Ok(());
         };
-        match decode_object(object, stored, &mut io::sink()) {
+        let mut file = HashReader::new(file);
+        match decode_object(object, &mut file, &mut io::sink()) {
+            Ok(()) if file.finish().sha256 != stored => self.problem(format!("{name}: `{path}` is altered")),
             Ok(()) => self.report.bytes += object.stored_size,
             Err(ObjectError::Read { source, .. }) => {
                 return Err(PublishError::Storage { action: "read", path, source });
@@ -186,20 +197,6 @@ impl Check<'_> {
                 self.report.unreferenced.push(file);
             }
         }
-        Ok(())
-    }
-}
-
-struct HashWriter(Hasher, u64);
-
-impl io::Write for HashWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        self.1 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

@@ -13,7 +13,8 @@ use cutover_bundle::{
 };
 use cutover_core::model::{Manifest, Name, ObjectEntry, ReleaseRef};
 use cutover_repo::{
-    DirectoryStorage, MetadataKey, NewDelta, NewRelease, Published, Publisher, RepositorySettings, Rotation,
+    Base, DirectoryStorage, MetadataKey, NewDelta, NewRelease, Published, Publisher, RepositorySettings,
+    Rotation,
     tuf::{PublicKey, RoleKind},
 };
 use zeroize::Zeroizing;
@@ -251,21 +252,20 @@ fn publish(command: &RepoPublish, context: &Context) -> Result<Exit, Failure> {
 /// A release that is in the repository.
 struct InRepository<'a> {
     publisher: &'a Publisher<'a>,
-    release: ReleaseRef,
-    manifest: Manifest,
+    base: Base,
 }
 
 impl delta_release::Side for InRepository<'_> {
     fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.base.manifest
     }
 
     fn release(&self) -> &ReleaseRef {
-        &self.release
+        &self.base.release
     }
 
     fn read(&self, object: &ObjectEntry) -> Result<Vec<u8>, Failure> {
-        Ok(self.publisher.read_object(object)?)
+        Ok(self.publisher.read_object(&self.base, object)?)
     }
 }
 
@@ -284,8 +284,8 @@ fn make_deltas(
     let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
     let to = delta_release::open(path)?;
     let mut deltas = Vec::new();
-    for (release, manifest) in publisher.bases(delta_release::Side::manifest(&to), channel)? {
-        let from = InRepository { publisher, release, manifest };
+    for base in publisher.bases(delta_release::Side::manifest(&to), channel)? {
+        let from = InRepository { publisher, base };
         let in_full: u64 = delta_release::fresh(&from, &to).iter().map(|object| object.stored_size).sum();
         if in_full == 0 {
             continue;
@@ -299,7 +299,7 @@ fn make_deltas(
         let mut file = BufWriter::new(tempfile::tempfile().map_err(failed)?);
         made.assemble(&to, &mut file)?;
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-        deltas.push((from.release, file));
+        deltas.push((from.base.release, file));
     }
     Ok(deltas)
 }

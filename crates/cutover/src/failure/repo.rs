@@ -91,6 +91,7 @@ impl Classify for PublishError {
             | Self::ForeignMetadata(_)
             | Self::InUse
             | Self::Conflict { .. }
+            | Self::Object(_)
             | Self::NotFound(_)
             | Self::Damaged(_) => None,
         }
@@ -105,6 +106,7 @@ impl Classify for PublishError {
             Self::InUse => Exit::InProgress,
             Self::Conflict { .. } => Exit::Policy,
             Self::Damaged(_) => Exit::Damaged,
+            Self::Object(error) => error.exit(),
             Self::Storage { .. } | Self::NotARepository | Self::Exists | Self::NotFound(_) => Exit::Failed,
         }
     }
@@ -114,6 +116,7 @@ impl Classify for PublishError {
             Self::Metadata(refused) => return refused.hints(),
             Self::Index(error) => return error.hints(),
             Self::Signing(error) => return error.hints(),
+            Self::Object(error) => return error.hints(),
             Self::NotARepository => "set one up with `cutover repo init DIR --keys KEYDIR`",
             Self::Exists => "publish in it with `cutover repo publish`",
             Self::ForeignMetadata(_) => {

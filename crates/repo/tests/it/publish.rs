@@ -50,7 +50,7 @@ fn publishing_again_mends_what_was_lost() {
     for file in &lost {
         std::fs::remove_file(world.dir.path().join(file)).unwrap();
     }
-    assert_eq!(world.report(1).problems.len(), 2, "manifest and signature");
+    assert_eq!(world.report(1).problems.len(), 3, "manifest, signature, list of objects");
     world.publish(2, &[&one]);
     world.must_be_clean(2);
 }

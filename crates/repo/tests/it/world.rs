@@ -255,14 +255,20 @@ pub(crate) fn resolve(
     let client = refresh(fetch, state, hours).map_err(|error| said(&error))?;
     let mut catalogue = Catalogue::new(client);
     let chosen = catalogue.choose(&wanted).map_err(|error| said(&error))?;
-    let (manifest, signature) = catalogue.manifest(&chosen.entry).map_err(|error| said(&error))?;
+    let files = catalogue.files(&chosen.entry).map_err(|error| said(&error))?;
     let (none, limits) = (RevocationLists::none(), Limits::default());
-    let verified =
-        cutover_bundle::verify_detached(manifest, signature, &pki().anchor, &none, at(hours), &limits)
-            .map_err(|error| said(&error))?;
-    for object in &verified.manifest().objects {
+    let verified = cutover_bundle::verify_detached(
+        files.manifest,
+        files.signature,
+        &pki().anchor,
+        &none,
+        at(hours),
+        &limits,
+    )
+    .map_err(|error| said(&error))?;
+    for (object, stored) in files.objects.of(verified.manifest()).map_err(|error| said(&error))? {
         let stored = fetch
-            .fetch(&cutover_repo::object_path(object), object.stored_size)
+            .fetch(&cutover_repo::object_path(stored), object.stored_size)
             .map_err(|error| format!("object: {error}"))?;
         cutover_bundle::decode_object(object, stored.as_slice(), &mut io::sink())
             .map_err(|error| said(&error))?;
