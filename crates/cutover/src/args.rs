@@ -89,9 +89,13 @@ pub(crate) enum Command {
     /// Publishes releases in a repository that clients can trust.
     #[command(subcommand)]
     Repo(Repo),
+    /// Shows what a repository has for this host: how big, how urgent, and what holds it back.
+    ///
+    /// The exit code is 0 when there is something newer to install, and 3 when there is not.
+    Check(Check),
     /// Shows what `apply` would do.
     Plan(Plan),
-    /// Installs a bundle, all or nothing.
+    /// Installs a bundle, or a release of a repository, all or nothing.
     ///
     /// Verifies the signature, plans, checks this host, then stages, makes a restore point, switches, hands the service
     /// over, probes and confirms. A failed probe brings the old release back.
@@ -706,14 +710,46 @@ fn layout(text: &str) -> Result<Layout, String> {
     }
 }
 
+/// Which repository, and what of it.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct FromRepository {
+    /// The repository: a URL or a directory [setting: source.urls]. May be repeated for mirrors.
+    #[arg(long, value_name = "URL|DIR")]
+    pub(crate) source: Vec<String>,
+    /// The channel [setting: trust-policy.channels; else `stable`]. May be repeated; the first that has a version wins.
+    #[arg(long, value_name = "CHANNEL")]
+    pub(crate) channel: Vec<Name>,
+    /// The repository's first root, for one that this program's anchor does not vouch for.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trusted_root: Option<PathBuf>,
+}
+
+/// `check`.
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// The package. Default: the one that is installed.
+    #[arg(value_name = "NAME")]
+    pub(crate) package: Option<Name>,
+    /// Where it is installed.
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// Where to look.
+    #[command(flatten)]
+    pub(crate) from: FromRepository,
+}
+
 /// `plan`.
 #[derive(Args, Debug)]
 pub(crate) struct Plan {
-    /// The bundle, or the delta bundle.
+    /// The bundle, or the delta bundle; or a release of a repository, NAME@VERSION or NAME for the newest.
+    #[arg(value_name = "BUNDLE|NAME@VERSION")]
     pub(crate) bundle: PathBuf,
     /// The full bundle of the same release, as for `apply`.
     #[arg(long, value_name = "FILE")]
     pub(crate) full: Option<PathBuf>,
+    /// Where a release comes from.
+    #[command(flatten)]
+    pub(crate) from: FromRepository,
     /// Where it would be installed.
     #[command(flatten)]
     pub(crate) at: AtRoot,
@@ -728,8 +764,12 @@ pub(crate) struct Plan {
 /// `apply`.
 #[derive(Args, Debug)]
 pub(crate) struct Apply {
-    /// The bundle, or the delta bundle.
+    /// The bundle, or the delta bundle; or a release of a repository, NAME@VERSION or NAME for the newest.
+    #[arg(value_name = "BUNDLE|NAME@VERSION")]
     pub(crate) bundle: PathBuf,
+    /// Where a release comes from.
+    #[command(flatten)]
+    pub(crate) from: FromRepository,
     /// The full bundle of the same release: what a delta cannot make is taken from it, file by file.
     #[arg(long, value_name = "FILE")]
     pub(crate) full: Option<PathBuf>,

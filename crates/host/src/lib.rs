@@ -10,6 +10,7 @@ pub mod clock;
 pub mod delta_payload;
 pub mod disk;
 pub mod fetch;
+pub mod fetched_payload;
 pub mod node;
 pub mod payload;
 pub mod preflight;

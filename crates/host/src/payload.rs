@@ -8,8 +8,8 @@ use cutover_bundle::{
 };
 use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
 
-/// A verified bundle whatever its source. Only [`VerifiedBundle`] and [`DeltaPayload`](crate::delta_payload::DeltaPayload)
-/// are one, so that trust stays a type.
+/// A verified release whatever its source. Only [`VerifiedBundle`], [`DeltaPayload`](crate::delta_payload::DeltaPayload) and
+/// [`FetchedPayload`](crate::fetched_payload::FetchedPayload) are one, so that trust stays a type.
 pub trait Payload: sealed::Sealed + Sync {
     /// The release in it.
     fn release(&self) -> ReleaseRef;
@@ -67,6 +67,8 @@ mod sealed {
 }
 
 impl<R> sealed::Sealed for crate::delta_payload::DeltaPayload<R> {}
+
+impl sealed::Sealed for crate::fetched_payload::FetchedPayload {}
 
 impl<R> sealed::Sealed for VerifiedBundle<R> {}
 

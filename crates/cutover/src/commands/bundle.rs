@@ -15,7 +15,7 @@ use cutover_core::model::{Encoding, Instant, Manifest, ReleaseRef};
 use cutover_host::{delta_payload::DeltaPayload, payload::Payload};
 use zeroize::Zeroizing;
 
-use super::{delta_release, trust};
+use super::{delta_release, source::Fetched, trust};
 use crate::{
     args::{Bundle, Create, Signing},
     commands::Context,
@@ -36,6 +36,8 @@ pub(super) enum Update {
     Full(Verified),
     /// A delta, perhaps with a full bundle to fall back to.
     Delta(DeltaPayload<File>),
+    /// A release of a repository, whose objects are fetched.
+    Fetched(Box<Fetched>),
 }
 
 impl Update {
@@ -44,6 +46,7 @@ impl Update {
         match self {
             Self::Full(bundle) => bundle,
             Self::Delta(delta) => delta,
+            Self::Fetched(fetched) => &fetched.payload,
         }
     }
 
@@ -65,6 +68,8 @@ impl Update {
         match self {
             Self::Full(bundle) => bundle.check_objects().map_err(|error| Failure::about(error, message)),
             Self::Delta(delta) => delta.check_payload().map_err(|error| Failure::about(error, message)),
+            // Every file is checked as it is fetched.
+            Self::Fetched(_) => Ok(()),
         }
     }
 
@@ -455,6 +460,7 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
     let bundle = match open_update(path, None, &settings, context.now)? {
         Update::Full(bundle) => bundle,
         Update::Delta(delta) => return delta_release::verify(path, &delta, began.elapsed(), context),
+        Update::Fetched(_) => unreachable!("what is opened as a file is no release of a repository"),
     };
     let signature_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     bundle.check_objects().map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;

@@ -9,6 +9,7 @@ mod pki;
 mod repo;
 mod run;
 mod site;
+mod source;
 mod trust;
 
 use std::{
@@ -129,6 +130,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }
         Command::Repo(command) => repo::run(command, context),
+        Command::Check(command) => source::check(&command, context),
         Command::Plan(command) => node::plan(&command, context),
         Command::Apply(command) => node::apply(&command, context),
         Command::Status(at) => node::status(&at, context),

@@ -21,9 +21,10 @@ use super::{
     Context,
     bundle::{self, Update},
     site::{Missing, Site},
+    source,
 };
 use crate::{
-    args::{Apply, AtRoot, History, Plan, Prune, Recover, Rollback, UpdateFlags, Verify},
+    args::{Apply, AtRoot, FromRepository, History, Plan, Prune, Recover, Rollback, UpdateFlags, Verify},
     exit::Exit,
     failure::{self, Failure},
     files::{self, Existing},
@@ -52,6 +53,25 @@ fn flags_of(update: &UpdateFlags) -> Vec<Flag> {
     flags
 }
 
+/// What is to be installed, as it was named.
+struct Given<'a> {
+    path: &'a Path,
+    full: Option<&'a Path>,
+    from: &'a FromRepository,
+}
+
+impl Given<'_> {
+    fn open(&self, root: &Path, settings: &Settings, context: &Context) -> Result<Update, Failure> {
+        match source::reference(self.path, self.from, settings) {
+            Some(wanted) if self.full.is_none() => {
+                source::open(wanted, self.from, root, settings, context).map(Update::Fetched)
+            }
+            Some(_) => Err(Failure::usage("--full is for delta bundles")),
+            None => bundle::open_update(self.path, self.full, settings, context.now),
+        }
+    }
+}
+
 /// A verified bundle, and the plan to install it here.
 struct Planned {
     bundle: Update,
@@ -75,14 +95,13 @@ fn plan_bundle(
 
 /// Looks and plans without a lock; a root that is not there yet is planned for as an empty directory.
 fn plan_only(
-    bundle_path: &Path,
-    full: Option<&Path>,
+    given: &Given<'_>,
     at: &AtRoot,
     update: &UpdateFlags,
     context: &Context,
 ) -> Result<(Planned, PreflightReport), Failure> {
     let settings = context.settings(Some(&at.root), flags_of(update))?.settings;
-    let bundle = bundle::open_update(bundle_path, full, &settings, context.now)?;
+    let bundle = given.open(&at.root, &settings, context)?;
     let site = Site::open(&at.root, settings, Missing::Imagine, "plan")?;
     if let Some(in_flight) = site.node.status()?.in_flight {
         return Err(cutover_host::node::NodeError::Unfinished(in_flight.number).into());
@@ -94,8 +113,8 @@ fn plan_only(
 }
 
 pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
-    let full = command.full.as_deref();
-    let (planned, preflight) = plan_only(&command.bundle, full, &command.at, &command.update, context)?;
+    let given = Given { path: &command.bundle, full: command.full.as_deref(), from: &command.from };
+    let (planned, preflight) = plan_only(&given, &command.at, &command.update, context)?;
     if let Some(path) = &command.output {
         let text = serde_json::to_vec_pretty(&planned.plan).expect("plans have string keys");
         files::write(path, 0o644, Existing::Replace, |out| {
@@ -110,9 +129,9 @@ pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
 }
 
 pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure> {
-    let full = command.full.as_deref();
+    let given = Given { path: &command.bundle, full: command.full.as_deref(), from: &command.from };
     if command.dry_run {
-        let (planned, preflight) = plan_only(&command.bundle, full, &command.at, &command.update, context)?;
+        let (planned, preflight) = plan_only(&given, &command.at, &command.update, context)?;
         planned.bundle.check(&format!("refused `{}`", command.bundle.display()))?;
         match context.form {
             Form::Json => output::json(&serde_json::json!({
@@ -129,29 +148,36 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
         return Ok(Exit::Done);
     }
     let settings = context.settings(Some(&command.at.root), flags_of(&command.update))?.settings;
-    let bundle = bundle::open_update(&command.bundle, full, &settings, context.now)?;
-    let given = command.plan.as_deref().map(read_plan).transpose()?;
+    let bundle = given.open(&command.at.root, &settings, context)?;
+    let given_plan = command.plan.as_deref().map(read_plan).transpose()?;
     if !command.at.root.join(".cutover").is_dir() {
         // A refusal must leave nothing behind, and taking the lock makes the root: so it is all checked once before.
-        plan_only(&command.bundle, full, &command.at, &command.update, context)?;
+        plan_only(&given, &command.at, &command.update, context)?;
     }
     let name = format!("apply {}", bundle.release());
     let site = Site::open(&command.at.root, settings, Missing::Make, &name)?;
     let lock = site.lock_and_recover(context)?;
     let observed = site.node.observe(Some(bundle.manifest()))?;
     let planned = plan_bundle(&site, bundle, &observed, context)?;
-    let plan = match given {
+    let plan = match given_plan {
         // Exactly the plan that was read; the engine refuses it when the root has changed since.
         Some(given) => given,
         None => planned.plan,
     };
     site.preflight(&plan, Some(planned.bundle.manifest()))?;
+    if let Update::Fetched(fetched) = &planned.bundle {
+        let installed = observed.observation.installed.as_ref().map(|installed| &installed.release);
+        fetched.fetch(&site, &plan, installed, context)?;
+    }
     let payload = Some(planned.bundle.payload());
     let report = site.execute(observed, &lock, &plan, payload, context, command.stop_at.as_ref())?;
     // What the payload holds is only seen while it is laid down; then everything was undone, and this is the reason.
     if let Outcome::Undone { .. } = report.outcome {
         let message = format!("refused `{}`; nothing was changed", command.bundle.display());
         planned.bundle.check(&message)?;
+    }
+    if let (Update::Fetched(fetched), Outcome::Confirmed) = (&planned.bundle, &report.outcome) {
+        fetched.finish();
     }
     if report.outcome == Outcome::Confirmed && site.settings.install.prune == PruneWhen::AfterUpdate {
         prune_after(&site, &lock);

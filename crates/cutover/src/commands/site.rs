@@ -26,7 +26,7 @@ use cutover_host::{
 use super::Context;
 use crate::{clock, exit::Exit, failure::Failure, output, progress, settings::Settings};
 
-struct WallClock;
+pub(super) struct WallClock;
 
 impl Clock for WallClock {
     fn now(&self) -> Instant {
@@ -218,7 +218,10 @@ fn entries(plan: &Plan) -> u64 {
 }
 
 /// This host's platform.
-fn platform(settings: &Settings) -> Result<Name, Failure> {
+///
+/// # Errors
+/// It has no name that could be used.
+pub(super) fn platform(settings: &Settings) -> Result<Name, Failure> {
     match &settings.package.platform {
         Some(platform) => Ok(platform.clone()),
         None => format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)

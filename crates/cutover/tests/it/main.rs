@@ -11,4 +11,5 @@ mod install;
 mod refusals;
 mod repo;
 mod settings;
+mod source;
 mod world;

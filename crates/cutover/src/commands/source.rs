@@ -1,0 +1,482 @@
+//! Releases of a repository: `check`, and the NAME@VERSION of `plan` and `apply`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    num::NonZeroUsize,
+    path::Path,
+    sync::Arc,
+};
+
+use cutover_bundle::{DeltaBundle, Limits, RevocationLists, TrustAnchor, delta::DeltaLimits};
+use cutover_core::{
+    fetch::Priority,
+    model::{Digest, Name, ReleaseRef, Version},
+    plan::{Plan, Source as FileSource, Step},
+};
+use cutover_host::{
+    disk::RealDisk,
+    fetch::{
+        Downloads, FetchError, FetchPorts, Got, RealTimer, RelativePath, Source, SourceKind, Unwatched,
+        Wanted, open_source,
+    },
+    fetched_payload::FetchedPayload,
+};
+use cutover_repo::{
+    Catalogue, Chosen, Fetch, IndexEntry, State, StateDirectory, delta_path, first_root, object_path,
+    tuf::{Client, ClientLimits},
+};
+
+use super::{
+    Context,
+    site::{self, Missing, Site},
+    trust,
+};
+use crate::{
+    args::{Check, FromRepository},
+    exit::Exit,
+    failure::Failure,
+    files,
+    output::{self, Form},
+    settings::Settings,
+};
+
+/// A release as it was named.
+pub(super) struct Named {
+    package: Name,
+    version: Option<Version>,
+}
+
+/// Whether a release of a repository is meant and not a file: there is no such file, and it reads `NAME@VERSION`; or `NAME`
+/// when there is a repository.
+pub(super) fn reference(text: &Path, from: &FromRepository, settings: &Settings) -> Option<Named> {
+    let name = text.to_str().filter(|_| !text.exists())?;
+    match name.split_once('@') {
+        Some((package, version)) => {
+            Some(Named { package: package.parse().ok()?, version: Some(version.parse().ok()?) })
+        }
+        None if from.source.is_empty() && settings.source.urls.is_empty() => None,
+        None => Some(Named { package: name.parse().ok()?, version: None }),
+    }
+}
+
+/// A repository, and what this root knows of it.
+struct Repository {
+    source: Box<dyn Source>,
+    state: StateDirectory,
+    /// Where the state lies as long as there is no root.
+    aside: Option<tempfile::TempDir>,
+    anchor: TrustAnchor,
+    lists: RevocationLists,
+    channels: Vec<Name>,
+    platform: Name,
+}
+
+/// The port of the metadata client over the downloader.
+struct Metadata<'a>(&'a dyn Source);
+
+impl Fetch for Metadata<'_> {
+    fn fetch(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, cutover_repo::FetchError> {
+        let failed = |error: FetchError| match error {
+            FetchError::TooLong { limit, .. } => cutover_repo::FetchError::TooLarge { limit },
+            other => cutover_repo::FetchError::Failed(Box::new(other)),
+        };
+        let path = RelativePath::new(path).map_err(failed)?;
+        match self.0.get(&path, bytes_max, None).map_err(failed)? {
+            Got::Content { bytes, .. } => Ok(bytes),
+            // Nothing was named as known.
+            Got::Missing | Got::Unchanged => Err(cutover_repo::FetchError::NotFound),
+        }
+    }
+}
+
+impl Repository {
+    fn open(
+        from: &FromRepository,
+        root: &Path,
+        settings: &Settings,
+        context: &Context,
+    ) -> Result<Self, Failure> {
+        let mut source = settings.source.clone();
+        if !from.source.is_empty() {
+            source.kind = SourceKind::Repository;
+            source.urls.clone_from(&from.source);
+        }
+        if source.kind != SourceKind::Repository {
+            return Err(Failure::usage("`source.kind` is no repository").hint("name one with --source"));
+        }
+        let ports = FetchPorts {
+            timer: Arc::new(RealTimer::start()),
+            clock: Arc::new(site::WallClock),
+            seed: rand::random(),
+            jobs: NonZeroUsize::new(settings.install.jobs).unwrap_or(NonZeroUsize::MIN),
+        };
+        let variable = |name: &str| std::env::var(name).ok();
+        let source = open_source(&source, &variable, ports)?.ok_or_else(|| {
+            Failure::usage("there is no repository to look in")
+                .hint("name one with --source or `source.urls`")
+        })?;
+        let allowed = &settings.trust_policy.channels;
+        let channels = match (from.channel.as_slice(), allowed.as_slice()) {
+            ([], []) => vec!["stable".parse().expect("`stable` is a name")],
+            ([], allowed) => allowed.to_vec(),
+            (named, _) => named.to_vec(),
+        };
+        if let Some(other) = channels.iter().find(|channel| !allowed.is_empty() && !allowed.contains(channel))
+        {
+            return Err(Failure::new(
+                Exit::Policy,
+                format!("`trust-policy.channels` does not allow `{other}`"),
+            ));
+        }
+        let own = root.join(".cutover");
+        let mut aside = None;
+        let place = if own.is_dir() {
+            own.join("trusted")
+        } else {
+            let directory = tempfile::tempdir()
+                .map_err(|source| Failure::io("make a directory in", &std::env::temp_dir(), source))?;
+            let place = directory.path().join("trusted");
+            aside = Some(directory);
+            place
+        };
+        let state =
+            StateDirectory::open(&place).map_err(|source| Failure::io("open directory", &place, source))?;
+        let repository = Self {
+            source,
+            state,
+            aside,
+            anchor: trust::anchor()?,
+            lists: trust::revocation_lists(&settings.trust_policy)?,
+            channels,
+            platform: site::platform(settings)?,
+        };
+        repository.start(from, context)?;
+        Ok(repository)
+    }
+
+    /// Makes sure that there is a root to start from: given by the operator, or vouched for by the anchor.
+    fn start(&self, from: &FromRepository, context: &Context) -> Result<(), Failure> {
+        let failed =
+            |source| Failure::new(Exit::Failed, "failed to keep the repository's root").because(source);
+        if self.state.load("root").map_err(failed)?.is_some() {
+            return Ok(());
+        }
+        let root = match &from.trusted_root {
+            Some(path) => files::read("the repository's root", path)?,
+            None => {
+                let (root, signature) = first_root(&Metadata(self.source.as_ref()))?;
+                let limits = Limits::default();
+                let (anchor, lists) = (&self.anchor, &self.lists);
+                cutover_bundle::verify_signature(&root, &signature, anchor, lists, context.now, &limits)
+                    .map_err(|error| Failure::about(error, "the repository's first root is not trusted"))?;
+                root
+            }
+        };
+        self.state.keep("root", &root).map_err(failed)
+    }
+
+    fn wanted(&self, named: &Named) -> cutover_repo::Wanted {
+        cutover_repo::Wanted {
+            package: named.package.clone(),
+            version: named.version.clone(),
+            platform: self.platform.clone(),
+            channels: self.channels.clone(),
+        }
+    }
+}
+
+/// A release of a repository that was chosen and verified.
+pub(super) struct Fetched {
+    pub(super) payload: FetchedPayload,
+    entry: IndexEntry,
+    state: StateDirectory,
+    aside: Option<tempfile::TempDir>,
+    anchor: TrustAnchor,
+    lists: RevocationLists,
+}
+
+/// Follows the repository and verifies the manifest of the release that is meant.
+///
+/// # Errors
+/// The metadata or the manifest is not trusted, or there is no such release.
+pub(super) fn open(
+    named: Named,
+    from: &FromRepository,
+    root: &Path,
+    settings: &Settings,
+    context: &Context,
+) -> Result<Box<Fetched>, Failure> {
+    if let Some(only) = settings.package.name.as_ref().filter(|only| **only != named.package) {
+        let message = format!("`package.name` allows `{only}` only, and not `{}`", named.package);
+        return Err(Failure::new(Exit::Policy, message));
+    }
+    let repository = Repository::open(from, root, settings, context)?;
+    let metadata = Metadata(repository.source.as_ref());
+    let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
+    let mut catalogue = Catalogue::new(client);
+    let chosen = catalogue.choose(&repository.wanted(&named))?;
+    if let Some(yanked) = &chosen.entry.yanked {
+        output::note(output::printable(&format!(
+            "warning: {} {} was yanked: {}",
+            chosen.package, chosen.entry.version, yanked.reason
+        )));
+    }
+    let files = catalogue.files(&chosen.entry)?;
+    let release = cutover_bundle::verify_detached(
+        files.manifest,
+        files.signature,
+        &repository.anchor,
+        &repository.lists,
+        context.now,
+        &Limits::default(),
+    )
+    .map_err(|error| Failure::about(error, format!("refused {} {}", chosen.package, chosen.entry.version)))?;
+    // The index is trusted to name releases, not to rename them.
+    let manifest = release.manifest();
+    let is_same = (&manifest.package, &manifest.version, &manifest.platform)
+        == (&chosen.package, &chosen.entry.version, &chosen.platform);
+    if !is_same {
+        let message = format!(
+            "the repository offers {} as {} {}",
+            release.release(),
+            chosen.package,
+            chosen.entry.version
+        );
+        return Err(Failure::new(Exit::NotTrusted, message));
+    }
+    let mut priorities: BTreeMap<Digest, Priority> = BTreeMap::new();
+    for file in &manifest.files {
+        let priority = priorities.entry(file.sha256).or_default();
+        *priority = Priority::of(file.kind).max(*priority);
+    }
+    let mut objects = BTreeMap::new();
+    for (object, stored) in files.objects.of(manifest)? {
+        objects.insert(
+            object.sha256,
+            Wanted {
+                path: RelativePath::new(&object_path(stored))?,
+                digest: stored,
+                size_bytes: object.stored_size,
+                priority: priorities.get(&object.sha256).copied().unwrap_or_default(),
+            },
+        );
+    }
+    let Repository { source, state, aside, anchor, lists, .. } = repository;
+    let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
+    Ok(Box::new(Fetched { payload, entry: chosen.entry, state, aside, anchor, lists }))
+}
+
+impl Fetched {
+    /// Fetches what the plan takes from the release: by a delta from what is installed where that is less, else each object.
+    ///
+    /// # Errors
+    /// Something cannot be fetched; nothing has changed then.
+    pub(super) fn fetch(
+        &self,
+        site: &Site,
+        plan: &Plan,
+        installed: Option<&ReleaseRef>,
+        context: &Context,
+    ) -> Result<(), Failure> {
+        self.settle(&site.root)?;
+        let disk =
+            RealDisk::open(&site.root).map_err(|source| Failure::io("open the root", &site.root, source))?;
+        let downloads = Arc::new(Downloads::open(Arc::new(disk))?);
+        self.payload.attach(downloads);
+        let mut needed = needed(plan);
+        let in_full: u64 = needed
+            .iter()
+            .filter_map(|digest| self.payload.wanted(*digest))
+            .map(|wanted| wanted.size_bytes)
+            .sum();
+        if let Some(made) = self.fetch_delta(&site.root, installed, in_full, context) {
+            needed.retain(|digest| !made.contains(digest));
+        }
+        let wanted: Vec<Wanted> =
+            needed.iter().filter_map(|digest| self.payload.wanted(*digest)).cloned().collect();
+        self.payload.fetch(&wanted)?;
+        output::note(format!(
+            "fetched {}; all that is new is {}",
+            output::bytes(self.payload.fetched_bytes()),
+            output::bytes(in_full)
+        ));
+        Ok(())
+    }
+
+    /// Fetches and verifies the delta that leads from the installed release, if there is one and it is smaller; the contents
+    /// that it makes. Whatever is wrong with it, there is another way.
+    fn fetch_delta(
+        &self,
+        root: &Path,
+        installed: Option<&ReleaseRef>,
+        in_full: u64,
+        context: &Context,
+    ) -> Option<BTreeSet<Digest>> {
+        let delta = self.entry.deltas.iter().find(|delta| Some(&delta.from) == installed)?;
+        if delta.bundle.size >= in_full {
+            return None;
+        }
+        let (digest, size_bytes) = (delta.bundle.sha256, delta.bundle.size);
+        let used = || -> Result<BTreeSet<Digest>, Failure> {
+            let path = RelativePath::new(&delta_path(digest))?;
+            self.payload.fetch(&[Wanted { path, digest, size_bytes, priority: Priority::default() }])?;
+            let path = root.join(Downloads::path(digest));
+            let file = File::open(&path).map_err(|source| Failure::io("open", &path, source))?;
+            let delta = DeltaBundle::open(file, &Limits::default())?;
+            let delta = delta.verify(&self.anchor, &self.lists, context.now)?;
+            let parts = delta.delta();
+            let made = parts.files.iter().map(|file| file.target_sha256);
+            let made = made.chain(parts.objects.iter().map(|object| object.sha256)).collect();
+            if self.payload.use_delta(delta, DeltaLimits::default()) {
+                Ok(made)
+            } else {
+                Err(Failure::new(Exit::NotTrusted, "the delta leads to another release"))
+            }
+        };
+        match used() {
+            Ok(made) => Some(made),
+            Err(failure) => {
+                output::note(format!(
+                    "warning: the delta is not used: {}",
+                    output::printable(&failure.to_string())
+                ));
+                None
+            }
+        }
+    }
+
+    /// Moves what was believed of the repository to the root, once there is one.
+    fn settle(&self, root: &Path) -> Result<(), Failure> {
+        if self.aside.is_none() {
+            return Ok(());
+        }
+        let place = root.join(".cutover/trusted");
+        let failed = |source| Failure::io("keep the repository's metadata in", &place, source);
+        let state = StateDirectory::open(&place).map_err(failed)?;
+        for role in ["root", "timestamp", "snapshot", "targets"] {
+            if let Some(bytes) = self.state.load(role).map_err(failed)? {
+                state.keep(role, &bytes).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the downloads: the release is installed.
+    pub(super) fn finish(&self) {
+        if let Err(error) = self.payload.clear_downloads() {
+            output::note(format!("warning: downloads stay: {error}"));
+        }
+    }
+}
+
+/// The contents that a plan takes from the release.
+fn needed(plan: &Plan) -> BTreeSet<Digest> {
+    let mut needed = BTreeSet::new();
+    for step in &plan.steps {
+        if let Step::Stage(stage) = step {
+            let files = stage.files.iter().filter(|file| file.source == FileSource::Bundle);
+            needed.extend(files.map(|file| file.sha256));
+        }
+    }
+    needed
+}
+
+pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure> {
+    let root = &command.at.root;
+    let settings = context.settings(Some(root), [])?.settings;
+    let installed = if root.join(".cutover").is_dir() {
+        Site::open(root, settings.clone(), Missing::Refuse, "check")?.node.status()?.installed
+    } else {
+        None
+    };
+    let package = command
+        .package
+        .clone()
+        .or_else(|| installed.as_ref().map(|release| release.package.clone()))
+        .or_else(|| settings.package.name.clone())
+        .ok_or_else(|| Failure::usage("nothing is installed here: say which package to look for"))?;
+    let repository = Repository::open(&command.from, root, &settings, context)?;
+    let metadata = Metadata(repository.source.as_ref());
+    let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
+    let mut catalogue = Catalogue::new(client);
+    let candidates = catalogue.candidates(&repository.wanted(&Named { package, version: None }))?;
+    let installed = installed.map(|release| release.version);
+    let is_newer = |chosen: &&Chosen| {
+        installed.as_ref().is_none_or(|installed| chosen.entry.version.cmp_precedence(installed).is_gt())
+    };
+    let newer: Vec<Offer<'_>> =
+        candidates.iter().filter(is_newer).map(|chosen| Offer::new(chosen, installed.as_ref())).collect();
+    let found = newer.iter().any(|offer| offer.held_back.is_none());
+    let yanked = candidates
+        .iter()
+        .find(|chosen| Some(&chosen.entry.version) == installed.as_ref())
+        .and_then(|chosen| chosen.entry.yanked.as_ref());
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "installed": installed, "yanked": yanked.map(|yanked| &yanked.reason), "offers": newer,
+        }))?,
+        Form::Text => {
+            let installed = installed.as_ref().map_or_else(|| "nothing".to_owned(), Version::to_string);
+            output::line(format!("installed  {installed}"));
+            if let Some(yanked) = yanked {
+                output::line(output::printable(&format!("yanked     {}", yanked.reason)));
+            }
+            output::line(output::table(
+                &["version", "channel", "priority", "at most", "delta", "held back"],
+                newer.iter().map(Offer::row).collect(),
+            ));
+        }
+    }
+    Ok(if found { Exit::Done } else { Exit::NothingToDo })
+}
+
+/// A release that is newer than the installed one.
+#[derive(serde::Serialize)]
+struct Offer<'a> {
+    version: &'a Version,
+    channel: &'a Name,
+    priority: cutover_core::model::Priority,
+    payload_bytes: u64,
+    delta_bytes: Option<u64>,
+    /// Why it would not be chosen or could not be installed now.
+    held_back: Option<String>,
+}
+
+impl<'a> Offer<'a> {
+    fn new(chosen: &'a Chosen, installed: Option<&Version>) -> Self {
+        let entry = &chosen.entry;
+        let too_old = entry
+            .min_upgrade_from
+            .as_ref()
+            .filter(|oldest| installed.is_some_and(|installed| installed.cmp_precedence(oldest).is_lt()));
+        let held_back = match (&entry.yanked, too_old) {
+            (Some(yanked), _) => Some(format!("yanked: {}", yanked.reason)),
+            (None, Some(oldest)) => Some(format!("needs {oldest} first")),
+            (None, None) if entry.version.is_prerelease() => {
+                Some("a pre-release: ask for it by version".to_owned())
+            }
+            (None, None) => None,
+        };
+        let delta = entry.deltas.iter().find(|delta| Some(&delta.from.version) == installed);
+        Self {
+            version: &entry.version,
+            channel: &chosen.channel,
+            priority: entry.priority,
+            payload_bytes: entry.payload_bytes,
+            delta_bytes: delta.map(|delta| delta.bundle.size),
+            held_back,
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        vec![
+            self.version.to_string(),
+            self.channel.to_string(),
+            format!("{:?}", self.priority).to_lowercase(),
+            output::bytes(self.payload_bytes),
+            self.delta_bytes.map_or_else(|| "-".to_owned(), output::bytes),
+            self.held_back.clone().unwrap_or_else(|| "-".to_owned()),
+        ]
+    }
+}

@@ -1,0 +1,194 @@
+//! Installing from a repository: in a directory, over HTTP, by delta, and what is refused.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use crate::{
+    repo::Repository,
+    world::{Release, World, stamped, text},
+};
+
+/// Serves a directory over HTTP/1.1 as the plainest web server does; counts the bytes of bodies.
+struct Server {
+    url: String,
+    sent: Arc<AtomicUsize>,
+}
+
+impl Server {
+    fn of(directory: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (directory, sent) = (directory.to_owned(), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&sent);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (directory, count) = (directory.clone(), Arc::clone(&count));
+                std::thread::spawn(move || {
+                    let mut writer = stream.try_clone().expect("a handle");
+                    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+                    while let Some(request) = lines.next() {
+                        while lines.next().is_some_and(|line| !line.is_empty()) {}
+                        let path =
+                            request.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
+                        let (status, body) = match fs::read(directory.join(path)) {
+                            Ok(body) => ("200 OK", body),
+                            Err(_) => ("404 Not Found", Vec::new()),
+                        };
+                        count.fetch_add(body.len(), Ordering::Relaxed);
+                        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+                        if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, sent }
+    }
+
+    fn sent_bytes(&self) -> usize {
+        self.sent.swap(0, Ordering::Relaxed)
+    }
+}
+
+fn installed(world: &World) -> String {
+    world.version().as_str().unwrap_or("nothing").to_owned()
+}
+
+#[test]
+fn a_release_is_checked_planned_and_installed_from_a_directory() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let source = text(&repository.dir);
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    let offers = world.on_root(&["check", "tool", "--source", source, "--json"]).must(0).json();
+    assert_eq!((&offers["installed"], &offers["offers"][0]["version"]), (&().into(), &"1.0.0".into()));
+    world.on_root(&["plan", "tool", "--source", source]).must(0);
+    assert!(!world.root().exists(), "a plan leaves nothing behind");
+    world.on_root(&["apply", "tool@1.0.0", "--source", source]).must(0);
+    assert_eq!(installed(&world), "1.0.0");
+    world.on_root(&["verify"]).must(0);
+    assert!(world.root().join(".cutover/trusted/root.json").is_file());
+    assert_eq!(files_in(&world.root().join(".cutover/downloads")), ["lock"]);
+    world.on_root(&["check", "--source", source]).must(3);
+
+    repository.publish(&world.build_version("1.1.0")).must(0);
+    let offers = world.on_root(&["check", "--source", source, "--json"]).must(0).json();
+    assert_eq!(offers["offers"][0]["version"], "1.1.0");
+    world.on_root(&["apply", "tool", "--source", source]).must(0);
+    assert_eq!(installed(&world), "1.1.0");
+    world.on_root(&["apply", "tool@9.9.9", "--source", source]).must(1);
+    world.on_root(&["apply", "other@1.0.0", "--source", source]).must(1);
+}
+
+fn files_in(directory: &Path) -> Vec<String> {
+    let names =
+        fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn over_http_only_what_is_new_is_fetched_and_by_delta_where_that_is_less() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let server = Server::of(&repository.dir);
+    // Text that no compressor can shorten much, changed a little from version to version.
+    let content = |changed: u64| {
+        let mut state = 1u64;
+        let mut lines = String::new();
+        for line in 0..8000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            lines.push_str(&format!("{state:016x}{}\n", if line == changed { "!" } else { "" }));
+        }
+        lines
+    };
+    let pki = &stamped().pki;
+    let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
+    for (number, version) in ["1.0.0", "1.1.0"].into_iter().enumerate() {
+        let (same, other) = (content(9000), content(number as u64));
+        let files = [("lib/large", same.as_str()), ("lib/data", other.as_str())];
+        let bundle = world.build(&Release { files: &files, ..Release::new(version) });
+        let signing = ["--sign-key", text(&key), "--sign-cert", text(&certificate)];
+        repository.run("publish", &[text(&bundle)], &signing).must(0);
+    }
+    world.on_root(&["apply", "tool@1.0.0", "--source", &server.url]).must(0);
+    let first = server.sent_bytes();
+    world.on_root(&["apply", "tool", "--source", &server.url]).must(0);
+    let second = server.sent_bytes();
+    assert_eq!(installed(&world), "1.1.0");
+    world.on_root(&["verify"]).must(0);
+    assert!(first > 100_000, "{first}");
+    assert!(second < first / 4, "{second} of {first}");
+
+    // The same without the delta: the object itself.
+    fs::remove_dir_all(repository.dir.join("deltas")).expect("removed");
+    world.on_root(&["rollback"]).must(0);
+    let again = world.on_root(&["apply", "tool", "--source", &server.url]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert_eq!(installed(&world), "1.1.0");
+}
+
+#[test]
+fn a_repository_that_nobody_vouches_for_needs_its_root_by_hand() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    fs::remove_file(repository.dir.join("metadata/bootstrap.json")).expect("removed");
+    let source = text(&repository.dir);
+    world.on_root(&["apply", "tool", "--source", source]).must(1);
+    let root = repository.dir.join("metadata/1.root.json");
+    world.on_root(&["apply", "tool", "--source", source, "--trusted-root", text(&root)]).must(0);
+}
+
+#[test]
+fn altered_or_missing_files_of_a_repository_leave_the_root_as_it_was() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    world.on_root(&["apply", "tool", "--source", text(&repository.dir)]).must(0);
+    repository.publish(&world.build_version("1.1.0")).must(0);
+    let all: Vec<PathBuf> = ["objects", "manifests", "packages", "metadata"]
+        .into_iter()
+        .flat_map(|part| tree(&repository.dir.join(part)))
+        .collect();
+    let mut refused = 0;
+    for file in all {
+        let before = fs::read(&file).expect("read");
+        let mut altered = before.clone();
+        let middle = altered.len() / 2;
+        altered[middle] ^= 1;
+        fs::write(&file, &altered).expect("written");
+        let ran = world.on_root(&["apply", "tool@1.1.0", "--source", text(&repository.dir)]);
+        fs::write(&file, &before).expect("written");
+        if ran.code == 0 {
+            // A file of the older release, which nobody asked for.
+            world.on_root(&["rollback"]).must(0);
+        } else {
+            refused += 1;
+            assert!(matches!(ran.code, 1 | 11 | 16), "{}: {} {}", file.display(), ran.code, ran.stderr);
+        }
+        assert_eq!(installed(&world), "1.0.0", "{}", file.display());
+        world.on_root(&["verify"]).must(0);
+    }
+    // What was fetched, believed or stored in an earlier round is not fetched again.
+    assert!(refused >= 4, "{refused}");
+    world.on_root(&["apply", "tool@1.1.0", "--source", text(&repository.dir)]).must(0);
+}
+
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { files.extend(tree(&path)) } else { files.push(path) }
+    }
+    files
+}

@@ -1,0 +1,207 @@
+//! A release of a repository as the source of an update: its signed manifest, and objects that are fetched by digest.
+//!
+//! What a plan needs is fetched before the plan is executed. What turns out to be needed all the same, because a file that
+//! was to be reused is damaged, is fetched when it is asked for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read, Write},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cutover_bundle::{
+    ObjectError, VerifiedDelta, VerifiedManifest, decode_object,
+    delta::{DeltaError, DeltaLimits, Source as DeltaSource},
+};
+use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
+
+use crate::{
+    fetch::{Downloads, FetchError, OnFailure, Report, Sink, Source, Wanted, Watch},
+    payload::Payload,
+};
+
+/// A release whose objects lie in a source.
+pub struct FetchedPayload {
+    release: VerifiedManifest,
+    /// By the digest of each content, the file that holds it.
+    objects: BTreeMap<Digest, Wanted>,
+    source: Box<dyn Source>,
+    watch: Arc<dyn Watch>,
+    downloads: OnceLock<Arc<Downloads>>,
+    delta: OnceLock<(VerifiedDelta<File>, DeltaLimits)>,
+    fetched_bytes: AtomicU64,
+}
+
+impl FetchedPayload {
+    /// Uses a verified manifest, the files that hold its objects, and the source they lie in.
+    pub fn new(
+        release: VerifiedManifest,
+        objects: BTreeMap<Digest, Wanted>,
+        source: Box<dyn Source>,
+        watch: Arc<dyn Watch>,
+    ) -> Self {
+        let (downloads, delta) = (OnceLock::new(), OnceLock::new());
+        Self { release, objects, source, watch, downloads, delta, fetched_bytes: AtomicU64::new(0) }
+    }
+
+    /// The release's manifest, as it was verified.
+    pub fn verified_manifest(&self) -> &VerifiedManifest {
+        &self.release
+    }
+
+    /// The file that holds a content.
+    pub fn wanted(&self, sha256: Digest) -> Option<&Wanted> {
+        self.objects.get(&sha256)
+    }
+
+    /// Bytes that came from the source so far.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Says where downloads lie. Only the first call counts.
+    pub fn attach(&self, downloads: Arc<Downloads>) {
+        // The root is the same whoever attaches it.
+        let _ = self.downloads.set(downloads);
+    }
+
+    /// Uses a delta to this very release; `false` when it leads to another one, and then it is not used.
+    pub fn use_delta(&self, delta: VerifiedDelta<File>, limits: DeltaLimits) -> bool {
+        delta.verified_manifest().release() == self.release.release()
+            && self.delta.set((delta, limits)).is_ok()
+    }
+
+    /// Fetches files of the source; all of them, or none counts. They stay among the downloads.
+    ///
+    /// # Errors
+    /// The first reason.
+    pub fn fetch(&self, wanted: &[Wanted]) -> Result<(), FetchError> {
+        let Some(downloads) = self.downloads.get() else { return Ok(()) };
+        let report = self.fetch_to(downloads, wanted)?;
+        self.fetched_bytes.fetch_add(report.fetched_bytes(), Ordering::Relaxed);
+        report.into_result().map(drop)
+    }
+
+    /// Removes everything that was fetched.
+    ///
+    /// # Errors
+    /// [`FetchError::Fs`].
+    pub fn clear_downloads(&self) -> Result<(), FetchError> {
+        self.downloads.get().map_or(Ok(()), |downloads| downloads.keep_only(&BTreeSet::new()))
+    }
+
+    fn fetch_to(&self, downloads: &Arc<Downloads>, wanted: &[Wanted]) -> Result<Report, FetchError> {
+        let sink: &mut dyn Sink = &mut crate::fetch::KeepAll;
+        self.source.fetch(downloads, wanted, OnFailure::Stop, &self.watch, sink)
+    }
+
+    fn copy_fetched(
+        &self,
+        entry: &ObjectEntry,
+        content: &mut dyn Write,
+        stored: &mut dyn Write,
+    ) -> Result<(), ObjectError> {
+        let digest = entry.sha256;
+        let wanted = self.objects.get(&digest).ok_or(ObjectError::NotInRelease(digest))?;
+        let downloads = self.downloads.get().ok_or(ObjectError::NotCarried(digest))?;
+        let failed = |error: FetchError| ObjectError::Read { digest, source: io::Error::other(error) };
+        let file = match downloads.open_object(wanted.digest) {
+            Ok(file) => file,
+            Err(_) => {
+                self.fetch(std::slice::from_ref(wanted)).map_err(failed)?;
+                downloads.open_object(wanted.digest).map_err(failed)?
+            }
+        };
+        let mut tee = Tee { source: file, copy: stored, failed: None };
+        let decoded = decode_object(entry, &mut tee, content);
+        match tee.failed {
+            Some(source) => Err(ObjectError::Write { digest, source }),
+            None => decoded,
+        }
+    }
+
+    fn delta(&self) -> Option<&VerifiedDelta<File>> {
+        self.delta.get().map(|(delta, _)| delta)
+    }
+}
+
+impl Payload for FetchedPayload {
+    fn release(&self) -> ReleaseRef {
+        self.release.release()
+    }
+
+    fn manifest(&self) -> &Manifest {
+        self.release.manifest()
+    }
+
+    fn manifest_bytes(&self) -> &[u8] {
+        self.release.manifest_bytes()
+    }
+
+    fn signature_bytes(&self) -> &[u8] {
+        self.release.signature_bytes()
+    }
+
+    fn copy_object(
+        &self,
+        entry: &ObjectEntry,
+        content: &mut dyn Write,
+        stored: &mut dyn Write,
+    ) -> Result<(), ObjectError> {
+        match self.delta() {
+            Some(delta) if delta.delta().objects.iter().any(|object| object.sha256 == entry.sha256) => {
+                delta.copy_object(entry.sha256, content, stored)
+            }
+            Some(_) | None => self.copy_fetched(entry, content, stored),
+        }
+    }
+
+    fn patch(&self, sha256: Digest) -> Option<&DeltaFile> {
+        self.delta()?.patch(sha256)
+    }
+
+    fn apply_patch(
+        &self,
+        file: &DeltaFile,
+        base: &DeltaSource<'_>,
+        out: &mut dyn Write,
+    ) -> Result<(), DeltaError> {
+        match self.delta.get() {
+            Some((delta, limits)) => delta.apply_patch(file, base, limits, out).map(drop),
+            None => Err(DeltaError::Unavailable(file.algorithm)),
+        }
+    }
+
+    fn patch_order(&self) -> Vec<Digest> {
+        let Some(delta) = self.delta().map(VerifiedDelta::delta).filter(|delta| delta.enforce_order) else {
+            return Vec::new();
+        };
+        let ordered = delta.in_order().expect("a parsed delta manifest has an order");
+        ordered.into_iter().map(|file| file.target_sha256).collect()
+    }
+}
+
+/// Copies what is read.
+struct Tee<'a, R> {
+    source: R,
+    copy: &'a mut dyn Write,
+    /// Why the copy could not be written, which is no fault of what is read.
+    failed: Option<io::Error>,
+}
+
+impl<R: Read> Read for Tee<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        match self.copy.write_all(&buffer[..count]) {
+            Ok(()) => Ok(count),
+            Err(error) => {
+                self.failed = Some(error);
+                Err(io::Error::other("the copy could not be written"))
+            }
+        }
+    }
+}
