@@ -611,6 +611,10 @@ pub(crate) struct RepoRotateKey {
     /// The new private key (PKCS#8 in PEM). Default: one is made in the directory of `--keys`.
     #[arg(long, value_name = "FILE", conflicts_with = "no_new_key")]
     pub(crate) new_key: Option<PathBuf>,
+    /// A certificate with the new key, which is in a token or behind a command: name that with `--key-pkcs11` or
+    /// `--key-command`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["new_key", "no_new_key"])]
+    pub(crate) new_cert: Option<PathBuf>,
     /// Only retires keys or changes the threshold.
     #[arg(long)]
     pub(crate) no_new_key: bool,

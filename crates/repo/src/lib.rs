@@ -39,7 +39,7 @@ pub use publish::{Base, NewDelta, NewRelease, PublishError, Published, Publisher
 pub use remove::Removed;
 pub use rotate::Rotation;
 pub use settings::RepositorySettings;
-pub use sign::{MetadataKey, SigningError};
+pub use sign::{MetadataKey, SigningError, public_key_of};
 pub use state::{State, StateDirectory};
 pub use storage::{Batch, DirectoryStorage, Fill, Locked, Storage};
 pub use verify::{CheckRelease, Report, verify};

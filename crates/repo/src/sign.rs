@@ -9,7 +9,7 @@ use aws_lc_rs::{
         KeyPair as _, RSA_PSS_SHA256,
     },
 };
-use cutover_bundle::signer::{Scheme, Signer, SignerError};
+use cutover_bundle::signer::{CertificateChain, Scheme, Signer, SignerError};
 use der::pem::{LineEnding, encode_string};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde::Serialize;
@@ -122,17 +122,7 @@ impl MetadataKey {
     /// # Errors
     /// The certificate's key has no form in metadata.
     pub fn from_signer(signer: Box<dyn Signer>) -> Result<Self, SigningError> {
-        let spki = signer.chain().public_key_der().to_vec();
-        let public = match signer.chain().scheme() {
-            Scheme::EcdsaP256Sha256 => PublicKey::new("ecdsa", "ecdsa-sha2-nistp256", public_pem(&spki)),
-            Scheme::EcdsaP384Sha384 => PublicKey::new("ecdsa", "ecdsa-sha2-nistp384", public_pem(&spki)),
-            Scheme::RsaPkcs1Sha256 => PublicKey::new("rsa", "rsa-pkcs1v15-sha256", public_pem(&spki)),
-            Scheme::Ed25519 => {
-                // RFC 8410: the key is the last 32 bytes of its SubjectPublicKeyInfo.
-                let key = spki.last_chunk::<32>().ok_or(SigningError::Key("it is no Ed25519 key"))?;
-                PublicKey::new("ed25519", "ed25519", hex::encode(key))
-            }
-        };
+        let public = public_key_of(signer.chain())?;
         Ok(Self::new(public, Private::Elsewhere(signer)))
     }
 
@@ -171,6 +161,24 @@ impl MetadataKey {
             Private::Elsewhere(signer) => Ok(signer.sign(message)?),
         }
     }
+}
+
+/// The key of a signer's certificate, as metadata lists it.
+///
+/// # Errors
+/// It has no form in metadata.
+pub fn public_key_of(chain: &CertificateChain) -> Result<PublicKey, SigningError> {
+    let spki = chain.public_key_der();
+    Ok(match chain.scheme() {
+        Scheme::EcdsaP256Sha256 => PublicKey::new("ecdsa", "ecdsa-sha2-nistp256", public_pem(spki)),
+        Scheme::EcdsaP384Sha384 => PublicKey::new("ecdsa", "ecdsa-sha2-nistp384", public_pem(spki)),
+        Scheme::RsaPkcs1Sha256 => PublicKey::new("rsa", "rsa-pkcs1v15-sha256", public_pem(spki)),
+        Scheme::Ed25519 => {
+            // RFC 8410: the key is the last 32 bytes of its SubjectPublicKeyInfo.
+            let key = spki.last_chunk::<32>().ok_or(SigningError::Key("it is no Ed25519 key"))?;
+            PublicKey::new("ed25519", "ed25519", hex::encode(key))
+        }
+    })
 }
 
 fn public_pem(spki: &[u8]) -> String {

@@ -182,6 +182,10 @@ impl Check<'_> {
             tombstone::load_intent(self.storage).map_err(PublishError::storage("read", "the intent"))?;
         pending.extend(intent.into_iter().flat_map(|intent| intent.files));
         for file in self.storage.list("").map_err(listed)? {
+            // What was being written when a run died; the next one that writes the same file takes its place.
+            if file.rsplit('/').next().is_some_and(|name| name.starts_with('.')) {
+                continue;
+            }
             if self.named.contains(&file)
                 || file.starts_with(PRIVATE)
                 || file == crate::bootstrap::BOOTSTRAP_PATH

@@ -107,10 +107,7 @@ fn metadata_keys(named: &RepoKeys) -> Result<Vec<MetadataKey>, Failure> {
         keys.push(MetadataKey::from_signer(Box::new(signer))?);
     }
     if let (Some(command), Some(certificate)) = (&named.key_command, &named.key_cert) {
-        let pem = files::read("the certificate", certificate)?;
-        let chain = CertificateChain::from_pem(&pem).map_err(|error| {
-            Failure::about(error, format!("cannot sign with `{}`", certificate.display()))
-        })?;
+        let chain = chain(certificate)?;
         let (command, certificate, scheme) = (command.clone(), certificate.clone(), chain.scheme().name());
         let ask = move |message: &[u8]| bundle::ask_command(&command, &certificate, scheme, message);
         keys.push(MetadataKey::from_signer(Box::new(CommandSigner::new(chain, ask)))?);
@@ -120,6 +117,12 @@ fn metadata_keys(named: &RepoKeys) -> Result<Vec<MetadataKey>, Failure> {
             .hint("pass --keys with the directory that `cutover repo init` wrote the keys to"));
     }
     Ok(keys)
+}
+
+fn chain(certificate: &Path) -> Result<CertificateChain, Failure> {
+    let pem = files::read("the certificate", certificate)?;
+    CertificateChain::from_pem(&pem)
+        .map_err(|error| Failure::about(error, format!("cannot sign with `{}`", certificate.display())))
 }
 
 fn key_files(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
@@ -409,7 +412,7 @@ fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failur
         }
         (prefixes, _) => prefixes.iter().map(|prefix| key_id(present, prefix)).collect::<Result<_, _>>()?,
     };
-    let made = match (&command.new_key, command.no_new_key) {
+    let made = match (&command.new_key, command.no_new_key || command.new_cert.is_some()) {
         (_, true) => None,
         (Some(path), false) => Some((path.clone(), key_file(path)?)),
         (None, false) => {
@@ -422,7 +425,10 @@ fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failur
             Some((dir.join(format!("{name}.key")), key_named(dir, &name)?))
         }
     };
-    let add = made.iter().map(|(_, key)| key.public().clone()).collect();
+    let mut add: Vec<PublicKey> = made.iter().map(|(_, key)| key.public().clone()).collect();
+    if let Some(path) = &command.new_cert {
+        add.push(cutover_repo::public_key_of(&chain(path)?)?);
+    }
     let file = made.as_ref().map(|(path, _)| path.clone());
     keys.extend(made.map(|(_, key)| key));
     let mut publisher = Publisher::open(&storage, &keys, context.now)?;

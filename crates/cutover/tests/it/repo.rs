@@ -216,3 +216,32 @@ fn keys_are_replaced_by_command_and_the_old_ones_end() {
         .run("rotate-key", &[], &["--role", "root", "--no-new-key", "--keep-all", "--threshold", "2"])
         .must(2);
 }
+
+#[test]
+fn a_role_is_signed_by_a_key_behind_a_command() {
+    if std::process::Command::new("openssl").arg("version").output().is_err() {
+        let line = "a_role_is_signed_by_a_key_behind_a_command: openssl is not installed (Debian: apt-get install openssl)\n";
+        eprint!("not run: {line}");
+        if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
+            let mut list = fs::OpenOptions::new().append(true).create(true).open(path).expect("a list");
+            std::io::Write::write_all(&mut list, line.as_bytes()).expect("written");
+        }
+        return;
+    }
+    let world = World::new();
+    let repository = Repository::new(&world);
+    // OpenSSL stands for whoever holds the key; any certificate with it will do.
+    let pki = &stamped().pki;
+    let certificate = pki.join("signer.pem");
+    let sign = format!("openssl dgst -sha256 -sign {}", text(&pki.join("signer.key")));
+    let elsewhere = ["--key-command", sign.as_str(), "--key-cert", text(&certificate)];
+    let rotation =
+        [&["--role", "timestamp", "--new-cert", text(&certificate)], elsewhere.as_slice()].concat();
+    repository.run("rotate-key", &[], &rotation).must(0);
+    fs::remove_file(repository.keys.join("timestamp.key")).unwrap();
+    let one = world.build_version("1.0.0");
+    repository.publish(&one).must(2);
+    repository.run("publish", &[text(&one)], &elsewhere).must(0);
+    repository.run("verify", &[], &[]).must(0);
+    world.on_root(&["apply", "tool", "--source", text(&repository.dir)]).must(0);
+}
