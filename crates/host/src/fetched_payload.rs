@@ -1,7 +1,7 @@
 //! A release of a repository as the source of an update: its signed manifest, and objects that are fetched by digest.
 //!
-//! What a plan needs is fetched before the plan is executed. What turns out to be needed all the same, because a file that
-//! was to be reused is damaged, is fetched when it is asked for.
+//! What a plan needs is fetched while the plan is executed: staging waits for each object. What turns out to be needed all
+//! the same, because a file that was to be reused is damaged, is fetched when it is asked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use cutover_bundle::{
 use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
 
 use crate::{
-    fetch::{Downloads, FetchError, OnFailure, Report, Sink, Source, Wanted, Watch},
+    fetch::{Downloads, FetchError, OnFailure, Report, Shelf, Sink, Source, Wanted, Watch},
     payload::Payload,
 };
 
@@ -34,6 +34,9 @@ pub struct FetchedPayload {
     downloads: OnceLock<Arc<Downloads>>,
     delta: OnceLock<(VerifiedDelta<File>, DeltaLimits)>,
     fetched_bytes: AtomicU64,
+    shelf: Shelf,
+    /// Files that are being fetched onto the shelf.
+    announced: OnceLock<BTreeSet<Digest>>,
 }
 
 impl FetchedPayload {
@@ -45,7 +48,8 @@ impl FetchedPayload {
         watch: Arc<dyn Watch>,
     ) -> Self {
         let (downloads, delta) = (OnceLock::new(), OnceLock::new());
-        Self { release, objects, source, watch, downloads, delta, fetched_bytes: AtomicU64::new(0) }
+        let (fetched_bytes, shelf, announced) = (AtomicU64::new(0), Shelf::new(), OnceLock::new());
+        Self { release, objects, source, watch, downloads, delta, fetched_bytes, shelf, announced }
     }
 
     /// The release's manifest, as it was verified.
@@ -86,6 +90,32 @@ impl FetchedPayload {
         report.into_result().map(drop)
     }
 
+    /// Runs `work` while `wanted` is fetched; whatever `work` needs of it waits until it is there. Returns what became of
+    /// `work`, and why something could not be fetched. Only the first call counts.
+    pub fn while_fetching<T>(&self, wanted: &[Wanted], work: impl FnOnce() -> T) -> (T, Option<FetchError>) {
+        let Some(downloads) = self.downloads.get() else { return (work(), None) };
+        // Before anybody asks for anything, so that nothing is fetched twice.
+        if self.announced.set(wanted.iter().map(|wanted| wanted.digest).collect()).is_err() {
+            return (work(), None);
+        }
+        std::thread::scope(|scope| {
+            let fetching = scope.spawn(|| {
+                self.shelf.while_filling(|sink| {
+                    self.source.fetch(downloads, wanted, OnFailure::Stop, &self.watch, sink)
+                })
+            });
+            let done = work();
+            let failed = match fetching.join().expect("fetching does not panic") {
+                Ok(report) => {
+                    self.fetched_bytes.fetch_add(report.fetched_bytes(), Ordering::Relaxed);
+                    report.into_result().err()
+                }
+                Err(error) => Some(error),
+            };
+            (done, failed)
+        })
+    }
+
     /// Removes everything that was fetched.
     ///
     /// # Errors
@@ -109,6 +139,11 @@ impl FetchedPayload {
         let wanted = self.objects.get(&digest).ok_or(ObjectError::NotInRelease(digest))?;
         let downloads = self.downloads.get().ok_or(ObjectError::NotCarried(digest))?;
         let failed = |error: FetchError| ObjectError::Read { digest, source: io::Error::other(error) };
+        let announced = self.announced.get().is_some_and(|announced| announced.contains(&wanted.digest));
+        if announced && !self.shelf.wait(wanted.digest) {
+            // Why is told by whoever fetches.
+            return Err(failed(FetchError::Stopped));
+        }
         let file = match downloads.open_object(wanted.digest) {
             Ok(file) => file,
             Err(_) => {

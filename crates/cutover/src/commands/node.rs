@@ -147,12 +147,30 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
         }
         return Ok(Exit::Done);
     }
+    loop {
+        let applied = apply_once(&given, command, context)?;
+        if !applied.is_on_the_way || applied.report.outcome != Outcome::Confirmed {
+            return finish(&applied.report, applied.delta.as_ref(), context);
+        }
+        output::note(output::printable(&format!("{}; going on", applied.report.message)));
+    }
+}
+
+/// An update that ran.
+struct Applied {
+    report: Report,
+    delta: Option<DeltaSaved>,
+    /// Whether another one has to follow to reach what was asked for.
+    is_on_the_way: bool,
+}
+
+fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<Applied, Failure> {
     let settings = context.settings(Some(&command.at.root), flags_of(&command.update))?.settings;
     let bundle = given.open(&command.at.root, &settings, context)?;
     let given_plan = command.plan.as_deref().map(read_plan).transpose()?;
     if !command.at.root.join(".cutover").is_dir() {
         // A refusal must leave nothing behind, and taking the lock makes the root: so it is all checked once before.
-        plan_only(&given, &command.at, &command.update, context)?;
+        plan_only(given, &command.at, &command.update, context)?;
     }
     let name = format!("apply {}", bundle.release());
     let site = Site::open(&command.at.root, settings, Missing::Make, &name)?;
@@ -165,15 +183,22 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
         None => planned.plan,
     };
     site.preflight(&plan, Some(planned.bundle.manifest()))?;
-    if let Update::Fetched(fetched) = &planned.bundle {
-        let installed = observed.observation.installed.as_ref().map(|installed| &installed.release);
-        fetched.fetch(&site, &plan, installed, context)?;
-    }
     let payload = Some(planned.bundle.payload());
-    let report = site.execute(observed, &lock, &plan, payload, context, command.stop_at.as_ref())?;
+    let installed = observed.observation.installed.as_ref().map(|installed| installed.release.clone());
+    let execute = || site.execute(observed, &lock, &plan, payload, context, command.stop_at.as_ref());
+    let (report, not_fetched) = match &planned.bundle {
+        Update::Fetched(fetched) => {
+            fetched.while_fetching(&site, &plan, installed.as_ref(), context, execute)?
+        }
+        Update::Full(_) | Update::Delta(_) => (execute(), None),
+    };
+    let report = report?;
     // What the payload holds is only seen while it is laid down; then everything was undone, and this is the reason.
     if let Outcome::Undone { .. } = report.outcome {
         let message = format!("refused `{}`; nothing was changed", command.bundle.display());
+        if let Some(error) = not_fetched {
+            return Err(Failure::about(error, message));
+        }
         planned.bundle.check(&message)?;
     }
     if let (Update::Fetched(fetched), Outcome::Confirmed) = (&planned.bundle, &report.outcome) {
@@ -182,7 +207,9 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
     if report.outcome == Outcome::Confirmed && site.settings.install.prune == PruneWhen::AfterUpdate {
         prune_after(&site, &lock);
     }
-    finish(&report, delta_saved(&planned.bundle, &command.bundle).as_ref(), context)
+    let delta = delta_saved(&planned.bundle, &command.bundle);
+    let is_on_the_way = matches!(&planned.bundle, Update::Fetched(fetched) if fetched.is_on_the_way);
+    Ok(Applied { report, delta, is_on_the_way })
 }
 
 /// What an update by delta spared the network.

@@ -95,6 +95,11 @@ impl Site {
         Ok(Self { root, settings, node, service, packages, probes, _imagined: imagined })
     }
 
+    /// Other packages of this host.
+    pub(super) fn packages(&self) -> &BTreeMap<Name, Version> {
+        &self.packages
+    }
+
     /// What the operator wants, for the planner.
     ///
     /// # Errors

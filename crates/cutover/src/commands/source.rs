@@ -13,6 +13,7 @@ use cutover_core::{
     fetch::Priority,
     model::{Digest, Name, ReleaseRef, Version},
     plan::{Plan, Source as FileSource, Step},
+    resolve::{Candidate, Preference, Question, Step as Change, resolve},
 };
 use cutover_host::{
     disk::RealDisk,
@@ -23,7 +24,8 @@ use cutover_host::{
     fetched_payload::FetchedPayload,
 };
 use cutover_repo::{
-    Catalogue, Chosen, Fetch, IndexEntry, State, StateDirectory, delta_path, first_root, object_path,
+    Catalogue, CatalogueError, Chosen, Fetch, IndexEntry, State, StateDirectory, delta_path, first_root,
+    object_path,
     tuf::{Client, ClientLimits},
 };
 
@@ -186,9 +188,112 @@ impl Repository {
     }
 }
 
+/// What a host has.
+#[derive(Default)]
+struct Present {
+    /// The release of this root.
+    installed: Option<ReleaseRef>,
+    /// The packages beside it.
+    packages: BTreeMap<Name, Version>,
+}
+
+impl Present {
+    fn of(root: &Path, settings: &Settings) -> Result<Self, Failure> {
+        let site = Site::open(root, settings.clone(), Missing::Imagine, "look")?;
+        Ok(Self { installed: site.node.status()?.installed, packages: site.packages().clone() })
+    }
+}
+
+fn candidate(entry: &IndexEntry) -> Candidate {
+    Candidate {
+        version: entry.version.clone(),
+        requires: entry.requires.clone(),
+        conflicts: entry.conflicts.clone(),
+        min_upgrade_from: entry.min_upgrade_from.clone(),
+        yanked: entry.yanked.is_some(),
+    }
+}
+
+/// What has to change on this host, in order, until `chosen` is installed.
+///
+/// # Errors
+/// There is no way, and why.
+fn changes(
+    catalogue: &mut Catalogue<'_>,
+    chosen: &Chosen,
+    wanted: &cutover_repo::Wanted,
+    present: &Present,
+) -> Result<Vec<Change>, Failure> {
+    // What the installed releases need is in their manifests, which other roots keep to themselves; their versions count.
+    let bare = |version: &Version| Candidate {
+        version: version.clone(),
+        requires: Vec::new(),
+        conflicts: Vec::new(),
+        min_upgrade_from: None,
+        yanked: false,
+    };
+    let beside = present.packages.iter().map(|(name, version)| (name.clone(), bare(version)));
+    let own = present.installed.iter().map(|release| (release.package.clone(), bare(&release.version)));
+    let installed: BTreeMap<Name, Candidate> = beside.chain(own).collect();
+    let mut offered: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
+    let mut open = vec![chosen.package.clone()];
+    while let Some(package) = open.pop() {
+        if offered.contains_key(&package) {
+            continue;
+        }
+        let any = cutover_repo::Wanted { package: package.clone(), version: None, ..wanted.clone() };
+        let found = match catalogue.candidates(&any) {
+            // It may be installed without the repository; if not, the answer says who needs it.
+            Err(CatalogueError::NoPackage { .. }) => Vec::new(),
+            found => found?,
+        };
+        let found: Vec<Candidate> = found.iter().map(|chosen| candidate(&chosen.entry)).collect();
+        let needs = found.iter().flat_map(|candidate| &candidate.requires);
+        open.extend(needs.map(|requirement| requirement.package.clone()));
+        offered.insert(package, found);
+    }
+    let wanted = BTreeMap::from([(chosen.package.clone(), chosen.entry.version.clone())]);
+    let preference = Preference::Lowest;
+    let question = Question { installed: &installed, offered: &offered, wanted: &wanted, preference };
+    resolve(&question).map_err(|error| {
+        let what = format!("{} {} cannot be installed here", chosen.package, chosen.entry.version);
+        Failure::new(Exit::Policy, what).because(error)
+    })
+}
+
+/// The version to install next on the way to `chosen`, if that is another one.
+///
+/// # Errors
+/// Other packages have to change first, or there is no way.
+fn detour(
+    catalogue: &mut Catalogue<'_>,
+    chosen: &Chosen,
+    wanted: &cutover_repo::Wanted,
+    present: &Present,
+) -> Result<Option<Version>, Failure> {
+    let installed = present.installed.as_ref().filter(|release| release.package == chosen.package);
+    if installed.is_some_and(|installed| chosen.entry.version.cmp_precedence(&installed.version).is_le()) {
+        // The planner has its own words for that.
+        return Ok(None);
+    }
+    let changes = changes(catalogue, chosen, wanted, present)?;
+    let (own, others): (Vec<Change>, Vec<Change>) =
+        changes.into_iter().partition(|change| change.package == chosen.package);
+    if !others.is_empty() {
+        let what =
+            format!("{} {} needs other packages to change first", chosen.package, chosen.entry.version);
+        let failure = Failure::new(Exit::Policy, what);
+        return Err(others.iter().fold(failure, |failure, change| failure.hint(format!("install {change}"))));
+    }
+    let first = own.into_iter().next().map(|change| change.to);
+    Ok(first.filter(|first| first.cmp_precedence(&chosen.entry.version).is_ne()))
+}
+
 /// A release of a repository that was chosen and verified.
 pub(super) struct Fetched {
     pub(super) payload: FetchedPayload,
+    /// Whether it is only on the way to the one that was named.
+    pub(super) is_on_the_way: bool,
     entry: IndexEntry,
     state: StateDirectory,
     aside: Option<tempfile::TempDir>,
@@ -215,7 +320,13 @@ pub(super) fn open(
     let metadata = Metadata(repository.source.as_ref());
     let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
     let mut catalogue = Catalogue::new(client);
-    let chosen = catalogue.choose(&repository.wanted(&named))?;
+    let wanted = repository.wanted(&named);
+    let mut chosen = catalogue.choose(&wanted)?;
+    let detour = detour(&mut catalogue, &chosen, &wanted, &Present::of(root, settings)?)?;
+    let is_on_the_way = detour.is_some();
+    if is_on_the_way {
+        chosen = catalogue.choose(&cutover_repo::Wanted { version: detour, ..wanted })?;
+    }
     if let Some(yanked) = &chosen.entry.yanked {
         output::note(output::printable(&format!(
             "warning: {} {} was yanked: {}",
@@ -264,21 +375,23 @@ pub(super) fn open(
     }
     let Repository { source, state, aside, anchor, lists, .. } = repository;
     let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
-    Ok(Box::new(Fetched { payload, entry: chosen.entry, state, aside, anchor, lists }))
+    Ok(Box::new(Fetched { payload, is_on_the_way, entry: chosen.entry, state, aside, anchor, lists }))
 }
 
 impl Fetched {
-    /// Fetches what the plan takes from the release: by a delta from what is installed where that is less, else each object.
+    /// Runs `work`, which executes the plan, while what the plan takes from the release is fetched: by a delta from what is
+    /// installed where that is less, else each object. Returns what became of `work`, and why something could not be fetched.
     ///
     /// # Errors
-    /// Something cannot be fetched; nothing has changed then.
-    pub(super) fn fetch(
+    /// Nothing can be fetched; then nothing was run.
+    pub(super) fn while_fetching<T>(
         &self,
         site: &Site,
         plan: &Plan,
         installed: Option<&ReleaseRef>,
         context: &Context,
-    ) -> Result<(), Failure> {
+        work: impl FnOnce() -> T,
+    ) -> Result<(T, Option<FetchError>), Failure> {
         self.settle(&site.root)?;
         let disk =
             RealDisk::open(&site.root).map_err(|source| Failure::io("open the root", &site.root, source))?;
@@ -295,13 +408,13 @@ impl Fetched {
         }
         let wanted: Vec<Wanted> =
             needed.iter().filter_map(|digest| self.payload.wanted(*digest)).cloned().collect();
-        self.payload.fetch(&wanted)?;
+        let fetched = self.payload.while_fetching(&wanted, work);
         output::note(format!(
             "fetched {}; all that is new is {}",
             output::bytes(self.payload.fetched_bytes()),
             output::bytes(in_full)
         ));
-        Ok(())
+        Ok(fetched)
     }
 
     /// Fetches and verifies the delta that leads from the installed release, if there is one and it is smaller; the contents

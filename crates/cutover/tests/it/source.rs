@@ -192,3 +192,52 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
     }
     files
 }
+
+#[test]
+fn a_release_that_cannot_follow_directly_is_reached_by_way_of_the_one_between() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    for (version, spec) in
+        [("1.0.0", ""), ("1.1.0", ""), ("1.1.5", ""), ("1.2.0", "min_upgrade_from = \"1.1.0\"")]
+    {
+        repository.publish(&world.build(&Release { spec, ..Release::new(version) })).must(0);
+    }
+    let source = ["--source", text(&repository.dir)];
+    world.on_root(&[&["apply", "tool@1.0.0"], &source[..]].concat()).must(0);
+    let ran = world.on_root(&[&["apply", "tool"], &source[..]].concat()).must(0);
+    assert!(ran.stderr.contains("1.1.5; going on"), "{}", ran.stderr);
+    assert_eq!(installed(&world), "1.2.0");
+    let history = world.on_root(&["history", "--json"]).must(0).stdout;
+    assert!(history.contains("1.1.5"), "{history}");
+}
+
+#[test]
+fn a_package_that_has_to_change_first_is_named_and_nothing_is_installed() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let spec = "[[requires]]\npackage = \"storage\"\nconstraint = \">=1.4.0\"";
+    repository.publish(&world.build(&Release { spec, ..Release::new("1.0.0") })).must(0);
+    let apply = |storage: &str| {
+        let packages = format!("preflight.packages={{storage=\"{storage}\"}}");
+        world.on_root(&["apply", "tool", "--source", text(&repository.dir), "--set", &packages])
+    };
+    let refused = apply("1.3.0").must(13);
+    assert!(refused.stderr.contains("storage"), "{}", refused.stderr);
+    assert!(!world.root().exists(), "a refusal leaves nothing behind");
+    apply("1.4.0").must(0);
+    assert_eq!(installed(&world), "1.0.0");
+}
+
+#[test]
+fn an_old_copy_of_a_repository_is_refused_once_a_newer_one_was_believed() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    let old = world.path("old");
+    let copied = std::process::Command::new("cp").args(["-a", text(&repository.dir), text(&old)]).status();
+    assert!(copied.expect("copied").success());
+    repository.publish(&world.build_version("1.1.0")).must(0);
+    world.on_root(&["apply", "tool@1.0.0", "--source", text(&repository.dir)]).must(0);
+    let refused = world.on_root(&["check", "--source", text(&old)]).must(11);
+    assert!(refused.stderr.contains("a step back"), "{}", refused.stderr);
+}

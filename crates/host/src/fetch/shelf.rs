@@ -49,8 +49,13 @@ impl Shelf {
         wanted: &[Wanted],
         watch: &Arc<dyn Watch>,
     ) -> Result<Report, FetchError> {
+        self.while_filling(|sink| fetcher.fetch(downloads, wanted, OnFailure::Stop, watch, sink))
+    }
+
+    /// Runs `fetch`, which hands over to this shelf what arrives; whoever waits is told when it ends, however it ends.
+    pub fn while_filling<T>(&self, fetch: impl FnOnce(&mut dyn Sink) -> T) -> T {
         let _end = End(self);
-        fetcher.fetch(downloads, wanted, OnFailure::Stop, watch, &mut &*self)
+        fetch(&mut &*self)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
