@@ -1,9 +1,10 @@
 //! `cargo xtask bench delta PAIRS`: patches of ours beside those of other tools, on real pairs.
 //!
 //! One process at a time, a pair's tools one after the other, files in the page cache. A patch is made once and applied
-//! in some rounds, of which the fastest counts; a tool that does not check its result gets the time of a SHA-256 over it
-//! added, and from ours the check of the base is taken away, which has a column of its own. Peers that are not installed
-//! say so. This program holds no file in memory, so that what it starts is not charged for it.
+//! in some rounds, of which the fastest counts. Ours checks its base, hashes its result and flushes it to the disk; peers do
+//! none of that, so the time to hash and to flush their results is added to theirs (the check of the base is in a column of
+//! its own, and in our times). Peers that are not installed say so. This program holds no file in memory, so that what it
+//! starts is not charged for it.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::{
-    node::{self, Usage},
+    node,
     pairs::digest_of,
     program::{self, Profile},
 };
@@ -34,9 +35,16 @@ pub(crate) struct Options {
     /// Only pairs whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Only tools whose name contains this.
+    /// Only tools whose name contains this; may be given more than once.
     #[arg(long, value_name = "TEXT")]
-    tool: Option<String>,
+    tool: Vec<String>,
+    /// A Python interpreter with the PyPI package `hdiffpatch`: its library applies in the process, and only that and the
+    /// files are timed, not the interpreter.
+    #[arg(long, value_name = "PYTHON")]
+    hdiffpatch: Option<PathBuf>,
+    /// Where patches and results are written. Default: beside the pairs.
+    #[arg(long, value_name = "DIR")]
+    place: Option<PathBuf>,
     /// Prints a line of JSON per row as well.
     #[arg(long)]
     json: bool,
@@ -53,7 +61,24 @@ struct Tool {
     apply: &'static str,
     /// Compresses the patch afterwards and decompresses it before.
     is_packed: bool,
+    /// It is [`HDIFFPATCH`], which tells its own times.
+    is_python: bool,
 }
+
+/// The library of HDiffPatch, for which there are programs only where somebody built them.
+const HDIFFPATCH: &str = r#"
+import sys, time, hdiffpatch
+read = lambda path: open(path, "rb").read()
+what, old, second, out = sys.argv[1:]
+start, processor = time.perf_counter(), time.process_time()
+if what == "make":
+    made = hdiffpatch.diff(read(old), read(second), compression=hdiffpatch.Lzma2Config(level=9, window=24))
+else:
+    made = hdiffpatch.apply(read(old), read(second))
+with open(out, "wb") as file:
+    file.write(made)
+print(time.perf_counter() - start, time.process_time() - processor)
+"#;
 
 macro_rules! ours {
     ($name:literal) => {
@@ -64,6 +89,7 @@ macro_rules! ours {
             apply_program: "",
             apply: "delta apply {o} {p} --output {r} --memory 4G",
             is_packed: false,
+            is_python: false,
         }
     };
 }
@@ -75,7 +101,7 @@ const fn peer(
     apply_program: &'static str,
     apply: &'static str,
 ) -> Tool {
-    Tool { name, program: Some(program), generate, apply_program, apply, is_packed: false }
+    Tool { name, program: Some(program), generate, apply_program, apply, is_packed: false, is_python: false }
 }
 
 const TOOLS: &[Tool] = &[
@@ -108,12 +134,22 @@ const TOOLS: &[Tool] = &[
         "-f {o} {p} {r}",
     ),
     Tool {
+        name: "hdiffpatch library",
+        program: Some("python"),
+        generate: "{script} make {o} {n} {p}",
+        apply_program: "python",
+        apply: "{script} apply {o} {p} {r}",
+        is_packed: false,
+        is_python: true,
+    },
+    Tool {
         name: "zucchini + xz",
         program: Some("zucchini"),
         generate: "-gen {o} {n} {p}",
         apply_program: "zucchini",
         apply: "-apply {o} {p} {r}",
         is_packed: true,
+        is_python: false,
     },
 ];
 
@@ -128,6 +164,7 @@ struct Row {
     generate_seconds: f64,
     base_check_seconds: f64,
     apply_seconds: f64,
+    apply_processor_seconds: f64,
     apply_peak_bytes: u64,
     ok: bool,
 }
@@ -135,13 +172,21 @@ struct Row {
 /// Runs the benchmark and prints its table.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = program::build(root, Profile::Release)?;
-    let place = tempfile::tempdir_in(std::fs::canonicalize(&options.pairs)?)?;
+    let place = options.place.as_ref().unwrap_or(&options.pairs);
+    let place = tempfile::tempdir_in(std::fs::canonicalize(place)?)?;
+    let setting = Setting { binary: &binary, python: options.hdiffpatch.as_deref(), place: place.path() };
+    std::fs::write(setting.script(), HDIFFPATCH)?;
     let installed: Vec<&Tool> = TOOLS
         .iter()
-        .filter(|tool| options.tool.as_ref().is_none_or(|text| tool.name.contains(text.as_str())))
         .filter(|tool| {
-            let is_there =
-                tool.program.is_none_or(|program| is_installed(program) && is_installed(tool.apply_program));
+            options.tool.is_empty() || options.tool.iter().any(|text| tool.name.contains(text.as_str()))
+        })
+        .filter(|tool| {
+            let is_there = match tool.program {
+                Some(_) if tool.is_python => options.hdiffpatch.is_some(),
+                Some(program) => is_installed(program) && is_installed(tool.apply_program),
+                None => true,
+            };
             if !is_there {
                 println!("skip {}: not installed", tool.name);
             }
@@ -158,14 +203,14 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     names.sort();
     ensure!(!names.is_empty(), "no pairs in {}; make them with `cargo xtask pairs`", options.pairs.display());
     println!(
-        "{:14} {:18} {:>11} {:>6} {:>8} {:>7} {:>7} {:>6}  ok",
-        "pair", "tool", "patch", "ratio", "make s", "base s", "apply s", "MB"
+        "{:14} {:18} {:>11} {:>6} {:>8} {:>7} {:>7} {:>7} {:>6}  ok",
+        "pair", "tool", "patch", "ratio", "make s", "base s", "apply s", "cpu s", "MB"
     );
     let mut missed = Vec::new();
     for name in &names {
         let mut rows = Vec::new();
         for tool in &installed {
-            let row = measure(&binary, tool, &options.pairs.join(name), name, place.path(), options.rounds);
+            let row = setting.measure(tool, &options.pairs.join(name), name, options.rounds);
             match row {
                 Ok(row) => rows.push(row),
                 Err(error) => println!("{name:14} {:18} failed: {error:#}", tool.name),
@@ -176,7 +221,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
             let ratio =
                 best.map_or("-".to_owned(), |best| format!("{:.3}", row.patch_bytes as f64 / best as f64));
             println!(
-                "{:14} {:18} {:>11} {:>6} {:>8.2} {:>7.3} {:>7.3} {:>6.0}  {}",
+                "{:14} {:18} {:>11} {:>6} {:>8.2} {:>7.3} {:>7.3} {:>7.3} {:>6.0}  {}",
                 row.pair,
                 row.tool,
                 row.patch_bytes,
@@ -184,6 +229,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
                 row.generate_seconds,
                 row.base_check_seconds,
                 row.apply_seconds,
+                row.apply_processor_seconds,
                 row.apply_peak_bytes as f64 / 1e6,
                 if row.ok { "yes" } else { "NO" },
             );
@@ -214,7 +260,7 @@ fn judge(rows: &[Row], best: Option<u64>, missed: &mut Vec<String>) {
         missed.push(format!("{}: {} bytes against {best}, at most {most}", ours.pair, ours.patch_bytes));
     }
     for peer in rows.iter().filter(|row| !row.is_ours) {
-        if peer.tool.starts_with("hdiffz") && ours.apply_seconds > peer.apply_seconds {
+        if peer.tool.starts_with("hdiff") && ours.apply_seconds > peer.apply_seconds {
             let (a, b) = (ours.apply_seconds, peer.apply_seconds);
             missed.push(format!("{}: applied in {a:.3} s, {} in {b:.3} s", ours.pair, peer.tool));
         }
@@ -225,75 +271,128 @@ fn judge(rows: &[Row], best: Option<u64>, missed: &mut Vec<String>) {
     }
 }
 
-fn measure(binary: &Path, tool: &Tool, pair: &Path, name: &str, place: &Path, rounds: usize) -> Result<Row> {
-    let (old, new) = (pair.join("old"), pair.join("new"));
-    let (patch, result) = (place.join("patch"), place.join("result"));
-    for path in [&patch, &result] {
-        let _ = std::fs::remove_file(path);
+/// What all measurements share.
+struct Setting<'a> {
+    binary: &'a Path,
+    python: Option<&'a Path>,
+    place: &'a Path,
+}
+
+impl Setting<'_> {
+    fn script(&self) -> PathBuf {
+        self.place.join("apply.py")
     }
-    let wanted = digest_of(&new)?;
-    let started = Instant::now();
-    digest_of(&old)?;
-    let old_hash = started.elapsed();
-    let size = std::fs::metadata(&old)?.len().max(1 << 20).to_string();
-    let command = |program: Option<&str>, arguments: &str| {
-        let mut command = Command::new(program.map_or(binary, Path::new));
+
+    /// The command line of a tool, with the names of the files put in.
+    fn command(&self, tool: &Tool, program: Option<&str>, arguments: &str, pair: &Path) -> Result<Command> {
+        let old = pair.join("old");
+        let size = std::fs::metadata(&old)?.len().max(1 << 20).to_string();
+        let mut command = match (program, self.python) {
+            (Some(_), Some(python)) if tool.is_python => Command::new(python),
+            (Some(program), _) => Command::new(program),
+            (None, _) => Command::new(self.binary),
+        };
+        let names = [
+            ("{o}", old),
+            ("{n}", pair.join("new")),
+            ("{p}", self.place.join("patch")),
+            ("{r}", self.place.join("result")),
+            ("{script}", self.script()),
+        ];
         for argument in arguments.split(' ') {
-            let mut text = argument.to_owned();
-            for (key, path) in [("{o}", &old), ("{n}", &new), ("{p}", &patch), ("{r}", &result)] {
-                text = text.replace(key, path.to_str().unwrap_or_default());
-            }
-            command.arg(text.replace("{size}", &size));
+            let text = argument.replace("{size}", &size);
+            let put =
+                |text: String, (key, path): &(&str, PathBuf)| text.replace(key, &path.to_string_lossy());
+            command.arg(names.iter().fold(text, put));
         }
         if program.is_none() {
             command.args(["--progress", "none"]);
         }
-        command
-    };
-    let mut generate_time = finish(command(tool.program, tool.generate))?.0;
-    let packed = place.join("patch.xz");
-    if tool.is_packed {
-        let mut xz = Command::new("xz");
-        xz.args(["-9e", "-k", "-f"]).arg(&patch);
-        generate_time += finish(xz)?.0;
+        Ok(command)
     }
-    let patch_bytes = std::fs::metadata(if tool.is_packed { &packed } else { &patch })?.len();
-    let (mut apply_time, mut usage, mut ok) = (Duration::MAX, Usage::default(), true);
-    for _ in 0..rounds.max(1) {
-        let _ = std::fs::remove_file(&result);
-        let mut took = Duration::ZERO;
+
+    fn measure(&self, tool: &Tool, pair: &Path, name: &str, rounds: usize) -> Result<Row> {
+        let (patch, packed) = (self.place.join("patch"), self.place.join("patch.xz"));
+        let result = self.place.join("result");
+        for path in [&patch, &packed, &result] {
+            let _ = std::fs::remove_file(path);
+        }
+        let wanted = digest_of(&pair.join("new"))?;
+        let started = Instant::now();
+        digest_of(&pair.join("old"))?;
+        let base_check = started.elapsed();
+        let mut made = finish(self.command(tool, tool.program, tool.generate, pair)?, tool)?;
         if tool.is_packed {
             let mut xz = Command::new("xz");
-            xz.args(["-d", "-k", "-f"]).arg(&packed);
-            took += finish(xz)?.0;
+            xz.args(["-9e", "-k", "-f"]).arg(&patch);
+            made.took += finish(xz, tool)?.took;
         }
-        let program = tool.program.map(|_| tool.apply_program);
-        let (applied, used) = finish(command(program, tool.apply))?;
-        took += applied;
-        usage.peak_bytes = usage.peak_bytes.max(used.peak_bytes);
-        let started = Instant::now();
-        ok &= digest_of(&result)? == wanted;
-        let hash = started.elapsed();
-        took = if tool.program.is_some() { took + hash } else { took.saturating_sub(old_hash) };
-        apply_time = apply_time.min(took);
+        let patch_bytes = std::fs::metadata(if tool.is_packed { &packed } else { &patch })?.len();
+        let (mut best, mut peak_bytes, mut ok) = (None::<Finished>, 0, true);
+        for _ in 0..rounds.max(1) {
+            let _ = std::fs::remove_file(&result);
+            let program = tool.program.map(|_| tool.apply_program);
+            let mut applied = if tool.is_packed {
+                let mut xz = Command::new("xz");
+                xz.args(["-d", "-k", "-f"]).arg(&packed);
+                finish(xz, tool)?
+            } else {
+                Finished::default()
+            };
+            applied.add(finish(self.command(tool, program, tool.apply, pair)?, tool)?);
+            peak_bytes = peak_bytes.max(applied.peak_bytes);
+            let started = Instant::now();
+            ok &= digest_of(&result)? == wanted;
+            if tool.program.is_some() {
+                std::fs::File::open(&result)?.sync_all()?;
+                applied.took += started.elapsed();
+            }
+            if best.is_none_or(|best| applied.took < best.took) {
+                best = Some(applied);
+            }
+        }
+        let best = best.unwrap_or_default();
+        Ok(Row {
+            pair: name.to_owned(),
+            tool: tool.name,
+            is_ours: tool.program.is_none(),
+            new_bytes: std::fs::metadata(pair.join("new"))?.len(),
+            patch_bytes,
+            generate_seconds: made.took.as_secs_f64(),
+            base_check_seconds: base_check.as_secs_f64(),
+            apply_seconds: best.took.as_secs_f64(),
+            apply_processor_seconds: best.processor.as_secs_f64(),
+            apply_peak_bytes: peak_bytes,
+            ok,
+        })
     }
-    Ok(Row {
-        pair: name.to_owned(),
-        tool: tool.name,
-        is_ours: tool.program.is_none(),
-        new_bytes: std::fs::metadata(&new)?.len(),
-        patch_bytes,
-        generate_seconds: generate_time.as_secs_f64(),
-        base_check_seconds: old_hash.as_secs_f64(),
-        apply_seconds: apply_time.as_secs_f64(),
-        apply_peak_bytes: usage.peak_bytes,
-        ok,
-    })
 }
 
-fn finish(command: Command) -> Result<(Duration, Usage)> {
+/// What a command took.
+#[derive(Clone, Copy, Default)]
+struct Finished {
+    took: Duration,
+    processor: Duration,
+    peak_bytes: u64,
+}
+
+impl Finished {
+    fn add(&mut self, other: Self) {
+        self.took += other.took;
+        self.processor += other.processor;
+        self.peak_bytes = self.peak_bytes.max(other.peak_bytes);
+    }
+}
+
+fn finish(command: Command, tool: &Tool) -> Result<Finished> {
     let finished = node::finish(command)?.with(&[0])?;
-    Ok((finished.took, finished.usage))
+    let (mut took, mut processor) = (finished.took, finished.usage.processor);
+    if tool.is_python {
+        let told = finished.stdout.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+        ensure!(told.len() == 2, "two times were expected");
+        (took, processor) = (Duration::from_secs_f64(told[0]), Duration::from_secs_f64(told[1]));
+    }
+    Ok(Finished { took, processor, peak_bytes: finished.usage.peak_bytes })
 }
 
 fn is_installed(program: &str) -> bool {
