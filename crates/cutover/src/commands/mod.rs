@@ -5,6 +5,7 @@ mod config;
 mod delta;
 mod delta_release;
 mod node;
+mod offers;
 mod pki;
 mod repo;
 mod run;

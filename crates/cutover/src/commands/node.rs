@@ -20,6 +20,7 @@ use cutover_host::{
 use super::{
     Context,
     bundle::{self, Update},
+    offers,
     site::{Missing, Site},
     source,
 };
@@ -63,10 +64,11 @@ struct Given<'a> {
 impl Given<'_> {
     fn open(&self, root: &Path, settings: &Settings, context: &Context) -> Result<Update, Failure> {
         match source::reference(self.path, self.from, settings) {
-            Some(wanted) if self.full.is_none() => {
-                source::open(wanted, self.from, root, settings, context).map(Update::Fetched)
+            Some(_) if self.full.is_some() => Err(Failure::usage("--full is for delta bundles")),
+            Some(wanted) if source::offers_bundles(self.from, settings) => {
+                offers::open(&wanted, root, settings, context)
             }
-            Some(_) => Err(Failure::usage("--full is for delta bundles")),
+            Some(wanted) => source::open(wanted, self.from, root, settings, context).map(Update::Fetched),
             None => bundle::open_update(self.path, self.full, settings, context.now),
         }
     }

@@ -30,7 +30,7 @@ use cutover_repo::{
 };
 
 use super::{
-    Context,
+    Context, offers,
     site::{self, Missing, Site},
     trust,
 };
@@ -45,8 +45,8 @@ use crate::{
 
 /// A release as it was named.
 pub(super) struct Named {
-    package: Name,
-    version: Option<Version>,
+    pub(super) package: Name,
+    pub(super) version: Option<Version>,
 }
 
 /// Whether a release of a repository is meant and not a file: there is no such file, and it reads `NAME@VERSION`; or `NAME`
@@ -57,8 +57,28 @@ pub(super) fn reference(text: &Path, from: &FromRepository, settings: &Settings)
         Some((package, version)) => {
             Some(Named { package: package.parse().ok()?, version: Some(version.parse().ok()?) })
         }
-        None if from.source.is_empty() && settings.source.urls.is_empty() => None,
+        None if !has_source(from, settings) => None,
         None => Some(Named { package: name.parse().ok()?, version: None }),
+    }
+}
+
+/// Whether anything says where releases come from.
+fn has_source(from: &FromRepository, settings: &Settings) -> bool {
+    !from.source.is_empty() || !settings.source.urls.is_empty() || offers_bundles(from, settings)
+}
+
+/// Whether releases come as whole bundles, and not from a repository.
+pub(super) fn offers_bundles(from: &FromRepository, settings: &Settings) -> bool {
+    from.source.is_empty() && settings.source.kind != SourceKind::Repository
+}
+
+/// What fetching needs of this machine.
+pub(super) fn ports(settings: &Settings) -> FetchPorts {
+    FetchPorts {
+        timer: Arc::new(RealTimer::start()),
+        clock: Arc::new(site::WallClock),
+        seed: rand::random(),
+        jobs: NonZeroUsize::new(settings.install.jobs).unwrap_or(NonZeroUsize::MIN),
     }
 }
 
@@ -107,14 +127,8 @@ impl Repository {
         if source.kind != SourceKind::Repository {
             return Err(Failure::usage("`source.kind` is no repository").hint("name one with --source"));
         }
-        let ports = FetchPorts {
-            timer: Arc::new(RealTimer::start()),
-            clock: Arc::new(site::WallClock),
-            seed: rand::random(),
-            jobs: NonZeroUsize::new(settings.install.jobs).unwrap_or(NonZeroUsize::MIN),
-        };
         let variable = |name: &str| std::env::var(name).ok();
-        let source = open_source(&source, &variable, ports)?.ok_or_else(|| {
+        let source = open_source(&source, &variable, ports(settings))?.ok_or_else(|| {
             Failure::usage("there is no repository to look in")
                 .hint("name one with --source or `source.urls`")
         })?;
@@ -509,6 +523,9 @@ pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure>
         .or_else(|| installed.as_ref().map(|release| release.package.clone()))
         .or_else(|| settings.package.name.clone())
         .ok_or_else(|| Failure::usage("nothing is installed here: say which package to look for"))?;
+    if offers_bundles(&command.from, &settings) {
+        return check_bundles(&package, installed.as_ref(), root, &settings, context);
+    }
     let repository = Repository::open(&command.from, root, &settings, context)?;
     let metadata = Metadata(repository.source.as_ref());
     let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
@@ -539,6 +556,55 @@ pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure>
                 &["version", "channel", "priority", "at most", "delta", "held back"],
                 newer.iter().map(Offer::row).collect(),
             ));
+        }
+    }
+    Ok(if found { Exit::Done } else { Exit::NothingToDo })
+}
+
+/// `check` where releases come as whole bundles: what their names say.
+fn check_bundles(
+    package: &Name,
+    installed: Option<&ReleaseRef>,
+    root: &Path,
+    settings: &Settings,
+    context: &Context,
+) -> Result<Exit, Failure> {
+    let installed = installed.map(|release| &release.version);
+    let newer: Vec<offers::Offered> = offers::listed(package, root, settings)?
+        .into_iter()
+        .filter(|offered| installed.is_none_or(|installed| offered.version.cmp_precedence(installed).is_gt()))
+        .collect();
+    let held_back = |offered: &offers::Offered| {
+        (!offered.is_for_everybody()).then_some("a pre-release: ask for it by version")
+    };
+    let found = newer.iter().any(|offered| held_back(offered).is_none());
+    match context.form {
+        Form::Json => {
+            let offers = newer.iter().map(|offered| {
+                serde_json::json!({
+                    "version": offered.version, "name": offered.offer.name,
+                    "payload_bytes": offered.offer.size_bytes, "held_back": held_back(offered),
+                })
+            });
+            output::json(
+                &serde_json::json!({ "installed": installed, "offers": offers.collect::<Vec<_>>() }),
+            )?;
+        }
+        Form::Text => {
+            output::line(format!(
+                "installed  {}",
+                installed.map_or_else(|| "nothing".to_owned(), Version::to_string)
+            ));
+            let row = |offered: &offers::Offered| {
+                vec![
+                    offered.version.to_string(),
+                    output::printable(&offered.offer.name),
+                    output::bytes(offered.offer.size_bytes),
+                    held_back(offered).unwrap_or("-").to_owned(),
+                ]
+            };
+            let rows = newer.iter().map(row).collect();
+            output::line(output::table(&["version", "bundle", "size", "held back"], rows));
         }
     }
     Ok(if found { Exit::Done } else { Exit::NothingToDo })

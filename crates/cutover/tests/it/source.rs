@@ -241,3 +241,90 @@ fn an_old_copy_of_a_repository_is_refused_once_a_newer_one_was_believed() {
     let refused = world.on_root(&["check", "--source", text(&old)]).must(11);
     assert!(refused.stderr.contains("a step back"), "{}", refused.stderr);
 }
+
+#[test]
+fn a_bundle_is_taken_by_name_from_a_directory_of_bundles() {
+    let world = World::new();
+    for version in ["1.0.0", "1.1.0", "1.2.0-rc.1"] {
+        world.build_version(version);
+    }
+    let stick = world.path("");
+    let path = format!("source.path={}", text(&stick));
+    let source = ["--set", "source.kind=file", "--set", &path];
+    let check = || world.on_root(&[&["check", "tool", "--json"], &source[..]].concat());
+    let offers = check().must(0).json();
+    assert_eq!(offers["offers"].as_array().map(Vec::len), Some(3), "{offers}");
+    world.on_root(&[&["apply", "tool@1.0.0"], &source[..]].concat()).must(0);
+    world.on_root(&[&["apply", "tool"], &source[..]].concat()).must(0);
+    assert_eq!(installed(&world), "1.1.0");
+    check().must(3);
+    world.on_root(&[&["apply", "tool@9.0.0"], &source[..]].concat()).must(1);
+}
+
+/// Answers as GitHub's API does for one release with one asset.
+fn github(bundle: &Path, digest: &str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let (own, body, unchanged) =
+        (url.clone(), fs::read(bundle).expect("read"), Arc::new(AtomicUsize::new(0)));
+    let name = bundle.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    let asset = serde_json::json!({
+        "id": 7, "name": name, "size": body.len(), "state": "uploaded", "digest": format!("sha256:{digest}"),
+        "url": format!("{own}/repos/acme/tool/releases/assets/7"),
+        "browser_download_url": format!("{own}/acme/tool/releases/download/v1.0.0/{name}"),
+    });
+    let release = serde_json::json!({
+        "id": 1, "tag_name": "v1.0.0", "draft": false, "prerelease": false, "assets": [asset],
+    });
+    let listing = serde_json::json!([release]).to_string();
+    let count = Arc::clone(&unchanged);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut writer = stream.try_clone().expect("a handle");
+            let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+            while let Some(request) = lines.next() {
+                let mut known = false;
+                while let Some(line) = lines.next().filter(|line| !line.is_empty()) {
+                    known |= line.to_lowercase().starts_with("if-none-match:") && line.contains("\"one\"");
+                }
+                let is_asset = request.contains("/assets/7") || request.contains("/download/");
+                let (status, tag, body): (_, _, &[u8]) = match (is_asset, known) {
+                    (true, _) => ("200 OK", "", &body),
+                    (false, true) => ("304 Not Modified", "ETag: \"one\"\r\n", &[]),
+                    (false, false) => ("200 OK", "ETag: \"one\"\r\n", listing.as_bytes()),
+                };
+                count.fetch_add(usize::from(status.starts_with("304")), Ordering::Relaxed);
+                let head = format!("HTTP/1.1 {status}\r\n{tag}Content-Length: {}\r\n\r\n", body.len());
+                if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(body)).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    (url, unchanged)
+}
+
+#[test]
+fn a_bundle_is_taken_by_name_from_the_releases_of_a_github_repository() {
+    let world = World::new();
+    let bundle = world.build_version("1.0.0");
+    let digest = cutover_core::model::Digest::of(&fs::read(&bundle).expect("read")).to_string();
+    let settings = |url: &str| {
+        let api = format!("source.github_api={url}");
+        ["--set", "source.kind=github", "--set", "source.github=acme/tool", "--set", &api].map(str::to_owned)
+    };
+    let run = |command: &[&str], url: &str| {
+        let settings = settings(url);
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        world.on_root(&[command, settings.as_slice()].concat())
+    };
+    let (url, _) = github(&bundle, &digest.replace('0', "1"));
+    run(&["apply", "tool"], &url).must(16);
+    assert!(!world.root().exists(), "a refusal leaves nothing behind");
+    let (url, unchanged) = github(&bundle, &digest);
+    run(&["apply", "tool"], &url).must(0);
+    assert_eq!(installed(&world), "1.0.0");
+    run(&["check"], &url).must(3);
+    run(&["check"], &url).must(3);
+    assert_eq!(unchanged.load(Ordering::Relaxed), 1, "the second time it is told that nothing changed");
+}
