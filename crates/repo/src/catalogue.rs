@@ -6,8 +6,9 @@ use crate::{
     fetch::FetchError,
     index::{
         FileRef, INDEX_BYTES_MAX, Index, IndexEntry, IndexError, ObjectList, index_path, manifest_path,
-        objects_path, parse_index_path, signature_path,
+        objects_path, parse_index_path, patch_path, signature_path,
     },
+    manifest_patch,
     tuf::{Client, ClientError, Refused},
 };
 
@@ -192,16 +193,42 @@ impl<'a> Catalogue<'a> {
         }
     }
 
-    /// The small files of a release: what the index names. Whether the anchor trusts whoever signed the manifest is
+    /// The small files of a release: what the index names. `known` gives manifests that the client has, by digest; from one of
+    /// them the new one is made where there is a patch. Whether the anchor trusts whoever signed the manifest is
     /// checked by `cutover_bundle::verify_detached`, not here.
     ///
     /// # Errors
     /// See [`CatalogueError`].
-    pub fn files(&self, entry: &IndexEntry) -> Result<ReleaseFiles, CatalogueError> {
-        let manifest = self.file(&manifest_path(entry.manifest.sha256), &entry.manifest)?;
+    pub fn files(
+        &self,
+        entry: &IndexEntry,
+        known: &dyn Fn(Digest) -> Option<Vec<u8>>,
+    ) -> Result<ReleaseFiles, CatalogueError> {
+        let manifest = match self.patched_manifest(entry, known) {
+            Some(manifest) => manifest,
+            None => self.file(&manifest_path(entry.manifest.sha256), &entry.manifest)?,
+        };
         let signature = self.file(&signature_path(entry.signature.sha256), &entry.signature)?;
         let objects = self.file(&objects_path(entry.objects.sha256), &entry.objects)?;
         Ok(ReleaseFiles { manifest, signature, objects: ObjectList::parse(&objects)? })
+    }
+
+    /// The manifest, made from one that the client has. Whatever goes wrong with that, it can be fetched whole.
+    fn patched_manifest(
+        &self,
+        entry: &IndexEntry,
+        known: &dyn Fn(Digest) -> Option<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        let mut patches = entry.manifest_patches.iter();
+        let (named, old) = patches.find_map(|named| Some((named, known(named.from.sha256)?)))?;
+        let patch = self.file(&patch_path(named.patch.sha256), &named.patch).ok()?;
+        match manifest_patch::apply(entry, named, &old, &patch) {
+            Ok(manifest) => Some(manifest),
+            Err(error) => {
+                tracing::warn!(%error, "a patch between manifests is not used");
+                None
+            }
+        }
     }
 
     fn file(&self, path: &str, file: &FileRef) -> Result<Vec<u8>, CatalogueError> {

@@ -85,6 +85,9 @@ pub struct IndexEntry {
     /// Deltas that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deltas: Vec<DeltaRef>,
+    /// Patches that make its manifest from that of an earlier release.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub manifest_patches: Vec<ManifestPatch>,
 }
 
 /// Why a release is not to be chosen any more.
@@ -105,6 +108,16 @@ pub struct DeltaRef {
     pub from: ReleaseRef,
     /// The delta bundle, `deltas/ab/SHA256.cutover-delta`.
     pub bundle: FileRef,
+}
+
+/// A patch that makes a manifest from an earlier one; `zstd --patch-from` makes and applies such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestPatch {
+    /// The earlier manifest.
+    pub from: FileRef,
+    /// The patch, `manifests/SHA256.patch`.
+    pub patch: FileRef,
 }
 
 /// Why bytes are no index.
@@ -211,6 +224,7 @@ impl IndexEntry {
             conflicts: manifest.conflicts.clone(),
             yanked: None,
             deltas: Vec::new(),
+            manifest_patches: Vec::new(),
         }
     }
 
@@ -243,6 +257,11 @@ pub fn manifest_path(sha256: Digest) -> String {
 /// what has a name never changes.
 pub fn signature_path(sha256: Digest) -> String {
     format!("manifests/{sha256}.p7s")
+}
+
+/// Where a patch between manifests lies.
+pub fn patch_path(sha256: Digest) -> String {
+    format!("manifests/{sha256}.patch")
 }
 
 /// Where the list of a release's objects lies.

@@ -15,6 +15,7 @@ mod directory;
 mod fetch;
 mod hash;
 mod index;
+mod manifest_patch;
 mod present;
 mod publish;
 mod remove;
@@ -31,8 +32,9 @@ pub use bootstrap::{BOOTSTRAP_PATH, Bootstrap, BootstrapError, first_root};
 pub use catalogue::{Catalogue, CatalogueError, Chosen, ReleaseFiles, Wanted};
 pub use fetch::{Fetch, FetchError, read_bounded};
 pub use index::{
-    DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, ObjectList, Yanked,
-    delta_path, index_path, manifest_path, object_path, objects_path, parse_index_path, signature_path,
+    DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, ManifestPatch,
+    ObjectList, Yanked, delta_path, index_path, manifest_path, object_path, objects_path, parse_index_path,
+    patch_path, signature_path,
 };
 pub use present::{Listed, list};
 pub use publish::{Base, NewDelta, NewRelease, PublishError, Published, Publisher};

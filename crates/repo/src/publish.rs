@@ -17,9 +17,10 @@ use crate::{
     bootstrap::{BOOTSTRAP_PATH, Bootstrap},
     hash::HashWriter,
     index::{
-        DeltaRef, FileRef, Index, IndexEntry, IndexError, ObjectList, Yanked, delta_path, index_path,
-        manifest_path, object_path, objects_path, signature_path,
+        DeltaRef, FileRef, Index, IndexEntry, IndexError, ManifestPatch, ObjectList, Yanked, delta_path,
+        index_path, manifest_path, object_path, objects_path, patch_path, signature_path,
     },
+    manifest_patch,
     present::{Present, must, target_file},
     settings::{self, RepositorySettings, days_after, seconds_after},
     sign::{MetadataKey, SigningError, keys_of, sign_metadata},
@@ -323,7 +324,8 @@ impl<'a> Publisher<'a> {
         let mut prepared = Vec::new();
         for release in releases {
             check_new(release.bundle, &indexes)?;
-            let release = Prepared::new(release)?;
+            let mut release = Prepared::new(release)?;
+            self.patch_manifest(&mut release, &indexes)?;
             let (path, listed) = self.list_release(&release, &mut indexes)?;
             prepared.push(release);
             published.releases += usize::from(listed == ListedAs::New);
@@ -347,6 +349,34 @@ impl<'a> Publisher<'a> {
         Ok(published)
     }
 
+    /// Makes patches to the manifest from those of the latest releases below it, unless it is there already.
+    fn patch_manifest<R: ReadAt>(
+        &self,
+        prepared: &mut Prepared<'_, '_, R>,
+        indexes: &BTreeMap<String, Index>,
+    ) -> Result<(), PublishError> {
+        let bundle = prepared.release.bundle;
+        let manifest = bundle.manifest();
+        let channel = prepared.release.channel.as_ref().unwrap_or(&manifest.channel);
+        let path = index_path(&manifest.package, &manifest.platform, channel);
+        let Some(index) = indexes.get(&path).filter(|index| index.get(&manifest.version).is_none()) else {
+            return Ok(());
+        };
+        let older = index.releases.iter().filter(|entry| {
+            entry.version.cmp_precedence(&manifest.version).is_lt() && entry.yanked.is_none()
+        });
+        for entry in older.take(self.settings.deltas as usize) {
+            let path = manifest_path(entry.manifest.sha256);
+            // One that is published in this very run is not there yet.
+            let is_there = self.storage.size(&path).map_err(PublishError::storage("look at", &path))?;
+            if is_there.is_some() {
+                let old = read_named(self.storage, path, &entry.manifest)?;
+                prepared.patches.extend(manifest_patch::make(&old, bundle.manifest_bytes()));
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a release to its index and says how it stands there.
     fn list_release<R: ReadAt>(
         &self,
@@ -364,6 +394,9 @@ impl<'a> Publisher<'a> {
             .map(FileRef::of);
         let known = index.get(&manifest.version).cloned();
         let mut entry = known.clone().unwrap_or_else(|| IndexEntry::new(manifest, files, self.now));
+        if known.is_none() {
+            entry.manifest_patches = prepared.patches.iter().map(|(named, _)| *named).collect();
+        }
         for delta in &release.deltas {
             // Patches are signed anew each time they are made; one that is there is as good.
             if !entry.deltas.iter().any(|known| known.from == delta.from) {
@@ -401,16 +434,20 @@ impl<'a> Publisher<'a> {
             .flat_map(|index| &index.releases)
             .flat_map(|entry| {
                 let deltas = entry.deltas.iter().map(|delta| delta.bundle.sha256);
-                deltas.chain([entry.signature.sha256, entry.objects.sha256])
+                let patches = entry.manifest_patches.iter().map(|named| named.patch.sha256);
+                deltas.chain(patches).chain([entry.signature.sha256, entry.objects.sha256])
             })
             .collect();
         let mut files: BTreeMap<String, Content<'_, R>> = BTreeMap::new();
-        for Prepared { release, stored, objects } in releases {
+        for Prepared { release, stored, objects, patches } in releases {
             for delta in &release.deltas {
                 let file = file_ref(delta.file).map_err(PublishError::storage("read", "a delta"))?;
                 if listed.contains(&file.sha256) {
                     files.insert(delta_path(file.sha256), Content::File(delta.file, file.size));
                 }
+            }
+            for (named, patch) in patches.iter().filter(|(named, _)| listed.contains(&named.patch.sha256)) {
+                files.insert(patch_path(named.patch.sha256), Content::Bytes(patch));
             }
             let bundle = release.bundle;
             let (manifest, signature) = (bundle.manifest_bytes(), bundle.signature_bytes());
@@ -718,6 +755,8 @@ struct Prepared<'a, 'r, R> {
     stored: Vec<Digest>,
     /// The list of them.
     objects: Vec<u8>,
+    /// Patches that make its manifest.
+    patches: Vec<(ManifestPatch, Vec<u8>)>,
 }
 
 impl<'a, 'r, R: ReadAt> Prepared<'a, 'r, R> {
@@ -730,7 +769,7 @@ impl<'a, 'r, R: ReadAt> Prepared<'a, 'r, R> {
             stored.push(hashed.finish().sha256);
         }
         let objects = ObjectList::new(stored.clone()).to_bytes();
-        Ok(Self { release, stored, objects })
+        Ok(Self { release, stored, objects, patches: Vec::new() })
     }
 }
 

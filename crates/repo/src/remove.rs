@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use cutover_core::model::{Digest, Name, Version};
 
 use crate::{
-    index::{Index, IndexEntry, delta_path, manifest_path, object_path, objects_path, signature_path},
+    index::{
+        Index, IndexEntry, delta_path, manifest_path, object_path, objects_path, patch_path, signature_path,
+    },
     publish::{PublishError, Publisher, Renew, read_objects},
     sign::keys_of,
     storage::Storage,
@@ -129,6 +131,9 @@ impl Publisher<'_> {
                     for delta in &entry.deltas {
                         candidates.remove(&delta_path(delta.bundle.sha256));
                     }
+                    for named in &entry.manifest_patches {
+                        candidates.remove(&patch_path(named.patch.sha256));
+                    }
                     if seen.insert(entry.manifest.sha256) {
                         for file in files_of(self.storage, entry)? {
                             candidates.remove(&file);
@@ -145,7 +150,7 @@ impl Publisher<'_> {
     }
 }
 
-/// Every file of a release: manifest, signature, objects with their list, and the deltas that lead to it.
+/// Every file of a release: manifest, signature, objects with their list, and the patches and deltas that lead to it.
 pub(crate) fn files_of(storage: &dyn Storage, entry: &IndexEntry) -> Result<Vec<String>, PublishError> {
     let objects = read_objects(storage, entry)?;
     let mut files = vec![
@@ -154,6 +159,7 @@ pub(crate) fn files_of(storage: &dyn Storage, entry: &IndexEntry) -> Result<Vec<
         objects_path(entry.objects.sha256),
     ];
     files.extend(objects.digests().iter().copied().map(object_path));
+    files.extend(entry.manifest_patches.iter().map(|named| patch_path(named.patch.sha256)));
     files.extend(entry.deltas.iter().map(|delta| delta_path(delta.bundle.sha256)));
     Ok(files)
 }

@@ -8,7 +8,8 @@ use cutover_core::model::{Digest, Instant, Manifest, ObjectEntry};
 use crate::{
     hash::{HashReader, HashWriter},
     index::{
-        FileRef, IndexEntry, ObjectList, delta_path, manifest_path, object_path, objects_path, signature_path,
+        FileRef, IndexEntry, ObjectList, delta_path, manifest_path, object_path, objects_path, patch_path,
+        signature_path,
     },
     present::{Present, must},
     publish::PublishError,
@@ -90,6 +91,9 @@ impl Check<'_> {
             }
         }
         let objects = self.file(name, &objects_path(entry.objects.sha256), &entry.objects)?;
+        for named in &entry.manifest_patches {
+            self.file(name, &patch_path(named.patch.sha256), &named.patch)?;
+        }
         let (Some(manifest), Some(signature), Some(objects)) = (manifest, signature, objects) else {
             return Ok(());
         };

@@ -347,7 +347,11 @@ pub(super) fn open(
             chosen.package, chosen.entry.version, yanked.reason
         )));
     }
-    let files = catalogue.files(&chosen.entry)?;
+    let known = |digest: Digest| {
+        let path = root.join(format!(".cutover/manifests/{digest}.json"));
+        path.is_file().then(|| files::read("the manifest", &path).ok()).flatten()
+    };
+    let files = catalogue.files(&chosen.entry, &known)?;
     let release = cutover_bundle::verify_detached(
         files.manifest,
         files.signature,

@@ -1,8 +1,9 @@
 //! What clients fetch, keep and find.
 
-use cutover_repo::{State as _, StateDirectory, Storage as _};
+use cutover_core::model::Digest;
+use cutover_repo::{Catalogue, State as _, StateDirectory, Storage as _};
 
-use crate::world::{Meddled, Memory, World, bundle, refresh, resolve};
+use crate::world::{Meddled, Memory, World, bundle, name, refresh, resolve, version};
 
 #[test]
 fn a_client_without_a_root_trusts_nothing() {
@@ -79,4 +80,46 @@ fn a_release_that_is_altered_on_the_way_is_refused() {
         assert!(resolve(&meddled, &client.clone(), 1, None).is_err(), "{file}");
     }
     assert_eq!(resolve(&storage, &client, 1, None), Ok("1.0.0".to_owned()));
+}
+
+#[test]
+fn a_client_with_the_last_manifest_gets_the_next_one_in_a_tenth_of_the_bytes() {
+    let files_of = |changed: usize| -> Vec<(String, Vec<u8>)> {
+        let content = |number: usize| if number < 100 { number + changed } else { number };
+        (0..10_000)
+            .map(|number| (format!("share/{number}"), content(number).to_string().into_bytes()))
+            .collect()
+    };
+    let world = World::new(0);
+    let bundles = [("1.0.0", files_of(0)), ("1.1.0", files_of(1_000_000))].map(|(version, files)| {
+        let files: Vec<(&str, &[u8])> =
+            files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect();
+        bundle(version, &files)
+    });
+    world.publish(1, &[&bundles[0]]);
+    world.publish(2, &[&bundles[1]]);
+    assert_eq!(world.must_be_clean(2).releases, 2);
+    let (storage, client) = (world.storage(), world.client());
+    let old = bundles[0].manifest_bytes();
+    let cost = |known: &dyn Fn(Digest) -> Option<Vec<u8>>| {
+        let counted = Meddled::new(&storage);
+        let mut catalogue = Catalogue::new(refresh(&counted, &client, 2).unwrap());
+        let index = catalogue.index(&name("app"), &name("any"), &name("stable")).unwrap().unwrap();
+        counted.read.borrow_mut().clear();
+        let files = catalogue.files(index.latest().unwrap(), known).unwrap();
+        assert_eq!(files.manifest, bundles[1].manifest_bytes());
+        counted.bytes_read()
+    };
+    let whole = cost(&|_| None);
+    let patched = cost(&|digest| (digest == Digest::of(old)).then(|| old.to_vec()));
+    println!("{whole} bytes whole, {patched} by patch");
+    assert!(patched * 10 <= whole, "{patched} of {whole}");
+    // Whoever has something else under that name gets it whole.
+    assert!(cost(&|_| Some(b"something else".to_vec())) >= whole);
+    // A removed release takes its patches along.
+    world
+        .with_publisher(3, |publisher| publisher.remove(&name("app"), &version("1.1.0"), None, None))
+        .unwrap();
+    assert!(!world.files().iter().any(|file| file.ends_with(".patch")));
+    world.must_be_clean(3);
 }

@@ -255,7 +255,7 @@ pub(crate) fn resolve(
     let client = refresh(fetch, state, hours).map_err(|error| said(&error))?;
     let mut catalogue = Catalogue::new(client);
     let chosen = catalogue.choose(&wanted).map_err(|error| said(&error))?;
-    let files = catalogue.files(&chosen.entry).map_err(|error| said(&error))?;
+    let files = catalogue.files(&chosen.entry, &|_| None).map_err(|error| said(&error))?;
     let (none, limits) = (RevocationLists::none(), Limits::default());
     let verified = cutover_bundle::verify_detached(
         files.manifest,
