@@ -30,21 +30,26 @@ impl Profile {
 
 /// Builds `cutover` and says where the binary is.
 pub(crate) fn build(root: &Path, profile: Profile) -> Result<PathBuf> {
+    build_one(root, profile, "cutover", "cutover")
+}
+
+/// Builds one program of a package and says where the binary is.
+pub(crate) fn build_one(root: &Path, profile: Profile, package: &str, name: &str) -> Result<PathBuf> {
     let mut cargo = Command::new(cargo());
-    cargo.current_dir(root).args(["build", "--quiet", "--package", "cutover", "--bin", "cutover"]);
+    cargo.current_dir(root).args(["build", "--quiet", "--package", package, "--bin", name]);
     cargo.args(profile.arguments()).args(["--message-format", "json-render-diagnostics"]);
     cargo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = cargo.spawn().context("failed to run cargo build")?;
     let mut messages = String::new();
     child.stdout.take().context("cargo's output was not captured")?.read_to_string(&mut messages)?;
-    ensure!(child.wait()?.success(), "`cutover` does not build");
-    let binary = messages.lines().filter_map(executable_of).next_back();
-    binary.context("cargo named no executable for `cutover`")
+    ensure!(child.wait()?.success(), "`{name}` does not build");
+    let binary = messages.lines().filter_map(|message| executable_of(message, name)).next_back();
+    binary.with_context(|| format!("cargo named no executable for `{name}`"))
 }
 
-fn executable_of(message: &str) -> Option<PathBuf> {
+fn executable_of(message: &str, name: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
-    (message["target"]["name"] == "cutover").then_some(())?;
+    (message["target"]["name"] == name).then_some(())?;
     message["executable"].as_str().map(PathBuf::from)
 }
 

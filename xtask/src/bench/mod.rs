@@ -5,6 +5,7 @@
 //! with the tree, so that a fast wrong answer is an error. Read [`Options`] first.
 
 mod delta;
+mod fetch;
 mod peers;
 mod targets;
 
@@ -32,6 +33,8 @@ pub(crate) enum Bench {
     Install(Options),
     /// Patches of ours beside those of other tools.
     Delta(delta::Options),
+    /// Downloads of ours beside those of other tools.
+    Fetch(fetch::Options),
 }
 
 /// How it is measured.
@@ -97,6 +100,7 @@ pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
     let options = match bench {
         Bench::Install(options) => options,
         Bench::Delta(options) => return delta::run(root, options),
+        Bench::Fetch(options) => return fetch::run(root, options),
     };
     if options.install_peers {
         install_peers()?;

@@ -32,11 +32,6 @@ impl Bucket {
         self.due.saturating_sub(now + BURST)
     }
 
-    /// The size of the pieces in which bytes are best taken: a twentieth of a second's worth, within bounds.
-    pub fn piece(&self) -> u64 {
-        (self.bytes_per_s / 20).clamp(1024, 256 << 10)
-    }
-
     fn time_of(&self, bytes: u64) -> Duration {
         // Rounded up, so that many small pieces add up to no more than the limit.
         let nanoseconds = (u128::from(bytes) * 1_000_000_000).div_ceil(u128::from(self.bytes_per_s));

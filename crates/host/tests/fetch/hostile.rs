@@ -218,3 +218,30 @@ fn proxy_of_the_settings_is_asked() {
     let outcome = world.fetch("http://source.invalid/", &[wanted("a", CONTENT)]);
     assert_eq!(outcome.content[&0], CONTENT);
 }
+
+#[test]
+fn proxy_of_the_environment_is_asked_unless_the_settings_say_none() {
+    let proxy = Server::start(|request| match request.target.as_str() {
+        "http://source.invalid/a" => Reply::ok(CONTENT),
+        _ => Reply::status(400),
+    });
+    let world = World::new();
+    let list = world.root.path().join("list");
+    std::fs::write(&list, format!("a {} {}\n", wanted("a", CONTENT).digest, CONTENT.len())).unwrap();
+    let run = |flags: &[&str]| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_fetch_fixture"))
+            .args(["get".as_ref(), world.root.path().as_os_str(), list.as_os_str()])
+            .args(flags)
+            .arg("http://source.invalid/")
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy")
+            .env("http_proxy", proxy.url())
+            .output()
+            .unwrap()
+    };
+    assert!(run(&["--env-proxy"]).status.success());
+    assert_eq!(proxy.asked().len(), 1);
+    std::fs::remove_file(world.file(wanted("a", CONTENT).digest, "")).unwrap();
+    assert!(!run(&["--no-retries"]).status.success());
+    assert_eq!(proxy.asked().len(), 1, "it was not asked again");
+}

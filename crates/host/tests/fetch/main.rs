@@ -4,7 +4,10 @@
 mod github;
 mod hostile;
 mod killed;
+mod metadata;
 mod resume;
 mod server;
 mod several;
+mod sources;
+mod tls;
 mod world;

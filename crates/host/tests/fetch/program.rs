@@ -1,7 +1,8 @@
 //! A client and a server as programs of their own: tests kill the client, `cargo xtask bench fetch` measures both.
 //!
-//! `fetch_fixture get ROOT LIST [--parallel N] [--limit BYTES_PER_S] [--resume] [--take] BASE...` fetches what LIST names, one
-//! `PATH SHA256 SIZE` per line, and prints one line of JSON. `fetch_fixture serve DIR [--latency MS]` serves a directory,
+//! `fetch_fixture get ROOT LIST [--parallel N] [--limit BYTES_PER_S] [--take | --take-late] [--sync] BASE...` fetches what LIST
+//! names, one `PATH SHA256 SIZE` per line, stages it as it arrives or at the end, flushes, and prints one line of JSON.
+//! `fetch_fixture serve DIR [--latency MS] [--rate BYTES_PER_S]` serves a directory, each connection at most at that rate,
 //! prints its URL, and answers `/.sent` with the number of body bytes sent so far.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -94,11 +95,12 @@ fn get(arguments: &mut Vec<String>) {
     let bytes_per_s = option(arguments, "--limit").unwrap_or(0);
     let (take, late, sync) =
         (flag(arguments, "--take"), flag(arguments, "--take-late"), flag(arguments, "--sync"));
+    let proxy = (!flag(arguments, "--env-proxy")).then(|| "none".to_owned());
+    let retries = if flag(arguments, "--no-retries") { 0 } else { SourceSettings::default().retries };
+    let settings = SourceSettings { parallel, bytes_per_s, proxy, retries, ..SourceSettings::default() };
     let root = PathBuf::from(arguments.remove(0));
     let list = std::fs::read_to_string(arguments.remove(0)).unwrap();
     let wanted: Vec<Wanted> = list.lines().map(parse).collect();
-    let proxy = Some("none".to_owned());
-    let settings = SourceSettings { parallel, bytes_per_s, proxy, ..SourceSettings::default() };
     let jobs = std::thread::available_parallelism().unwrap().min(NonZeroUsize::new(4).unwrap());
     let ports = FetchPorts { timer: Arc::new(RealTimer::start()), clock: Arc::new(System), seed: 1, jobs };
     let fetcher = Fetcher::new(arguments, &settings, None, ports).unwrap();
@@ -142,18 +144,19 @@ fn parse(line: &str) -> Wanted {
 
 fn serve(arguments: &mut Vec<String>) {
     let latency = Duration::from_millis(option(arguments, "--latency").unwrap_or(0));
+    let rate = option(arguments, "--rate").unwrap_or(0);
     let directory: Arc<Path> = PathBuf::from(arguments.remove(0)).into();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("http://{}/", listener.local_addr().unwrap());
     let sent = Arc::new(AtomicU64::new(0));
     for stream in listener.incoming() {
         let (directory, sent) = (Arc::clone(&directory), Arc::clone(&sent));
-        std::thread::spawn(move || answer_all(&stream.unwrap(), &directory, latency, &sent));
+        std::thread::spawn(move || answer_all(&stream.unwrap(), &directory, (latency, rate), &sent));
     }
 }
 
 /// Answers until the client goes.
-fn answer_all(stream: &TcpStream, directory: &Path, latency: Duration, sent: &AtomicU64) {
+fn answer_all(stream: &TcpStream, directory: &Path, (latency, rate): (Duration, u64), sent: &AtomicU64) {
     let _ = stream.set_nodelay(true);
     let mut reader = BufReader::new(stream);
     loop {
@@ -183,7 +186,7 @@ fn answer_all(stream: &TcpStream, directory: &Path, latency: Duration, sent: &At
             continue;
         }
         std::thread::sleep(latency);
-        if answer(stream, &directory.join(path), start, conditional.as_deref(), sent).is_err() {
+        if answer(stream, &directory.join(path), start, conditional.as_deref(), rate, sent).is_err() {
             return;
         }
     }
@@ -194,6 +197,7 @@ fn answer(
     path: &Path,
     start: Option<u64>,
     conditional: Option<&str>,
+    rate: u64,
     sent: &AtomicU64,
 ) -> std::io::Result<()> {
     let Ok(file) = File::open(path) else {
@@ -213,8 +217,12 @@ fn answer(
     // Head and first bytes in one segment, as a server with corked sockets sends them.
     let mut block = head.into_bytes();
     let mut head_bytes = block.len();
+    let (started, first) = (std::time::Instant::now(), at);
     loop {
-        let room = 256 << 10;
+        let room = if rate > 0 { 64 << 10 } else { 256 << 10 };
+        if let Some(due) = (at - first).checked_mul(1_000_000).and_then(|scaled| scaled.checked_div(rate)) {
+            std::thread::sleep(Duration::from_micros(due).saturating_sub(started.elapsed()));
+        }
         block.resize(head_bytes + room, 0);
         let read = file.read_at(&mut block[head_bytes..], at)?;
         if read == 0 && head_bytes == 0 {

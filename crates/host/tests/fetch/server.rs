@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
@@ -127,7 +127,7 @@ impl Reply {
         Self { length: Length::Unsaid, then: Then::Endless, ..self }
     }
 
-    fn send(&self, stream: &mut TcpStream, closing: &AtomicBool) -> std::io::Result<()> {
+    fn send(&self, stream: &mut impl Write, closing: &AtomicBool) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} X\r\n", self.status);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -155,6 +155,7 @@ impl Reply {
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 
 pub(crate) struct Server {
+    scheme: &'static str,
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Request>>>,
     closing: Arc<AtomicBool>,
@@ -162,6 +163,22 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_as(None, handler)
+    }
+
+    /// Speaks TLS. Whether the client showed a certificate is told in the header `x-certificate`.
+    pub(crate) fn start_tls(
+        config: rustls::ServerConfig,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_as(Some(Arc::new(config)), handler)
+    }
+
+    fn start_as(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let asked: Arc<Mutex<Vec<Request>>> = Arc::default();
@@ -176,10 +193,17 @@ impl Server {
                 let Ok(stream) = stream else { continue };
                 let (handler, log, stop, count) =
                     (Arc::clone(&handler), Arc::clone(&log), Arc::clone(&stop), Arc::clone(&count));
-                std::thread::spawn(move || converse(stream, &handler, &log, &stop, &count));
+                let tls = tls.clone();
+                std::thread::spawn(move || {
+                    let answer = Answering { handler, log, stop, count };
+                    match tls {
+                        None => answer.converse(stream, || None),
+                        Some(config) => answer.converse_tls(stream, config),
+                    }
+                });
             }
         });
-        Self { address, asked, closing }
+        Self { scheme, address, asked, closing }
     }
 
     /// Serves files with ETags and ranges, as a good server does.
@@ -193,7 +217,7 @@ impl Server {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}/", self.address)
+        format!("{}://{}/", self.scheme, self.address)
     }
 
     pub(crate) fn asked(&self) -> Vec<Request> {
@@ -224,35 +248,53 @@ pub(crate) fn file(request: &Request, bytes: &[u8], etag: &str) -> Reply {
     reply.with("etag", etag)
 }
 
-fn converse(
-    stream: TcpStream,
-    handler: &Arc<Handler>,
-    log: &Mutex<Vec<Request>>,
-    closing: &AtomicBool,
-    count: &AtomicUsize,
-) {
-    let mut reader = BufReader::new(stream.try_clone().expect("a handle"));
-    let mut stream = stream;
-    while let Some(mut request) = read_request(&mut reader) {
-        request.number = count.fetch_add(1, Ordering::SeqCst);
-        log.lock().expect("no holder panics").push(request.clone());
-        let reply = handler(&request);
-        if reply.send(&mut stream, closing).is_err() {
-            return;
-        }
-        match reply.then {
-            Then::KeepAlive => {}
-            Then::Close | Then::Endless => return,
-            // Until the client goes.
-            Then::Silence => {
-                let _ = reader.read_line(&mut String::new());
+/// What the threads of a server share.
+struct Answering {
+    handler: Arc<Handler>,
+    log: Arc<Mutex<Vec<Request>>>,
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Answering {
+    fn converse_tls(&self, mut stream: TcpStream, config: Arc<rustls::ServerConfig>) {
+        let mut connection = rustls::ServerConnection::new(config).expect("a configuration");
+        while connection.is_handshaking() {
+            if connection.complete_io(&mut stream).is_err() {
                 return;
+            }
+        }
+        let shown = if connection.peer_certificates().is_some() { "shown" } else { "none" };
+        self.converse(rustls::StreamOwned::new(connection, stream), || Some(shown.to_owned()));
+    }
+
+    fn converse(&self, stream: impl Read + Write, certificate: impl Fn() -> Option<String>) {
+        let mut reader = BufReader::new(stream);
+        while let Some(mut request) = read_request(&mut reader) {
+            request.number = self.count.fetch_add(1, Ordering::SeqCst);
+            if let Some(certificate) = certificate() {
+                request.headers.insert("x-certificate".to_owned(), certificate);
+            }
+            self.log.lock().expect("no holder panics").push(request.clone());
+            let reply = (self.handler)(&request);
+            let sent = reply.send(reader.get_mut(), &self.stop).and_then(|()| reader.get_mut().flush());
+            if sent.is_err() {
+                return;
+            }
+            match reply.then {
+                Then::KeepAlive => {}
+                Then::Close | Then::Endless => return,
+                // Until the client goes.
+                Then::Silence => {
+                    let _ = reader.read_line(&mut String::new());
+                    return;
+                }
             }
         }
     }
 }
 
-fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
+fn read_request(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let target = line.split(' ').nth(1)?.to_owned();
