@@ -40,8 +40,11 @@ pub(crate) struct Options {
     only: Option<String>,
 }
 
+/// Measures one thing and prints its table.
+type Scene = fn(&Bench) -> Result<()>;
+
 /// Everything that is measured, in the order of the page.
-const SCENES: &[(&str, fn(&Bench) -> Result<()>)] = &[
+const SCENES: &[(&str, Scene)] = &[
     ("many", Bench::many),
     ("large", Bench::large),
     ("limit", Bench::limit),
