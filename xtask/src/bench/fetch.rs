@@ -104,6 +104,15 @@ impl Bench {
                     "aria2c -q -j8 --disable-ipv6 --file-allocation=none --no-conf -i BARE -d OUT",
                 ),
             },
+            Way {
+                name: "curl --parallel-max 8, then sha256sum",
+                command: vec![
+                    "sh".to_owned(),
+                    "-c".to_owned(),
+                    "cd OUT && curl -s --parallel --parallel-max 8 -K CURL && sha256sum -c --quiet SUMS"
+                        .to_owned(),
+                ],
+            },
         ];
         println!(
             "\n## {} objects, {:.1} MB, 20 ms of latency per request\n",
@@ -168,7 +177,8 @@ impl Bench {
         self.compare(&served, &ways)
     }
 
-    /// `kill -9` every 200 ms until all bytes are there.
+    /// `kill -9` every 200 ms until all bytes are there. The server's send buffer is small, because what lies there when the
+    /// client dies was counted and never fetched.
     fn killed(&self) -> Result<()> {
         println!(
             "\n## `kill -9` every 200 ms during one object of {:.0} MB\n",
@@ -177,7 +187,12 @@ impl Bench {
         println!("server | kills | bytes sent / size | result\n-|-:|-:|-");
         for (name, rate) in [("as fast as it can", 0u64), ("50 MB/s", 50_000_000)] {
             let rate = rate.to_string();
-            let served = Served::start(self, "killed", &[self.large_bytes], &["--rate", &rate])?;
+            let served = Served::start(
+                self,
+                "killed",
+                &[self.large_bytes],
+                &["--rate", &rate, "--send-buffer", "131072"],
+            )?;
             let file = &served.files[0];
             let root = self.fresh()?;
             let downloads = root.join(".cutover/downloads");
@@ -237,6 +252,8 @@ impl Bench {
             word.replace("OUT", &out)
                 .replace("LIST", &served.aria.display().to_string())
                 .replace("BARE", &served.aria_bare.display().to_string())
+                .replace("CURL", &served.curl.display().to_string())
+                .replace("SUMS", &served.sums.display().to_string())
         };
         let words: Vec<String> = way.command.iter().map(replace).collect();
         let mut command = Command::new(&words[0]);
@@ -302,6 +319,8 @@ struct Served {
     list: PathBuf,
     aria: PathBuf,
     aria_bare: PathBuf,
+    curl: PathBuf,
+    sums: PathBuf,
     server: Child,
 }
 
@@ -330,12 +349,15 @@ impl Served {
 
         let path = |kind: &str| bench.place.join(format!("{name}.{kind}"));
         let text = |line: &dyn Fn(&File) -> String| files.iter().map(line).collect::<String>();
-        let (list, aria, aria_bare) = (path("list"), path("aria"), path("bare"));
+        let (list, aria, aria_bare, curl, sums) =
+            (path("list"), path("aria"), path("bare"), path("curl"), path("sums"));
         std::fs::write(&list, text(&|file| format!("{} {} {}\n", file.name, file.sha256, file.size)))?;
         let checked = |file: &File| format!("{url}{}\n  checksum=sha-256={}\n", file.name, file.sha256);
         std::fs::write(&aria, text(&checked))?;
         std::fs::write(&aria_bare, text(&|file| format!("{url}{}\n", file.name)))?;
-        Ok(Self { url, files, list, aria, aria_bare, server })
+        std::fs::write(&curl, text(&|file| format!("url={url}{0}\noutput={0}\n", file.name)))?;
+        std::fs::write(&sums, text(&|file| format!("{}  {}\n", file.sha256, file.name)))?;
+        Ok(Self { url, files, list, aria, aria_bare, curl, sums, server })
     }
 
     fn megabytes(&self) -> f64 {

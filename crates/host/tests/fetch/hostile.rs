@@ -116,6 +116,16 @@ fn stalled_server_is_given_up_and_what_it_sent_is_kept() {
 }
 
 #[test]
+fn server_that_sends_a_byte_now_and_then_is_given_up() {
+    let content = noise(1_000_000, 2);
+    let served = content.clone();
+    let server = Server::start(move |_| Reply::ok(&served).dripping());
+    let world = World::with(|settings| settings.retries = 0);
+    let outcome = world.fetch(&server.url(), &[wanted("a", &content)]);
+    assert!(matches!(outcome.error(), FetchError::Stalled { .. }), "{}", outcome.error());
+}
+
+#[test]
 fn compressed_answer_is_refused_and_never_asked_for() {
     let server = Server::start(|_| Reply::ok(CONTENT).with("content-encoding", "gzip"));
     let world = World::new();

@@ -74,6 +74,8 @@ enum Then {
     Silence,
     /// The body again and again.
     Endless,
+    /// The body byte by byte, with a pause after each.
+    Drip,
 }
 
 impl Reply {
@@ -127,6 +129,11 @@ impl Reply {
         Self { length: Length::Unsaid, then: Then::Endless, ..self }
     }
 
+    /// Sends byte after byte, so slowly that it never ends.
+    pub(crate) fn dripping(self) -> Self {
+        Self { then: Then::Drip, ..self }
+    }
+
     fn send(&self, stream: &mut impl Write, closing: &AtomicBool) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} X\r\n", self.status);
         for (name, value) in &self.headers {
@@ -139,6 +146,12 @@ impl Reply {
         }
         head.push_str("\r\n");
         stream.write_all(head.as_bytes())?;
+        if self.then == Then::Drip {
+            for byte in self.body.iter().take_while(|_| !closing.load(Ordering::Relaxed)) {
+                stream.write_all(&[*byte])?;
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
         for (number, piece) in self.body.chunks(PIECE).enumerate() {
             if self.pace.as_ref().is_some_and(|pace| !(pace.0)(number * PIECE)) {
                 return Err(std::io::ErrorKind::ConnectionAborted.into());
@@ -283,7 +296,7 @@ impl Answering {
             }
             match reply.then {
                 Then::KeepAlive => {}
-                Then::Close | Then::Endless => return,
+                Then::Close | Then::Endless | Then::Drip => return,
                 // Until the client goes.
                 Then::Silence => {
                     let _ = reader.read_line(&mut String::new());
