@@ -8,6 +8,7 @@ mod delta;
 mod fetch;
 mod peers;
 mod targets;
+mod transfer;
 
 use std::{
     path::{Path, PathBuf},
@@ -35,6 +36,8 @@ pub(crate) enum Bench {
     Delta(delta::Options),
     /// Downloads of ours beside those of other tools.
     Fetch(fetch::Options),
+    /// Bytes that an update takes from a repository, beside other tools.
+    Transfer,
 }
 
 /// How it is measured.
@@ -101,6 +104,7 @@ pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
         Bench::Install(options) => options,
         Bench::Delta(options) => return delta::run(root, options),
         Bench::Fetch(options) => return fetch::run(root, options),
+        Bench::Transfer => return transfer::run(root),
     };
     if options.install_peers {
         install_peers()?;
