@@ -278,6 +278,15 @@ impl<R> VerifiedDelta<R> {
     pub fn patch(&self, sha256: Digest) -> Option<&DeltaFile> {
         self.delta.files.iter().find(|file| file.target_sha256 == sha256)
     }
+
+    /// The objects whose patches must be applied one after the other, in this order; nothing when any order will do.
+    pub fn patch_order(&self) -> Vec<Digest> {
+        if !self.delta.enforce_order {
+            return Vec::new();
+        }
+        let ordered = self.delta.in_order().expect("a parsed delta manifest has an order");
+        ordered.into_iter().map(|file| file.target_sha256).collect()
+    }
 }
 
 impl<R: ReadAt + Sync> VerifiedDelta<R> {

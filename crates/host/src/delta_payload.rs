@@ -163,11 +163,6 @@ impl<R: ReadAt + Sync> Payload for DeltaPayload<R> {
     }
 
     fn patch_order(&self) -> Vec<Digest> {
-        let delta = self.delta.delta();
-        if !delta.enforce_order {
-            return Vec::new();
-        }
-        let ordered = delta.in_order().expect("a parsed delta manifest has an order");
-        ordered.into_iter().map(|file| file.target_sha256).collect()
+        self.delta.patch_order()
     }
 }

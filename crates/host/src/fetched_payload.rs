@@ -212,11 +212,7 @@ impl Payload for FetchedPayload {
     }
 
     fn patch_order(&self) -> Vec<Digest> {
-        let Some(delta) = self.delta().map(VerifiedDelta::delta).filter(|delta| delta.enforce_order) else {
-            return Vec::new();
-        };
-        let ordered = delta.in_order().expect("a parsed delta manifest has an order");
-        ordered.into_iter().map(|file| file.target_sha256).collect()
+        self.delta().map(VerifiedDelta::patch_order).unwrap_or_default()
     }
 }
 

@@ -104,7 +104,16 @@ fn plan_only(
 ) -> Result<(Planned, PreflightReport), Failure> {
     let settings = context.settings(Some(&at.root), flags_of(update))?.settings;
     let bundle = given.open(&at.root, &settings, context)?;
-    let site = Site::open(&at.root, settings, Missing::Imagine, "plan")?;
+    plan_opened(bundle, &at.root, settings, context)
+}
+
+fn plan_opened(
+    bundle: Update,
+    root: &Path,
+    settings: Settings,
+    context: &Context,
+) -> Result<(Planned, PreflightReport), Failure> {
+    let site = Site::open(root, settings, Missing::Imagine, "plan")?;
     if let Some(in_flight) = site.node.status()?.in_flight {
         return Err(cutover_host::node::NodeError::Unfinished(in_flight.number).into());
     }
@@ -168,11 +177,11 @@ struct Applied {
 
 fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<Applied, Failure> {
     let settings = context.settings(Some(&command.at.root), flags_of(&command.update))?.settings;
-    let bundle = given.open(&command.at.root, &settings, context)?;
+    let mut bundle = given.open(&command.at.root, &settings, context)?;
     let given_plan = command.plan.as_deref().map(read_plan).transpose()?;
     if !command.at.root.join(".cutover").is_dir() {
         // A refusal must leave nothing behind, and taking the lock makes the root: so it is all checked once before.
-        plan_only(given, &command.at, &command.update, context)?;
+        bundle = plan_opened(bundle, &command.at.root, settings.clone(), context)?.0.bundle;
     }
     let name = format!("apply {}", bundle.release());
     let site = Site::open(&command.at.root, settings, Missing::Make, &name)?;

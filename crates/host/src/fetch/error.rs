@@ -215,18 +215,6 @@ fn answer_remedy(refusal: &Refusal) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// An error with all its causes, in one line. The URL is ours to print, without what reqwest adds.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// Adds to an I/O error what was attempted, and on what.
 pub(super) trait Attempt<T> {
     fn attempt(self, what: &'static str, path: impl Into<PathBuf>) -> Result<T, FetchError>;

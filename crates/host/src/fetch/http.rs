@@ -15,9 +15,9 @@ use reqwest::{
 
 use super::{
     FetchError, SourceSettings,
-    error::chain,
     settings::{Token, read_small},
 };
+use crate::causes::chain;
 
 /// The most redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;

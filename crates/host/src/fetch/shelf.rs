@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Condvar, Mutex},
 };
 
 use cutover_core::model::Digest;
 
-use super::{Downloads, FetchError, Fetched, Fetcher, OnFailure, Report, Sink, Taken, Wanted, Watch};
+use super::{Downloads, Fetched, Sink, Taken};
 
 /// Which objects have arrived, for threads that stage them while others are under way.
 #[derive(Debug, Default)]
@@ -36,20 +36,6 @@ impl Shelf {
             state = self.changed.wait(state).expect("no holder panics");
         }
         state.there.contains(&digest)
-    }
-
-    /// Fetches onto this shelf; whoever waits is told when it ends, however it ends. Everything stays among the downloads.
-    ///
-    /// # Errors
-    /// Those of [`Fetcher::fetch`].
-    pub fn fill(
-        &self,
-        fetcher: &Fetcher,
-        downloads: &Arc<Downloads>,
-        wanted: &[Wanted],
-        watch: &Arc<dyn Watch>,
-    ) -> Result<Report, FetchError> {
-        self.while_filling(|sink| fetcher.fetch(downloads, wanted, OnFailure::Stop, watch, sink))
     }
 
     /// Runs `fetch`, which hands over to this shelf what arrives; whoever waits is told when it ends, however it ends.

@@ -21,7 +21,7 @@ use cutover_core::{
 use super::{
     Node, NodeError, NodeLock, Ports, Report, StepReport, StepResult, Way, current,
     events::Events,
-    files::{Files, chain},
+    files::Files,
     garbage,
     journal::{self, Journal},
     place, restore,
@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     catalog::{Catalog, HistoryRow},
+    causes::chain,
     payload::Payload,
     probe::{Latency, ProbeContext, ProbeReport},
     service::Activation,

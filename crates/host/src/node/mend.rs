@@ -6,11 +6,11 @@ use cutover_core::model::{SafePath, SeenKind};
 
 use super::{
     FsError, NodeError,
-    files::{Attempt as _, Files, chain},
+    files::{Attempt as _, Files},
     store::Store,
     tree::{Difference, Expected, ExpectedTree},
 };
-use crate::disk::EntryKind;
+use crate::{causes::chain, disk::EntryKind};
 
 /// Makes the paths in `differences` below `base` as `expected` again. Returns what could not be had, and why; everything
 /// else is durable. New files are made below `scratch`.

@@ -89,7 +89,7 @@ pub(crate) fn see(files: &Files, layout: Layout, id: &RestorePointId) -> Result<
         other => PointError::File {
             id: id.clone(),
             path: place::point(id).display().to_string(),
-            problem: format!("cannot be used: {}", super::files::chain(&other)),
+            problem: format!("cannot be used: {}", crate::causes::chain(&other)),
         },
     };
     let kept = match (&point.from, layout) {

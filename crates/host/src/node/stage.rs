@@ -25,12 +25,13 @@ use cutover_core::{
 
 use super::{
     FsError, NodeError, current,
-    files::{Attempt as _, Files, chain},
+    files::{Attempt as _, Files},
     place, restore,
     store::{self, NewPacks, Store, StoreError, Tee},
     tree::{self, Difference, Expected, Hashes, Reading},
 };
 use crate::{
+    causes::chain,
     disk::{Copied, NewFile, OpenFile},
     payload::Payload,
 };

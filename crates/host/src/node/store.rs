@@ -13,10 +13,11 @@ use cutover_core::model::{Digest, ObjectEntry};
 
 use super::{
     FsError,
-    files::{Attempt as _, Files, chain},
+    files::{Attempt as _, Files},
     pack::{self, PackError, PackIndex, PackWriter, Window},
     place,
 };
+use crate::causes::chain;
 
 /// A sweep leaves a pack alone as long as no more than this part of it is of no use.
 const WASTE_MAX: u64 = 4;

@@ -38,7 +38,7 @@ impl Probe for Command {
             leftovers: Leftovers::Kill,
         }
         .succeed()
-        .map_err(|error| super::chain(&error))?;
+        .map_err(|error| crate::causes::chain(&error))?;
         Ok(Finding { detail: format!("exited with 0 in {} ms", finished.took.as_millis()), latency: None })
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use cutover_core::model::ReleaseRef;
 use serde::{Deserialize, Serialize};
 
-use crate::service::ServiceManager;
+use crate::{causes::chain, service::ServiceManager};
 
 pub(crate) mod bounded;
 mod command;
@@ -250,18 +250,6 @@ fn http_client(unix_socket: Option<&Path>, timeout: Duration) -> Result<reqwest:
         builder = builder.unix_socket(path);
     }
     builder.build().map_err(|error| format!("no HTTP client: {}", chain(&error)))
-}
-
-/// An error with all its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

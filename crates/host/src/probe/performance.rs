@@ -63,10 +63,10 @@ impl Performance {
                 return Err(format!("only {number} requests in {} s", self.timeout.as_secs_f32()));
             }
             let asked = Instant::now();
-            let answer = client.get(&settings.url).send().map_err(|error| super::chain(&error))?;
+            let answer = client.get(&settings.url).send().map_err(|error| crate::causes::chain(&error))?;
             let status = answer.status();
             let body = std::io::copy(&mut answer.take(BODY_MAX), &mut std::io::sink());
-            body.map_err(|error| super::chain(&error))?;
+            body.map_err(|error| crate::causes::chain(&error))?;
             if !status.is_success() {
                 return Err(format!("request {number} was answered with status {}", status.as_u16()));
             }

@@ -26,7 +26,7 @@ impl Smoke {
 
     /// Looks once: a status worth watching, `None` when there is nothing to watch.
     fn look(&self, context: &ProbeContext) -> Result<Option<ServiceStatus>, String> {
-        let status = self.service.status().map_err(|error| super::chain(&error))?;
+        let status = self.service.status().map_err(|error| crate::causes::chain(&error))?;
         match status.state {
             ServiceState::Unmanaged | ServiceState::NoSupervisor | ServiceState::Unknown => Ok(None),
             ServiceState::Ready => match &status.release {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cutover_core::fetch::Priority;
-use cutover_host::fetch::{FetchError, OnFailure, Shelf, Unwatched, Wanted, Watch};
+use cutover_host::fetch::{FetchError, OnFailure, Shelf, Sink, Unwatched, Wanted, Watch};
 
 use crate::{
     server::{Reply, Server, file},
@@ -253,7 +253,10 @@ fn shelf_lets_others_use_what_arrived_while_the_rest_is_under_way() {
     std::thread::scope(|scope| {
         let watch = Arc::new(Unwatched) as Arc<dyn Watch>;
         let (shelf, list, downloads, fetcher) = (&shelf, &list, &downloads, &fetcher);
-        scope.spawn(move || shelf.fill(fetcher, downloads, list, &watch).unwrap());
+        scope.spawn(move || {
+            let fetch = |sink: &mut dyn Sink| fetcher.fetch(downloads, list, OnFailure::Stop, &watch, sink);
+            shelf.while_filling(fetch).unwrap()
+        });
         assert!(shelf.wait(list[0].digest));
         downloads.open_object(list[0].digest).unwrap();
         // Only now may the second one come: the first was used before.

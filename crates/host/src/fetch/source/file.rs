@@ -8,10 +8,7 @@ use std::{
 use super::{BUNDLE_SUFFIX, Listing, Offer, OfferPlace, Source};
 use crate::{
     disk::{Disk as _, EntryKind, RealDisk},
-    fetch::{
-        Downloads, FetchError, FetchPorts, Fetcher, Got, OnFailure, RelativePath, Report, Sink,
-        SourceSettings, Tag, Wanted, Watch, base::Base,
-    },
+    fetch::{FetchError, FetchPorts, Fetcher, Got, RelativePath, SourceSettings, Tag, base::Base},
 };
 
 /// Bundles on this machine.
@@ -83,14 +80,7 @@ impl Source for FileSource {
         Ok(Some(Listing { offers: self.offers()?, tag: None }))
     }
 
-    fn fetch(
-        &self,
-        downloads: &Arc<Downloads>,
-        wanted: &[Wanted],
-        on_failure: OnFailure,
-        watch: &Arc<dyn Watch>,
-        sink: &mut dyn Sink,
-    ) -> Result<Report, FetchError> {
-        self.fetcher.fetch(downloads, wanted, on_failure, watch, sink)
+    fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
     }
 }

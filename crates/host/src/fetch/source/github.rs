@@ -4,16 +4,14 @@
 //! and each asset, which redirects to another host that never sees the token. Limits are honoured by
 //! [`cutover_core::fetch::answer`].
 
-use std::sync::Arc;
-
 use cutover_core::model::Digest;
 use reqwest::header::{self, HeaderName};
 use serde::Deserialize;
 
 use super::{BUNDLE_SUFFIX, Listing, Offer, OfferPlace, Source};
 use crate::fetch::{
-    Downloads, FetchError, FetchPorts, Fetcher, Got, OnFailure, RelativePath, Report, Sink, SourceSettings,
-    Tag, Token, Wanted, Watch, base::Base, get::Target, http::Request,
+    FetchError, FetchPorts, Fetcher, Got, RelativePath, SourceSettings, Tag, Token, base::Base, get::Target,
+    http::Request,
 };
 
 /// Releases per page; the most there may be.
@@ -168,14 +166,7 @@ impl Source for GithubSource {
         Ok(Some(listing))
     }
 
-    fn fetch(
-        &self,
-        downloads: &Arc<Downloads>,
-        wanted: &[Wanted],
-        on_failure: OnFailure,
-        watch: &Arc<dyn Watch>,
-        sink: &mut dyn Sink,
-    ) -> Result<Report, FetchError> {
-        self.fetcher.fetch(downloads, wanted, on_failure, watch, sink)
+    fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
     }
 }

@@ -17,7 +17,7 @@ pub use github::GithubSource;
 pub use repository::RepositorySource;
 
 use super::{
-    Downloads, FetchError, FetchPorts, Got, OnFailure, RelativePath, Report, Sink, SourceKind,
+    Downloads, FetchError, FetchPorts, Fetcher, Got, OnFailure, RelativePath, Report, Sink, SourceKind,
     SourceSettings, Tag, Token, Wanted, Watch,
 };
 
@@ -39,7 +39,10 @@ pub trait Source: Send + Sync {
     /// [`FetchError`].
     fn listing(&self, known: Option<Listing>) -> Result<Option<Listing>, FetchError>;
 
-    /// Fetches objects; see [`Fetcher::fetch`](super::Fetcher::fetch).
+    /// Fetches what it holds.
+    fn fetcher(&self) -> &Fetcher;
+
+    /// Fetches objects; see [`Fetcher::fetch`].
     ///
     /// # Errors
     /// [`FetchError`].
@@ -50,7 +53,9 @@ pub trait Source: Send + Sync {
         on_failure: OnFailure,
         watch: &Arc<dyn Watch>,
         sink: &mut dyn Sink,
-    ) -> Result<Report, FetchError>;
+    ) -> Result<Report, FetchError> {
+        self.fetcher().fetch(downloads, wanted, on_failure, watch, sink)
+    }
 }
 
 /// What a source offers.

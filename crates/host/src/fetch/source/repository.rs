@@ -1,12 +1,7 @@
 //! A release repository, at one or several URLs or directories.
 
-use std::sync::Arc;
-
 use super::{Listing, Source};
-use crate::fetch::{
-    Downloads, FetchError, FetchPorts, Fetcher, Got, OnFailure, RelativePath, Report, Sink, SourceSettings,
-    Tag, Token, Wanted, Watch,
-};
+use crate::fetch::{FetchError, FetchPorts, Fetcher, Got, RelativePath, SourceSettings, Tag, Token};
 
 /// Files below base URLs or directories that hold the same.
 pub struct RepositorySource {
@@ -27,11 +22,6 @@ impl RepositorySource {
         let fetcher = Fetcher::new(&settings.urls, settings, token, ports)?;
         Ok(Self { fetcher, urls: settings.urls.clone() })
     }
-
-    /// The fetcher, for a [`Shelf`](crate::fetch::Shelf).
-    pub fn fetcher(&self) -> &Fetcher {
-        &self.fetcher
-    }
 }
 
 impl Source for RepositorySource {
@@ -47,14 +37,7 @@ impl Source for RepositorySource {
         Ok(None)
     }
 
-    fn fetch(
-        &self,
-        downloads: &Arc<Downloads>,
-        wanted: &[Wanted],
-        on_failure: OnFailure,
-        watch: &Arc<dyn Watch>,
-        sink: &mut dyn Sink,
-    ) -> Result<Report, FetchError> {
-        self.fetcher.fetch(downloads, wanted, on_failure, watch, sink)
+    fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
     }
 }
