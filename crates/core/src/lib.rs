@@ -7,6 +7,7 @@
 //!
 //! Read [`plan::Plan`] first, then [`execute::Execution`].
 
+pub mod admission;
 pub mod event;
 pub mod execute;
 pub mod fetch;

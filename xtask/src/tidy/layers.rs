@@ -101,8 +101,13 @@ const LAYERS: &[Layer] = &[
         },
     },
     Layer {
-        package: "cutover",
+        package: "cutover-server",
         may_use: &["cutover-core", "cutover-bundle", "cutover-host", "cutover-repo"],
+        outside: Outside::Anything,
+    },
+    Layer {
+        package: "cutover",
+        may_use: &["cutover-core", "cutover-bundle", "cutover-host", "cutover-repo", "cutover-server"],
         outside: Outside::Anything,
     },
     Layer {
@@ -189,6 +194,7 @@ mod tests {
         "cutover-bundle",
         "cutover-host",
         "cutover-repo",
+        "cutover-server",
         "cutover",
         "cutover-sim",
         "xtask",
