@@ -222,7 +222,7 @@ impl<R: ReadAt> Bundle<R> {
         entry: &ObjectEntry,
         content: &mut dyn Write,
     ) -> Result<(), ObjectError> {
-        object::copy(entry, &mut self.untrusted_stored(entry), content, &mut io::sink())
+        object::copy_object(entry, self.untrusted_stored(entry), content, &mut io::sink())
     }
 
     /// An object of this bundle as it is stored. Unverified.
@@ -416,8 +416,7 @@ impl<R: ReadAt> VerifiedBundle<R> {
             return Err(ObjectError::NotInRelease(entry.sha256));
         }
         let offset = self.payload_offset + entry.offset;
-        let mut payload = RangeReader::new(&self.source, offset, entry.stored_size);
-        object::copy(entry, &mut payload, content, stored)
+        object::copy_object(entry, RangeReader::new(&self.source, offset, entry.stored_size), content, stored)
     }
 
     /// Decodes every object and drops the result: a deep check of the whole payload.

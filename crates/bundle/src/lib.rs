@@ -32,7 +32,7 @@ pub use delta_bundle::{
     DELTA_MAGIC, DeltaBundle, DeltaPayloadError, UntrustedDeltaView, VerifiedDelta, assemble_delta,
 };
 pub use limits::Limits;
-pub use object::{ObjectError, ObjectWriter, WINDOW_BYTES_MAX, decode_object};
+pub use object::{ObjectError, ObjectWriter, WINDOW_BYTES_MAX, copy_object, decode_object};
 pub use read_at::{RangeReader, ReadAt};
 pub use trust::{
     ProfileError, RevocationLists, SignError, SignedBy, TrustError, cosign_manifest, sign_manifest,

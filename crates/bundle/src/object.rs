@@ -90,10 +90,10 @@ pub enum ObjectError {
 /// See [`ObjectError`]; what `content` received before an error is not to be used.
 pub fn decode_object(
     entry: &ObjectEntry,
-    mut stored: impl Read,
+    stored: impl Read,
     content: &mut dyn Write,
 ) -> Result<(), ObjectError> {
-    copy(entry, &mut stored, content, &mut io::sink())
+    copy_object(entry, stored, content, &mut io::sink())
 }
 
 /// Stores content that was made here, such as the result of a patch, as bundles store it: one Zstandard frame.
@@ -131,12 +131,16 @@ impl<W: Write> Write for ObjectWriter<W> {
 }
 
 /// As [`decode_object`], and hands the stored bytes on to `copy` as they are read.
-pub(crate) fn copy(
+///
+/// # Errors
+/// See [`ObjectError`]; what `content` and `copy` received before an error is not to be used.
+pub fn copy_object(
     entry: &ObjectEntry,
-    stored: &mut dyn Read,
+    mut stored: impl Read,
     content: &mut dyn Write,
     copy: &mut dyn Write,
 ) -> Result<(), ObjectError> {
+    let stored: &mut dyn Read = &mut stored;
     let mut source = Source { entry, stored, copy, left: entry.stored_size, buffer: vec![0; CHUNK_BYTES] };
     let mut sink = Sink { entry, content, hasher: Hasher::new(), left: entry.size };
     match entry.encoding {

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -14,13 +14,13 @@ use std::{
 };
 
 use cutover_bundle::{
-    ObjectError, VerifiedDelta, VerifiedManifest, decode_object,
+    ObjectError, VerifiedDelta, VerifiedManifest, copy_object,
     delta::{DeltaError, DeltaLimits, Source as DeltaSource},
 };
 use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
 
 use crate::{
-    fetch::{Downloads, FetchError, OnFailure, Report, Shelf, Sink, Source, Wanted, Watch},
+    fetch::{Downloads, End, FetchError, OnFailure, Report, Shelf, Sink, Source, Wanted, Watch},
     payload::Payload,
 };
 
@@ -90,8 +90,10 @@ impl FetchedPayload {
         report.into_result().map(drop)
     }
 
-    /// Runs `work` while `wanted` is fetched; whatever `work` needs of it waits until it is there. Returns what became of
-    /// `work`, and why something could not be fetched. Only the first call counts.
+    /// Runs `work` while `wanted` is fetched; whatever `work` needs of it waits until it is there. When `work` is done, or
+    /// says that it has failed ([`Payload::abandon`]), what is still under way is ended at once and stays among the
+    /// downloads. Returns what became of `work`, and why something could not be fetched: only if that came before `work` gave
+    /// up for a reason of its own. Only the first call counts.
     pub fn while_fetching<T>(&self, wanted: &[Wanted], work: impl FnOnce() -> T) -> (T, Option<FetchError>) {
         let Some(downloads) = self.downloads.get() else { return (work(), None) };
         // Before anybody asks for anything, so that nothing is fetched twice.
@@ -105,6 +107,7 @@ impl FetchedPayload {
                 })
             });
             let done = work();
+            let end = self.shelf.abandon();
             let failed = match fetching.join().expect("fetching does not panic") {
                 Ok(report) => {
                     self.fetched_bytes.fetch_add(report.fetched_bytes(), Ordering::Relaxed);
@@ -112,7 +115,7 @@ impl FetchedPayload {
                 }
                 Err(error) => Some(error),
             };
-            (done, failed)
+            (done, failed.filter(|_| end == End::Ended))
         })
     }
 
@@ -151,12 +154,7 @@ impl FetchedPayload {
                 downloads.open_object(wanted.digest).map_err(failed)?
             }
         };
-        let mut tee = Tee { source: file, copy: stored, failed: None };
-        let decoded = decode_object(entry, &mut tee, content);
-        match tee.failed {
-            Some(source) => Err(ObjectError::Write { digest, source }),
-            None => decoded,
-        }
+        copy_object(entry, file, content, stored)
     }
 
     fn delta(&self) -> Option<&VerifiedDelta<File>> {
@@ -214,25 +212,8 @@ impl Payload for FetchedPayload {
     fn patch_order(&self) -> Vec<Digest> {
         self.delta().map(VerifiedDelta::patch_order).unwrap_or_default()
     }
-}
 
-/// Copies what is read.
-struct Tee<'a, R> {
-    source: R,
-    copy: &'a mut dyn Write,
-    /// Why the copy could not be written, which is no fault of what is read.
-    failed: Option<io::Error>,
-}
-
-impl<R: Read> Read for Tee<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.source.read(buffer)?;
-        match self.copy.write_all(&buffer[..count]) {
-            Ok(()) => Ok(count),
-            Err(error) => {
-                self.failed = Some(error);
-                Err(io::Error::other("the copy could not be written"))
-            }
-        }
+    fn abandon(&self) {
+        self.shelf.abandon();
     }
 }

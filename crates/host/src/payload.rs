@@ -60,6 +60,9 @@ pub trait Payload: sealed::Sealed + Sync {
     fn patch_order(&self) -> Vec<Digest> {
         Vec::new()
     }
+
+    /// Is told that laying down has failed: nothing more is wanted, and whoever waits for an object is to give up.
+    fn abandon(&self) {}
 }
 
 mod sealed {

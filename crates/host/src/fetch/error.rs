@@ -130,8 +130,8 @@ pub enum FetchError {
     /// Whoever takes the objects failed.
     #[error("failed to take a downloaded object")]
     Sink(#[source] Box<dyn Error + Send + Sync>),
-    /// Not fetched because another object failed.
-    #[error("not fetched because another object failed first")]
+    /// Not fetched because another object failed, or because nobody wants it any more.
+    #[error("not fetched because something else failed first")]
     Stopped,
     /// The runtime for downloads cannot be started.
     #[error("failed to start the runtime for downloads")]

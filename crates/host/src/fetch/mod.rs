@@ -17,6 +17,7 @@ mod run;
 mod settings;
 mod shelf;
 mod source;
+mod stop;
 mod timer;
 mod transfer;
 mod writer;
@@ -29,10 +30,11 @@ pub use error::FetchError;
 pub use get::{Got, Tag};
 pub use run::{FetchPorts, Fetcher, OnFailure, Report};
 pub use settings::{SourceKind, SourceSettings, Token};
-pub use shelf::Shelf;
+pub use shelf::{End, Shelf};
 pub use source::{
     FileSource, GithubSource, Listing, Offer, OfferPlace, RepositorySource, Source, open_source,
 };
+pub use stop::Stop;
 pub use timer::{RealTimer, Timer};
 
 /// One object that is wanted.
@@ -85,6 +87,11 @@ pub trait Sink {
         fetched: &Fetched,
         downloads: &Downloads,
     ) -> Result<Taken, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// By what the taker ends the download when it wants nothing more of it. Asked for once, before the first byte.
+    fn stop(&self) -> Stop {
+        Stop::new()
+    }
 }
 
 /// Takes nothing: everything stays among the downloads.

@@ -11,10 +11,7 @@ use cutover_core::{
     fetch::{self, mirrors::Mirrors},
     model::Digest,
 };
-use tokio::{
-    runtime::Runtime,
-    sync::{Semaphore, watch},
-};
+use tokio::{runtime::Runtime, sync::Semaphore};
 
 use super::{
     Downloads, FetchError, Fetched, Sink, SourceSettings, Taken, Timer, Token, Wanted, Watch,
@@ -147,7 +144,7 @@ impl Fetcher {
     }
 
     /// Fetches what `wanted` names, verifies it, and hands it to `sink` as it arrives, on this thread. What is not taken
-    /// stays among the downloads, and so does what an interrupted run leaves.
+    /// stays among the downloads, and so does what an interrupted run leaves. [`Sink::stop`] ends it from outside.
     ///
     /// # Errors
     /// [`FetchError::Space`] before the first byte, [`FetchError::Fs`], [`FetchError::Sink`]. What became of each object is
@@ -173,14 +170,13 @@ impl Fetcher {
         let queue = Arc::new(Mutex::new(queue));
         let files = OffThread::new(Arc::new(Semaphore::new(self.jobs.get())), Arc::clone(downloads));
         let list: Arc<[Wanted]> = wanted.into();
-        let (stop, stopped) = watch::channel(false);
-        let stop = Arc::new(stop);
+        let stop = sink.stop();
         let (send, receive) = mpsc::channel();
         for _ in 0..workers {
             let (queue, list, files, send) =
                 (Arc::clone(&queue), Arc::clone(&list), files.clone(), send.clone());
-            let (shared, watch, stopped) = (Arc::clone(&self.shared), Arc::clone(watch), stopped.clone());
-            let stop = Arc::clone(&stop);
+            let (shared, watch) = (Arc::clone(&self.shared), Arc::clone(watch));
+            let (stop, stopped) = (stop.clone(), stop.told());
             self.runtime.spawn(async move {
                 loop {
                     let next = queue.lock().expect("no holder panics").pop_front();
@@ -195,7 +191,7 @@ impl Fetcher {
                     };
                     let result = transfer.run().await;
                     if result.is_err() && on_failure == OnFailure::Stop {
-                        stop.send_replace(true);
+                        stop.stop();
                     }
                     if send.send((index, result)).is_err() {
                         return;
@@ -216,7 +212,7 @@ impl Fetcher {
                 });
                 if let Err(error) = taken {
                     sink_failed = Some(error);
-                    stop.send_replace(true);
+                    stop.stop();
                 }
             }
             results.insert(index, result);

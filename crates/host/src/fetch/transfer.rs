@@ -278,8 +278,13 @@ impl Transfer {
             at += length;
             tally.fetched += length;
             if body.is_limited() {
-                let waited = shared.limiter.take(&*shared.timer, length).await;
-                body.waited(waited);
+                let waited = tokio::select! {
+                    biased;
+                    _ = self.stop.wait_for(|stop| *stop) => None,
+                    waited = shared.limiter.take(&*shared.timer, length) => Some(waited),
+                };
+                // What came is kept all the same; the next turn of the loop ends it.
+                body.waited(waited.unwrap_or_default());
             }
             writer.push(bytes).await?;
             self.tell(Phase::Downloading, at);

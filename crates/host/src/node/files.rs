@@ -237,29 +237,52 @@ impl Files {
         R: Send,
         E: Send,
     {
+        self.for_each_or(items, work, || {})
+    }
+
+    /// As [`Files::for_each`]; calls `failed` after an error, so that work which waits for something is told. The error that is
+    /// returned is the first one in time.
+    pub(crate) fn for_each_or<T, R, E>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<R, E> + Sync,
+        failed: impl Fn() + Sync,
+    ) -> Result<Vec<R>, E>
+    where
+        T: Sync,
+        R: Send,
+        E: Send,
+    {
         let threads = self.threads.get().min(items.len());
         if threads <= 1 {
             return items.iter().map(work).collect();
         }
         let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<(usize, Result<R, E>)>> = Mutex::new(Vec::with_capacity(items.len()));
+        let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(items.len()));
+        let first_error: Mutex<Option<E>> = Mutex::new(None);
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(item) = items.get(index) else { break };
-                        let result = work(item);
-                        if result.is_err() {
-                            next.store(items.len(), Ordering::Relaxed);
+                        match work(item) {
+                            Ok(result) => results.lock().expect("no holder panics").push((index, result)),
+                            Err(error) => {
+                                next.store(items.len(), Ordering::Relaxed);
+                                first_error.lock().expect("no holder panics").get_or_insert(error);
+                                failed();
+                            }
                         }
-                        results.lock().expect("no holder panics").push((index, result));
                     }
                 });
             }
         });
+        if let Some(error) = first_error.into_inner().expect("no holder panics") {
+            return Err(error);
+        }
         let mut results = results.into_inner().expect("no holder panics");
         results.sort_by_key(|(index, _)| *index);
-        results.into_iter().map(|(_, result)| result).collect()
+        Ok(results.into_iter().map(|(_, result)| result).collect())
     }
 }

@@ -261,7 +261,12 @@ impl<'a> Staging<'a> {
                 lay(&jobs.remove(index))?;
             }
         }
-        self.files.for_each(&jobs, lay)?;
+        let abandon = || {
+            if let Some(payload) = self.payload {
+                payload.abandon();
+            }
+        };
+        self.files.for_each_or(&jobs, lay, abandon)?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 mod crash;
 mod drift;
+mod fetched;
 mod hostile;
 mod lock;
 mod prune;

@@ -55,7 +55,12 @@ fn pki() -> &'static Pki {
     })
 }
 
-fn signing_time() -> Instant {
+/// Who the bundles here are signed for.
+pub(crate) fn anchor() -> &'static TrustAnchor {
+    &pki().anchor
+}
+
+pub(crate) fn signing_time() -> Instant {
     "2026-03-01T12:00:00Z".parse().expect("a time")
 }
 
