@@ -322,8 +322,7 @@ impl<R: ReadAt + Sync> VerifiedDelta<R> {
     ) -> Result<(), ObjectError> {
         let carried = self.delta.objects.iter().find(|object| object.sha256 == sha256);
         let entry = carried.ok_or(ObjectError::NotCarried(sha256))?;
-        let payload =
-            RangeReader::new(&self.source, self.payload_offset + entry.offset, entry.stored_size);
+        let payload = RangeReader::new(&self.source, self.payload_offset + entry.offset, entry.stored_size);
         object::copy_object(entry, payload, content, stored)
     }
 

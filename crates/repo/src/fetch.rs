@@ -27,6 +27,20 @@ pub trait Fetch {
     /// # Errors
     /// See [`FetchError`]. Implementations stop after `bytes_max` bytes, and give up on a source that makes no progress.
     fn fetch(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, FetchError>;
+
+    /// As [`Fetch::fetch`], for a file that is asked for again and again; `None` when it is still `known`, which was fetched
+    /// before. Whoever cannot tell without reading it reads it.
+    ///
+    /// # Errors
+    /// As [`Fetch::fetch`].
+    fn fetch_again(
+        &self,
+        path: &str,
+        bytes_max: u64,
+        _known: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
+        self.fetch(path, bytes_max).map(Some)
+    }
 }
 
 /// Reads `source` whole, within a limit.

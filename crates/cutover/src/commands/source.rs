@@ -18,7 +18,7 @@ use cutover_core::{
 use cutover_host::{
     disk::RealDisk,
     fetch::{
-        Downloads, FetchError, FetchPorts, Got, RealTimer, RelativePath, Source, SourceKind, Unwatched,
+        Downloads, FetchError, FetchPorts, Got, RealTimer, RelativePath, Source, SourceKind, Tag, Unwatched,
         Wanted, open_source,
     },
     fetched_payload::FetchedPayload,
@@ -95,19 +95,70 @@ struct Repository {
 }
 
 /// The port of the metadata client over the downloader.
-struct Metadata<'a>(&'a dyn Source);
+struct Metadata<'a> {
+    source: &'a dyn Source,
+    /// Where the tags of files that are asked for again and again are kept.
+    tags: Option<&'a StateDirectory>,
+}
+
+/// Where the tag of the one file that changes is kept.
+const TAG: &str = "timestamp.tag";
+
+/// By what a place knows the version of a file that is kept.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptTag {
+    /// The file's SHA-256: the tag means this one.
+    sha256: Digest,
+    tag: Tag,
+}
+
+fn not_fetched(error: FetchError) -> cutover_repo::FetchError {
+    match error {
+        FetchError::TooLong { limit, .. } => cutover_repo::FetchError::TooLarge { limit },
+        other => cutover_repo::FetchError::Failed(Box::new(other)),
+    }
+}
+
+impl Metadata<'_> {
+    fn get(&self, path: &str, bytes_max: u64, known: Option<&Tag>) -> Result<Got, cutover_repo::FetchError> {
+        let path = RelativePath::new(path).map_err(not_fetched)?;
+        self.source.get(&path, bytes_max, known).map_err(not_fetched)
+    }
+}
 
 impl Fetch for Metadata<'_> {
     fn fetch(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, cutover_repo::FetchError> {
-        let failed = |error: FetchError| match error {
-            FetchError::TooLong { limit, .. } => cutover_repo::FetchError::TooLarge { limit },
-            other => cutover_repo::FetchError::Failed(Box::new(other)),
-        };
-        let path = RelativePath::new(path).map_err(failed)?;
-        match self.0.get(&path, bytes_max, None).map_err(failed)? {
+        match self.get(path, bytes_max, None)? {
             Got::Content { bytes, .. } => Ok(bytes),
             // Nothing was named as known.
             Got::Missing | Got::Unchanged => Err(cutover_repo::FetchError::NotFound),
+        }
+    }
+
+    fn fetch_again(
+        &self,
+        path: &str,
+        bytes_max: u64,
+        known: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>, cutover_repo::FetchError> {
+        // Without a tag, or with one of another file, the file is fetched: nothing is lost but its bytes.
+        let kept = self.tags.and_then(|tags| tags.load(TAG).ok().flatten());
+        let kept = kept.and_then(|bytes| serde_json::from_slice::<KeptTag>(&bytes).ok());
+        let kept = kept.filter(|kept| known.is_some_and(|known| kept.sha256 == Digest::of(known)));
+        match self.get(path, bytes_max, kept.as_ref().map(|kept| &kept.tag))? {
+            Got::Unchanged => Ok(None),
+            Got::Missing => Err(cutover_repo::FetchError::NotFound),
+            Got::Content { bytes, tag } => {
+                if let (Some(tags), Some(tag)) = (self.tags, tag) {
+                    let kept = KeptTag { sha256: Digest::of(&bytes), tag };
+                    let kept = serde_json::to_vec(&kept).expect("a tag always serialises");
+                    if let Err(error) = tags.keep(TAG, &kept) {
+                        tracing::debug!(%error, "a tag is not kept");
+                    }
+                }
+                Ok(Some(bytes))
+            }
         }
     }
 }
@@ -181,7 +232,7 @@ impl Repository {
         let root = match &from.trusted_root {
             Some(path) => files::read("the repository's root", path)?,
             None => {
-                let (root, signature) = first_root(&Metadata(self.source.as_ref()))?;
+                let (root, signature) = first_root(&Metadata { source: self.source.as_ref(), tags: None })?;
                 let limits = Limits::default();
                 let (anchor, lists) = (&self.anchor, &self.lists);
                 cutover_bundle::verify_signature(&root, &signature, anchor, lists, context.now, &limits)
@@ -190,6 +241,10 @@ impl Repository {
             }
         };
         self.state.keep("root", &root).map_err(failed)
+    }
+
+    fn metadata(&self) -> Metadata<'_> {
+        Metadata { source: self.source.as_ref(), tags: Some(&self.state) }
     }
 
     fn wanted(&self, named: &Named) -> cutover_repo::Wanted {
@@ -331,7 +386,7 @@ pub(super) fn open(
         return Err(Failure::new(Exit::Policy, message));
     }
     let repository = Repository::open(from, root, settings, context)?;
-    let metadata = Metadata(repository.source.as_ref());
+    let metadata = repository.metadata();
     let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
     let mut catalogue = Catalogue::new(client);
     let wanted = repository.wanted(&named);
@@ -485,7 +540,7 @@ impl Fetched {
         let place = root.join(".cutover/trusted");
         let failed = |source| Failure::io("keep the repository's metadata in", &place, source);
         let state = StateDirectory::open(&place).map_err(failed)?;
-        for role in ["root", "timestamp", "snapshot", "targets"] {
+        for role in ["root", "timestamp", "snapshot", "targets", TAG] {
             if let Some(bytes) = self.state.load(role).map_err(failed)? {
                 state.keep(role, &bytes).map_err(failed)?;
             }
@@ -531,7 +586,7 @@ pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure>
         return check_bundles(&package, installed.as_ref(), root, &settings, context);
     }
     let repository = Repository::open(&command.from, root, &settings, context)?;
-    let metadata = Metadata(repository.source.as_ref());
+    let metadata = repository.metadata();
     let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
     let mut catalogue = Catalogue::new(client);
     let candidates = catalogue.candidates(&repository.wanted(&Named { package, version: None }))?;

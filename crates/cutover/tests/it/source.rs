@@ -16,35 +16,47 @@ use crate::{
     world::{Release, World, stamped, text},
 };
 
-/// Serves a directory over HTTP/1.1 as the plainest web server does; counts the bytes of bodies.
+/// Serves a directory over HTTP/1.1 as the plainest web server does; counts the bytes of bodies, and the answers that a file
+/// is unchanged.
 struct Server {
     url: String,
     sent: Arc<AtomicUsize>,
+    unchanged: Arc<AtomicUsize>,
 }
 
 impl Server {
     fn of(directory: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let (directory, sent) = (directory.to_owned(), Arc::new(AtomicUsize::new(0)));
-        let count = Arc::clone(&sent);
+        let (directory, sent, unchanged) = (directory.to_owned(), Arc::default(), Arc::default());
+        let (count, same) = (Arc::<AtomicUsize>::clone(&sent), Arc::<AtomicUsize>::clone(&unchanged));
         // Ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (directory, count) = (directory.clone(), Arc::clone(&count));
+                let (directory, count, same) = (directory.clone(), Arc::clone(&count), Arc::clone(&same));
                 std::thread::spawn(move || {
                     let mut writer = stream.try_clone().expect("a handle");
                     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
                     while let Some(request) = lines.next() {
-                        while lines.next().is_some_and(|line| !line.is_empty()) {}
+                        let mut known = None;
+                        while let Some(line) = lines.next().filter(|line| !line.is_empty()) {
+                            known = known.or(line.strip_prefix("if-none-match: ").map(str::to_owned));
+                        }
                         let path =
                             request.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
                         let (status, body) = match fs::read(directory.join(path)) {
                             Ok(body) => ("200 OK", body),
                             Err(_) => ("404 Not Found", Vec::new()),
                         };
+                        let tag = format!("\"{}\"", cutover_core::model::Digest::of(&body));
+                        let is_same = known.as_ref() == Some(&tag);
+                        let (status, body) =
+                            if is_same { ("304 Not Modified", Vec::new()) } else { (status, body) };
+                        same.fetch_add(usize::from(is_same), Ordering::Relaxed);
                         count.fetch_add(body.len(), Ordering::Relaxed);
-                        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+                        let length = body.len();
+                        let head =
+                            format!("HTTP/1.1 {status}\r\nETag: {tag}\r\nContent-Length: {length}\r\n\r\n");
                         if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&body)).is_err() {
                             return;
                         }
@@ -52,12 +64,37 @@ impl Server {
                 });
             }
         });
-        Self { url, sent }
+        Self { url, sent, unchanged }
     }
 
     fn sent_bytes(&self) -> usize {
         self.sent.swap(0, Ordering::Relaxed)
     }
+}
+
+#[test]
+fn metadata_that_did_not_change_is_not_sent_again() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let server = Server::of(&repository.dir);
+    let unchanged = || server.unchanged.swap(0, Ordering::Relaxed);
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    world.on_root(&["apply", "tool", "--source", &server.url]).must(0);
+    assert_eq!(unchanged(), 0);
+    world.on_root(&["check", "--source", &server.url]).must(3);
+    assert_eq!(unchanged(), 1);
+    repository.publish(&world.build_version("1.1.0")).must(0);
+    world.on_root(&["check", "--source", &server.url]).must(0);
+    assert_eq!(unchanged(), 0);
+    world.on_root(&["check", "--source", &server.url]).must(0);
+    assert_eq!(unchanged(), 1);
+    // A tag that means another file than the one that is kept is of no use, and does no harm.
+    let tag = world.root().join(".cutover/trusted/timestamp.tag.json");
+    let text = fs::read_to_string(&tag).expect("a tag");
+    let sha256 = text.split('"').nth(3).expect("a digest").to_owned();
+    fs::write(&tag, text.replace(&sha256, &"0".repeat(64))).expect("written");
+    world.on_root(&["check", "--source", &server.url]).must(0);
+    assert_eq!(unchanged(), 0);
 }
 
 fn installed(world: &World) -> String {

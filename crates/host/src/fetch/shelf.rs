@@ -57,8 +57,10 @@ impl Shelf {
     /// Says that nobody wants anything more: ends the download at once, and the wait of everybody. Returns why nothing more
     /// arrives, which is what happened first.
     pub fn abandon(&self) -> End {
+        // In this order: the end that the stop brings about is not what happened first.
+        let first = self.end(End::Abandoned);
         self.stop.stop();
-        self.end(End::Abandoned)
+        first
     }
 
     fn end(&self, why: End) -> End {

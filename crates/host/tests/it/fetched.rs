@@ -139,7 +139,8 @@ fn what_arrives_while_it_is_laid_down_becomes_the_release() {
 #[test]
 fn failure_of_the_execution_ends_the_download_and_is_the_reason_that_is_told() {
     let (world, bundle) = (World::new(Layout::Versioned), release());
-    let large = bundle.manifest().files.iter().find(|file| file.path.as_str() == "large").expect("listed").sha256;
+    let large =
+        bundle.manifest().files.iter().find(|file| file.path.as_str() == "large").expect("listed").sha256;
     let (report, not_fetched) = apply(&world, &bundle, |entry| {
         if entry.sha256 == large {
             return (large, Has::Silence(entry.stored_size));
@@ -156,7 +157,8 @@ fn failure_of_the_execution_ends_the_download_and_is_the_reason_that_is_told() {
 #[test]
 fn failure_of_the_download_ends_the_execution_and_is_the_reason_that_is_told() {
     let (world, bundle) = (World::new(Layout::Versioned), release());
-    let large = bundle.manifest().files.iter().find(|file| file.path.as_str() == "large").expect("listed").sha256;
+    let large =
+        bundle.manifest().files.iter().find(|file| file.path.as_str() == "large").expect("listed").sha256;
     let (report, not_fetched) = apply(&world, &bundle, |entry| {
         let stored = stored(&bundle, entry);
         let digest = Digest::of(&stored);

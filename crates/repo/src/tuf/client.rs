@@ -236,12 +236,14 @@ impl<'a> Client<'a> {
     }
 
     fn update_timestamp(&mut self) -> Result<(), ClientError> {
-        if let Some(kept) = load(self.state, "timestamp")? {
-            // Not believed any more, or expired: the fetched one is judged all the same.
-            note(self.trusted.update_timestamp(&kept).map(drop), "timestamp");
-        }
-        let path = metadata_path("timestamp", None);
-        let bytes = self.get(&path, self.limits.timestamp_bytes_max)?;
+        let kept = load(self.state, "timestamp")?;
+        // Not believed any more, or expired: the fetched one is judged all the same.
+        let known = kept.filter(|kept| note(self.trusted.update_timestamp(kept).map(drop), "timestamp"));
+        let (path, limit) = (metadata_path("timestamp", None), self.limits.timestamp_bytes_max);
+        let fetched = self.fetch.fetch_again(&path, limit, known.as_deref());
+        let Some(bytes) = fetched.map_err(|source| ClientError::Fetch { path, source })? else {
+            return Ok(());
+        };
         if self.trusted.update_timestamp(&bytes)? == Change::Newer {
             self.keep("timestamp", &bytes)?;
         }
