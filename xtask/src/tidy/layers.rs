@@ -78,6 +78,7 @@ const LAYERS: &[Layer] = &[
         may_use: &["cutover-core", "cutover-bundle"],
         outside: Outside::Anything,
     },
+    Layer { package: "cutover-migrate", may_use: &["cutover-core"], outside: Outside::Anything },
     Layer {
         package: "cutover-repo",
         may_use: &["cutover-core", "cutover-bundle"],
@@ -107,7 +108,14 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         package: "cutover",
-        may_use: &["cutover-core", "cutover-bundle", "cutover-host", "cutover-repo", "cutover-server"],
+        may_use: &[
+            "cutover-core",
+            "cutover-bundle",
+            "cutover-host",
+            "cutover-migrate",
+            "cutover-repo",
+            "cutover-server",
+        ],
         outside: Outside::Anything,
     },
     Layer {
