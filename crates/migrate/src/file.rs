@@ -487,7 +487,7 @@ check = "phone = '' OR phone LIKE '+%'"
         assert!(error.to_string().contains("did you mean `rename_column`"), "{error}");
         let error = parse(&CONTACT.replace("after =", "folows =")).unwrap_err();
         assert!(error.to_string().contains("unknown key `folows`"), "{error}");
-        let error = parse(&CONTACT.replace("varchar(20)", "varchr")).unwrap_err();
+        let error = parse(&CONTACT.replace("varchar(20)", "vrchar(20)")).unwrap_err();
         assert!(error.to_string().contains("did you mean"), "{error}");
     }
 
