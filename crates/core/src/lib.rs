@@ -17,3 +17,4 @@ pub mod plan;
 pub mod resolve;
 pub mod retain;
 pub mod supervise;
+mod tagged;

@@ -9,6 +9,8 @@
 
 mod record;
 
+use std::sync::Arc;
+
 use crate::plan::{OnProbeFailure, Plan, Step};
 pub use record::{Outcome, Record, RecordError};
 pub(crate) use record::{checked_json, checked_line};
@@ -64,7 +66,7 @@ const RESUMES_MAX: u32 = 3;
 /// One run of a plan as its journal tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Execution {
-    plan: Plan,
+    plan: Arc<Plan>,
     steps: Vec<StepState>,
     direction: Direction,
     probe_failed: bool,
@@ -93,7 +95,7 @@ pub enum FoldError {
 
 impl Execution {
     /// Starts an execution of `plan` whose journal holds nothing but the plan.
-    pub fn new(plan: Plan) -> Self {
+    pub fn new(plan: Arc<Plan>) -> Self {
         let steps = vec![StepState::Waiting; plan.steps.len()];
         Self { plan, steps, direction: Direction::Forward, probe_failed: false, resumes: 0, outcome: None }
     }
@@ -106,7 +108,7 @@ impl Execution {
         let mut records = records.into_iter().enumerate();
         let mut execution = match records.next() {
             None => return Err(FoldError::Empty),
-            Some((_, Record::Planned { plan })) => Self::new(*plan),
+            Some((_, Record::Planned { plan })) => Self::new(plan),
             Some((index, _)) => return Err(FoldError::Plan(index)),
         };
         for (index, record) in records {
@@ -236,7 +238,7 @@ impl Execution {
     }
 
     /// The plan.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
 

@@ -1,20 +1,23 @@
 //! Journal records: what is durable about one execution. Format: `docs/formats/journal.md`.
 
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     model::{Digest, Instant},
     plan::Plan,
+    tagged::{self, NoFields, Tagged},
 };
 
 /// One thing that a journal tells.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "record", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
 pub enum Record {
     /// The first record: the whole plan.
     Planned {
         /// The plan.
-        plan: Box<Plan>,
+        plan: Arc<Plan>,
     },
     /// A step is about to be performed.
     Intent {
@@ -65,6 +68,85 @@ pub enum Record {
         /// How.
         outcome: Outcome,
     },
+}
+
+impl Tagged for Record {
+    const TAG: &'static str = "record";
+    const VARIANTS: &'static [&'static str] = &[
+        "planned",
+        "intent",
+        "done",
+        "failed",
+        "resumed",
+        "turned-back",
+        "undo-intent",
+        "undone",
+        "undo-failed",
+        "finished",
+    ];
+
+    fn variant<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Option<Result<Self, D::Error>> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Planned {
+            plan: Arc<Plan>,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Numbered {
+            step: usize,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Proven {
+            step: usize,
+            #[serde(default)]
+            evidence: Option<Digest>,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Failure {
+            step: usize,
+            error: String,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Reasoned {
+            reason: String,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Ended {
+            outcome: Outcome,
+        }
+        Some(match name {
+            "planned" => Planned::deserialize(fields).map(|Planned { plan }| Self::Planned { plan }),
+            "intent" => Numbered::deserialize(fields).map(|Numbered { step }| Self::Intent { step }),
+            "done" => {
+                Proven::deserialize(fields).map(|Proven { step, evidence }| Self::Done { step, evidence })
+            }
+            "failed" => {
+                Failure::deserialize(fields).map(|Failure { step, error }| Self::Failed { step, error })
+            }
+            "resumed" => NoFields::deserialize(fields).map(|_| Self::Resumed),
+            "turned-back" => {
+                Reasoned::deserialize(fields).map(|Reasoned { reason }| Self::TurnedBack { reason })
+            }
+            "undo-intent" => Numbered::deserialize(fields).map(|Numbered { step }| Self::UndoIntent { step }),
+            "undone" => Numbered::deserialize(fields).map(|Numbered { step }| Self::Undone { step }),
+            "undo-failed" => {
+                Failure::deserialize(fields).map(|Failure { step, error }| Self::UndoFailed { step, error })
+            }
+            "finished" => Ended::deserialize(fields).map(|Ended { outcome }| Self::Finished { outcome }),
+            _ => return None,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Record {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        tagged::deserialize(deserializer)
+    }
 }
 
 /// How an execution ended.

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::model::{Digest, FileMode, Instant, ReleaseRef, RestorePointId, SafePath, SeenTree, Symlink};
+use crate::{
+    model::{Digest, FileMode, Instant, ReleaseRef, RestorePointId, SafePath, SeenTree, Symlink},
+    tagged::{self, NoFields, Tagged},
+};
 
 /// How a root is laid out, chosen when it is first used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +86,7 @@ pub struct PlanBytes {
 }
 
 /// One atom of a plan. Each is idempotent, and each undo tolerates a step that never happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
     /// Lay the files down where nothing reads them; verified, flushed, and for whole-tree layouts moved into
@@ -121,6 +124,38 @@ impl Step {
             Self::Probe => "probe",
             Self::Confirm => "confirm",
         }
+    }
+}
+
+impl Tagged for Step {
+    const TAG: &'static str = "step";
+    const VARIANTS: &'static [&'static str] =
+        &["stage", "check-tree", "restore-point", "quiesce", "switch", "activate", "probe", "confirm"];
+
+    fn variant<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Option<Result<Self, D::Error>> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Point {
+            id: RestorePointId,
+        }
+        let plain = |step: Self, fields: D| NoFields::deserialize(fields).map(|_| step);
+        Some(match name {
+            "stage" => Stage::deserialize(fields).map(Self::Stage),
+            "check-tree" => CheckTree::deserialize(fields).map(Self::CheckTree),
+            "restore-point" => Point::deserialize(fields).map(|Point { id }| Self::RestorePoint { id }),
+            "quiesce" => plain(Self::Quiesce, fields),
+            "switch" => Switch::deserialize(fields).map(Self::Switch),
+            "activate" => plain(Self::Activate, fields),
+            "probe" => plain(Self::Probe, fields),
+            "confirm" => plain(Self::Confirm, fields),
+            _ => return None,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Step {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        tagged::deserialize(deserializer)
     }
 }
 

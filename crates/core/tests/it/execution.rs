@@ -1,8 +1,10 @@
 //! Executions folded from journals, cut and continued at every record.
 
+use std::sync::Arc;
+
 use cutover_core::{
     execute::{Direction, Execution, FoldError, Next, Outcome, Record, RecordError, StepState},
-    model::{FileKind, Instant},
+    model::{Digest, FileKind, Instant},
     plan::{Layout, OnProbeFailure, Plan, Policy, plan_update},
 };
 use proptest::prelude::*;
@@ -31,7 +33,7 @@ struct World {
 
 impl World {
     fn new(plan: Plan) -> Self {
-        Self { journal: vec![Record::Planned { plan: Box::new(plan) }], effects: [false; 7], probes: 0 }
+        Self { journal: vec![Record::Planned { plan: Arc::new(plan) }], effects: [false; 7], probes: 0 }
     }
 
     fn execution(&self) -> Execution {
@@ -201,7 +203,7 @@ fn confirmed_execution_never_turns_back() {
 
 #[test]
 fn journal_that_cannot_have_happened_is_refused() {
-    let planned = Record::Planned { plan: Box::new(plan(OnProbeFailure::Restore)) };
+    let planned = Record::Planned { plan: Arc::new(plan(OnProbeFailure::Restore)) };
     let fold =
         |records: &[Record]| Execution::fold(std::iter::once(planned.clone()).chain(records.iter().cloned()));
     assert_eq!(Execution::fold([]), Err(FoldError::Empty));
@@ -270,4 +272,43 @@ proptest! {
         let all_settled = world.execution().steps().iter().all(settled);
         prop_assert!(all_settled);
     }
+}
+
+#[test]
+fn every_record_is_read_as_it_was_written() {
+    let at = Instant::from_unix(0).expect("the epoch");
+    let (step, error, reason) = (3, "no space".to_owned(), "asked".to_owned());
+    let records = vec![
+        Record::Planned { plan: Arc::new(plan(OnProbeFailure::Keep)) },
+        Record::Intent { step },
+        Record::Done { step, evidence: None },
+        Record::Done { step, evidence: Some(Digest::of(b"point")) },
+        Record::Failed { step, error: error.clone() },
+        Record::Resumed,
+        Record::TurnedBack { reason: reason.clone() },
+        Record::UndoIntent { step },
+        Record::Undone { step },
+        Record::UndoFailed { step, error },
+        Record::Finished { outcome: Outcome::Undone { reason } },
+    ];
+    let line = Record::to_line(&records, at);
+    assert_eq!(Record::from_line(&line[..line.len() - 1]), Ok((at, records)));
+}
+
+#[test]
+fn record_of_another_program_is_refused_and_the_reason_named() {
+    let read = |record: &str| {
+        let json = format!(r#"{{"at":"1970-01-01T00:00:00Z","do":[{record}]}}"#);
+        let line = format!("{} {json}", &Digest::of(json.as_bytes()).to_string()[..16]);
+        match Record::from_line(line.as_bytes()) {
+            Err(RecordError::Syntax(problem)) => problem,
+            read => panic!("{record}: {read:?}"),
+        }
+    };
+    assert!(read(r#"{"record":"leap","step":1}"#).contains("unknown variant `leap`"));
+    assert!(read(r#"{"record":"intent","step":1,"hop":2}"#).contains("unknown field `hop`"));
+    assert!(read(r#"{"record":"resumed","step":1}"#).contains("unknown field `step`"));
+    assert!(read(r#"{"record":"intent"}"#).contains("missing field `step`"));
+    assert!(read(r#"{"step":1,"record":"intent"}"#).contains("must begin with `record`"));
+    assert!(read("{}").contains("must begin with `record`"));
 }

@@ -7,6 +7,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::Arc,
     time::Instant as Monotonic,
 };
 
@@ -45,7 +46,7 @@ const STAGE_PERCENT: u8 = 70;
 pub(crate) struct Run<'a> {
     node: &'a Node,
     lock: &'a NodeLock,
-    plan: Plan,
+    plan: Arc<Plan>,
     payload: Option<&'a dyn Payload>,
     ports: &'a Ports<'a>,
     events: Events,
@@ -133,10 +134,10 @@ impl<'a> Run<'a> {
         Self {
             node,
             lock,
-            plan: execution.plan().clone(),
+            plan: Arc::clone(execution.plan()),
             payload,
             ports,
-            events: Events::new(std::sync::Arc::clone(&ports.observer)),
+            events: Events::new(Arc::clone(&ports.observer)),
             journal,
             execution,
             pending: vec![first],
@@ -191,7 +192,7 @@ impl<'a> Run<'a> {
     }
 
     fn perform_and_record(&mut self, index: usize) -> Result<(), NodeError> {
-        let plan = self.plan.clone();
+        let plan = Arc::clone(&self.plan);
         let step = &plan.steps[index];
         if self.execution.steps()[index] == StepState::Waiting {
             self.record(Record::Intent { step: index });
@@ -229,7 +230,7 @@ impl<'a> Run<'a> {
     }
 
     fn undo_and_record(&mut self, index: usize) -> Result<(), NodeError> {
-        let plan = self.plan.clone();
+        let plan = Arc::clone(&self.plan);
         let step = &plan.steps[index];
         self.record(Record::UndoIntent { step: index });
         self.flush()?;
@@ -629,7 +630,7 @@ impl<'a> Run<'a> {
     }
 
     fn report(self, outcome: Outcome, error: Option<String>) -> Report {
-        let plan = self.plan.clone();
+        let plan = Arc::clone(&self.plan);
         let failed = !matches!(outcome, Outcome::Confirmed);
         let log = plan.to.as_ref().map(place::log).filter(|_| failed);
         let failed_log = log
@@ -645,8 +646,8 @@ impl<'a> Run<'a> {
             restore_point: self.kept_point(&outcome),
             probe_failed: self.has_failed_probe(&outcome),
             message: message(&plan, &outcome, error.as_deref()),
-            from: plan.from,
-            to: plan.to,
+            from: plan.from.clone(),
+            to: plan.to.clone(),
             outcome,
             probes: self.probes,
             steps: self.steps,

@@ -383,6 +383,9 @@ impl Node {
             }
         }
         for number in journal::numbers(&self.files)? {
+            if journal::end(&self.files, number)? != journal::End::Ended {
+                continue;
+            }
             let Ok(Some(read)) = journal::read(&self.files, number) else { continue };
             let Ok(execution) = Execution::fold(read.records) else { continue };
             let (Some(outcome), Some((_, at))) = (execution.outcome(), read.written) else { continue };
@@ -565,11 +568,12 @@ impl Node {
         log.go_through(&path, version)?;
         drop(log);
         let journal = Journal::create(&self.files, plan.number)?;
+        let plan = Arc::new(plan.clone());
         let start = Start {
             payload,
             journal,
-            execution: Execution::new(plan.clone()),
-            first: Record::Planned { plan: Box::new(plan.clone()) },
+            execution: Execution::new(Arc::clone(&plan)),
+            first: Record::Planned { plan },
             seen: Some(observed.observation.seen),
         };
         Run::new(self, lock, ports, start).drive()

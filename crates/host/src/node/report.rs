@@ -1,6 +1,6 @@
 //! What the engine tells its caller: values for rendering, with nothing left to look up.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use cutover_core::{
     execute::Outcome,
@@ -133,7 +133,7 @@ pub struct Status {
 pub struct InFlight {
     /// Its plan.
     #[serde(skip)]
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Its number.
     pub number: u64,
     /// The last step that was begun.
