@@ -16,4 +16,5 @@ pub mod node;
 pub mod payload;
 pub mod preflight;
 pub mod probe;
+pub mod schema;
 pub mod service;

@@ -4,6 +4,7 @@
 //! on. Read [`Machine`] first, then [`Process`].
 
 use std::{
+    error::Error,
     io,
     num::NonZeroUsize,
     sync::{
@@ -16,7 +17,8 @@ use cutover_core::{
     event::Silent,
     model::{Instant, Manifest, ReleaseRef},
     plan::{
-        Layout, LocalChanges, OnProbeFailure, Policy, Refusal, RollbackTarget, plan_rollback, plan_update,
+        Layout, LocalChanges, OnProbeFailure, Policy, Refusal, RollbackTarget, SchemaSeen, plan_rollback,
+        plan_update,
     },
     retain::Retention,
 };
@@ -29,6 +31,7 @@ use cutover_host::{
     },
     payload::Payload,
     probe::{ProbeContext, ProbeOutcome, ProbeReport, ProbeResult, Prober},
+    schema::{Migration, SchemaManager},
     service::{Activated, Activation, ServiceError, ServiceManager, ServiceState, ServiceStatus},
 };
 
@@ -100,6 +103,7 @@ struct Image {
     /// The disk and its cache.
     fs: FileSystem,
     running: Option<ReleaseRef>,
+    schema: Vec<String>,
     now: i64,
 }
 
@@ -123,6 +127,8 @@ pub(crate) struct Remains {
     pub(crate) fs: FileSystem,
     /// Whose service runs.
     pub(crate) running: Option<ReleaseRef>,
+    /// The migrations that its database has.
+    pub(crate) schema: Vec<String>,
     /// Stands for the content of the catalog.
     pub(crate) generation: u64,
     catalog: Arc<Catalog>,
@@ -135,6 +141,18 @@ struct World {
     now: AtomicI64,
     probes: AtomicU64,
     running: Mutex<Option<ReleaseRef>>,
+    /// The texts of the migrations that the database has. It lives elsewhere and survives whatever happens here.
+    schema: Mutex<Vec<String>>,
+    /// What must never happen, did. A panic in a port would only fail the step.
+    broken: Mutex<Option<String>>,
+}
+
+impl World {
+    fn demand(&self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            lock(&self.broken).get_or_insert_with(what);
+        }
+    }
 }
 
 /// What one process did.
@@ -208,6 +226,7 @@ impl Machine {
         Remains {
             fs: self.fs.clone(),
             running: lock(&self.world.running).clone(),
+            schema: lock(&self.world.schema).clone(),
             generation: self.generation.load(Ordering::Relaxed),
             catalog: self.catalog.clone(),
             now: self.world.now.load(Ordering::Relaxed),
@@ -221,6 +240,8 @@ impl Machine {
             now: remains.now.into(),
             probes: AtomicU64::default(),
             running: Mutex::new(remains.running),
+            schema: Mutex::new(remains.schema),
+            broken: Mutex::default(),
         };
         Self {
             fs: remains.fs,
@@ -242,6 +263,7 @@ impl Machine {
         let image = move |fs: &FileSystem| Image {
             fs: fs.clone(),
             running: lock(&world.running).clone(),
+            schema: lock(&world.schema).clone(),
             now: world.now.load(Ordering::Relaxed),
         };
         let look = image.clone();
@@ -299,6 +321,7 @@ impl Machine {
         let probes = self.world.probes.load(Ordering::Relaxed);
         let done = work(&Process { machine: self, disk: disk.clone() });
         *lock(&self.present) = None;
+        assert_eq!(*lock(&self.world.broken), None, "what must never happen, did");
         self.fs = disk.reboot();
         let life = Life {
             ended: Ended::Nothing,
@@ -327,7 +350,8 @@ impl Recording {
             Death::Kill => image.fs.after_kill(),
             Death::PowerCut { seed } => image.fs.after_power_cut(seed),
         };
-        Some(Remains { fs, running: image.running.clone(), generation, catalog, now: image.now })
+        let (running, schema) = (image.running.clone(), image.schema.clone());
+        Some(Remains { fs, running, schema, generation, catalog, now: image.now })
     }
 }
 
@@ -423,6 +447,7 @@ impl Process<'_> {
             platform: "simulated".parse().expect("a name"),
             on_probe_failure: OnProbeFailure::Restore,
             local_changes: self.machine.local_changes,
+            schema: Some(SchemaSeen { floor: 0 }),
             now: SimulatedClock(self.machine.world.clone()).now(),
         }
     }
@@ -434,7 +459,15 @@ impl Process<'_> {
             world: self.machine.world.clone(),
             verdicts: self.machine.verdicts.clone(),
         };
-        work(&Ports { service: &service, prober: &prober, observer: Arc::new(Silent), before_step: None })
+        let schema = SimulatedSchema { disk: self.disk.clone(), world: self.machine.world.clone() };
+        let observer = Arc::new(Silent);
+        work(&Ports {
+            service: &service,
+            prober: &prober,
+            schema: Some(&schema),
+            observer,
+            before_step: None,
+        })
     }
 }
 
@@ -468,7 +501,17 @@ impl ServiceManager for SimulatedService {
         self.told("quiesce the service", || ())
     }
 
+    /// The code of a release works only on a database that has its migrations.
     fn activate(&self, target: &Activation) -> Result<Activated, ServiceError> {
+        let release = crate::release::releases()
+            .iter()
+            .find(|known| target.release.as_ref().is_some_and(|release| known.bundle.release() == *release));
+        let needed = release.and_then(|release| release.bundle.manifest().schema.as_ref());
+        let needed = needed.map_or(0, |schema| schema.migrations.len());
+        let there = lock(&self.world.schema).len();
+        self.world.demand(there >= needed, || {
+            format!("{target:?} needs {needed} migrations, the database has {there}")
+        });
         self.told("activate the service", || {
             lock(&self.world.running).clone_from(&target.release);
             Activated::default()
@@ -479,6 +522,36 @@ impl ServiceManager for SimulatedService {
         let mut status = ServiceStatus::bare(ServiceState::Ready, "simulated");
         status.release = lock(&self.world.running).clone();
         Ok(status)
+    }
+}
+
+/// A database that is told of migrations and keeps each once.
+struct SimulatedSchema {
+    disk: FaultDisk,
+    world: Arc<World>,
+}
+
+impl SchemaManager for SimulatedSchema {
+    fn expand(
+        &self,
+        version: u64,
+        migrations: &[Migration],
+        _: &dyn Fn(u8),
+    ) -> Result<String, Box<dyn Error + Send + Sync>> {
+        self.world.demand(version == migrations.len() as u64, || format!("schema version {version}"));
+        for (index, migration) in migrations.iter().enumerate() {
+            let text = String::from_utf8_lossy(&migration.text).into_owned();
+            self.disk.effect("commit of a migration", || {
+                let mut schema = lock(&self.world.schema);
+                if schema.len() <= index {
+                    schema.push(text);
+                } else {
+                    self.world.demand(schema[index] == text, || format!("another migration {index}: {text}"));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(format!("schema {version}"))
     }
 }
 

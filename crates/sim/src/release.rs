@@ -9,7 +9,8 @@ use cutover_bundle::{
     signer::{CertificateChain, FileSigner},
 };
 use cutover_core::model::{
-    FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, ObjectEntry, Priority, Symlink,
+    FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, ObjectEntry, Priority, SafePath,
+    Schema, Symlink,
 };
 
 use crate::fs::BLOCK;
@@ -138,10 +139,21 @@ fn manifest(spec: &Spec, files: Vec<FileEntry>, objects: Vec<ObjectEntry>) -> Ma
             .collect(),
         shared: spec.shared.iter().map(|path| path.parse().expect("a safe path")).collect(),
         objects,
-        schema: None,
+        schema: schema(spec),
         service: None,
         notes: None,
     }
+}
+
+/// Every file below `schema/` is a migration.
+fn schema(spec: &Spec) -> Option<Schema> {
+    let migrations: Vec<SafePath> = spec
+        .files
+        .iter()
+        .filter(|file| file.path.starts_with("schema/"))
+        .map(|file| file.path.parse().expect("a safe path"))
+        .collect();
+    (!migrations.is_empty()).then(|| Schema { version: migrations.len() as u64, migrations })
 }
 
 fn file(path: &'static str, kind: FileKind, mode: u32, bytes: impl Into<Vec<u8>>) -> SpecFile {
@@ -155,7 +167,8 @@ fn noise(seed: u64, size: usize) -> Vec<u8> {
 }
 
 /// The four releases every story uses. Between them files are added, removed, changed, moved, given other modes and
-/// other kinds; a file becomes a directory and back, a link is retargeted, and shared paths stay what they are.
+/// other kinds; a file becomes a directory and back, a link is retargeted, and shared paths stay what they are. The second and
+/// the third carry a migration each more.
 pub fn releases() -> &'static [Release; 4] {
     use FileKind::{Config, Data, Executable, Library};
     static RELEASES: OnceLock<[Release; 4]> = OnceLock::new();
@@ -191,6 +204,7 @@ pub fn releases() -> &'static [Release; 4] {
                     file("share/same", Data, 0o444, "never changes"),
                     file("opt/inner/added", Data, 0o644, "added in 1.1.0"),
                     file("empty", Data, 0o644, ""),
+                    file("schema/1.toml", Data, 0o444, "first"),
                 ],
                 symlinks: vec![("bin/default", "tool2"), ("share/gone", "same")],
                 shared: shared.clone(),
@@ -206,6 +220,8 @@ pub fn releases() -> &'static [Release; 4] {
                     file("share/same", Data, 0o444, "never changes"),
                     file("share/copy", Data, 0o644, "never changes"),
                     file("opt", Data, 0o644, "a file again"),
+                    file("schema/1.toml", Data, 0o444, "first"),
+                    file("schema/2.toml", Data, 0o444, "second"),
                 ],
                 symlinks: vec![("bin/default", "app"), ("bin/again", "default")],
                 shared: shared.clone(),

@@ -530,7 +530,7 @@ impl Seen {
     fn is_new(&mut self, remains: &Remains, promised: Promised) -> bool {
         let mut hasher = DefaultHasher::new();
         let running = remains.running.as_ref().map(|release| release.name().to_string());
-        (&remains.fs, running, remains.generation, promised).hash(&mut hasher);
+        (&remains.fs, running, &remains.schema, remains.generation, promised).hash(&mut hasher);
         let new = self.states.insert(hasher.finish());
         self.tally.states += u64::from(new);
         new
@@ -758,6 +758,7 @@ mod tests {
                 if call.op != Op::Lock {
                     assert!(recorded.fs.is_same(&machine.fs), "{name} {layout:?} {fault} at {call}");
                 }
+                assert_eq!(recorded.schema, machine.remains().schema, "{name} {layout:?} {fault} at {call}");
                 assert_eq!(recorded.running, machine.running(), "{name} {layout:?} {fault} at {call}");
                 let booted = subject.base.boot(recorded);
                 assert_eq!(booted.indexed(), machine.indexed(), "{name} {layout:?} {fault} at {call}");

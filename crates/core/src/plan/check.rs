@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     planner::{Observation, PointSeen},
-    step::{Change, Layout, Plan, PlanKind, Reuse, Source, Stage, StageFile, Step, Switch},
+    step::{Change, Expand, Layout, Plan, PlanKind, Reuse, Source, Stage, StageFile, Step, Switch},
 };
-use crate::model::{FileKind, Manifest, ReleaseRef, RestorePointId, SafePath, SeenKind};
+use crate::model::{FileEntry, FileKind, Manifest, ReleaseRef, RestorePointId, SafePath, SeenKind};
 
 /// A safety rule that a plan breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,11 +57,13 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
 struct Parts<'a> {
     stage: Option<&'a Stage>,
     checked_point: Option<&'a RestorePointId>,
+    expand: Option<&'a Expand>,
     switch: &'a Switch,
 }
 
 impl<'a> Parts<'a> {
-    /// The only orders there are: \[stage or check-tree\], restore-point, quiesce, switch, activate, \[probe\], confirm.
+    /// The only orders there are: \[stage or check-tree\], restore-point, \[expand\], quiesce, switch, activate, \[probe\],
+    /// confirm.
     /// Only a return to an empty root has nothing to probe.
     fn of(plan: &'a Plan) -> Result<Self, Violation> {
         let names: Vec<&str> = plan.steps.iter().map(Step::name).collect();
@@ -70,6 +72,9 @@ impl<'a> Parts<'a> {
             rest => rest,
         };
         let good = match rest {
+            ["restore-point", "expand", "quiesce", "switch", "activate", "probe", "confirm"] => {
+                plan.kind == PlanKind::Update
+            }
             ["restore-point", "quiesce", "switch", "activate", "probe", "confirm"] => plan.to.is_some(),
             ["restore-point", "quiesce", "switch", "activate", "confirm"] => plan.to.is_none(),
             _ => false,
@@ -78,11 +83,12 @@ impl<'a> Parts<'a> {
         ensure(plan.to.is_none() || rest.len() < names.len(), || {
             "nothing is laid down or checked".to_owned()
         })?;
-        let mut parts = Self { stage: None, checked_point: None, switch: &EMPTY_SWITCH };
+        let mut parts = Self { stage: None, checked_point: None, expand: None, switch: &EMPTY_SWITCH };
         for step in &plan.steps {
             match step {
                 Step::Stage(stage) => parts.stage = Some(stage),
                 Step::CheckTree(check) => parts.checked_point = Some(&check.point),
+                Step::Expand(expand) => parts.expand = Some(expand),
                 Step::Switch(switch) => parts.switch = switch,
                 Step::RestorePoint { id } => {
                     ensure(*id == RestorePointId::of_execution(plan.number), || {
@@ -195,11 +201,30 @@ fn check_update(
             "it does not go up".to_owned()
         })?;
     }
+    check_expand(parts.expand, manifest)?;
     let Some(stage) = parts.stage else { return Err(Violation("an update stages nothing".to_owned())) };
     match plan.layout {
         Layout::Versioned | Layout::Exchange => check_whole_tree(stage, manifest),
         Layout::InPlace => check_result_in_place(stage, parts.switch, observation, manifest),
     }
+}
+
+/// The database is brought to what the release declares, by the migrations that it carries and no others.
+fn check_expand(expand: Option<&Expand>, manifest: &Manifest) -> Result<(), Violation> {
+    let declared = manifest.schema.as_ref().filter(|schema| !schema.migrations.is_empty());
+    let same = match (expand, declared) {
+        (None, None) => true,
+        (Some(expand), Some(schema)) => {
+            let carried = expand.migrations.iter().all(|migration| {
+                let is_it = |file: &FileEntry| file.path == migration.path && file.sha256 == migration.sha256;
+                manifest.files.iter().any(is_it)
+            });
+            let paths = expand.migrations.iter().map(|migration| &migration.path);
+            carried && expand.version == schema.version && paths.eq(&schema.migrations)
+        }
+        _ => false,
+    };
+    ensure(same, || "its migrations are not those of the release".to_owned())
 }
 
 /// The staged tree is the manifest's, file by file.

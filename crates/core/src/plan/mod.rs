@@ -9,10 +9,10 @@ mod step;
 
 pub use check::{Violation, check_plan};
 pub use planner::{
-    Installed, KeptTree, LocalChanges, Observation, PointSeen, Policy, Refusal, RollbackTarget,
+    Installed, KeptTree, LocalChanges, Observation, PointSeen, Policy, Refusal, RollbackTarget, SchemaSeen,
     plan_rollback, plan_update,
 };
 pub use step::{
-    Change, CheckTree, Layout, OnProbeFailure, Ownership, Plan, PlanBytes, PlanKind, Reuse, Source, Stage,
-    StageFile, Step, Switch,
+    Change, CheckTree, Expand, Layout, MigrationFile, OnProbeFailure, Ownership, Plan, PlanBytes, PlanKind,
+    Reuse, Source, Stage, StageFile, Step, Switch,
 };

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::step::{
-    Change, CheckTree, Layout, OnProbeFailure, Ownership, Plan, PlanBytes, PlanKind, Reuse, Source, Stage,
-    StageFile, Step, Switch,
+    Change, CheckTree, Expand, Layout, MigrationFile, OnProbeFailure, Ownership, Plan, PlanBytes, PlanKind,
+    Reuse, Source, Stage, StageFile, Step, Switch,
 };
 use crate::model::{
     Constraint, Digest, FileEntry, FileKind, FileMode, Instant, Manifest, Name, ReleaseRef, RestorePoint,
@@ -78,7 +78,14 @@ pub enum LocalChanges {
     Replace,
 }
 
-/// The operator's choices.
+/// What the database of the service tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchemaSeen {
+    /// The lowest schema version whose code it still serves; grows when a contract is completed.
+    pub floor: u64,
+}
+
+/// The operator's choices, and what is known from beyond the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// This host's platform, such as `linux-x86_64`.
@@ -87,6 +94,8 @@ pub struct Policy {
     pub on_probe_failure: OnProbeFailure,
     /// What to do about changed config files.
     pub local_changes: LocalChanges,
+    /// The database whose schema the releases change; `None` when none is configured.
+    pub schema: Option<SchemaSeen>,
     /// Now.
     pub now: Instant,
 }
@@ -169,9 +178,22 @@ pub enum Refusal {
         "`{0}` exists and belongs to no release; move it away, or pass --replace-changed (the restore point keeps it)"
     )]
     Foreign(SafePath),
-    /// The release changes the database schema, which this program cannot do.
-    #[error("the release carries schema migrations, which this version of cutover cannot run")]
-    Schema,
+    /// The release changes the schema of a database, and none is configured.
+    #[error("the release carries schema migrations, and no database is configured")]
+    NoDatabase,
+    /// The database no longer serves the code of the release.
+    #[error(
+        "{release} was made for schema version {made_for}, but the database serves code for version {floor} and later only: what \
+         older code needs was dropped"
+    )]
+    SchemaContracted {
+        /// The release.
+        release: Version,
+        /// The schema version that it declares; 0 when it declares none.
+        made_for: u64,
+        /// The lowest that is served.
+        floor: u64,
+    },
     /// There is no such restore point.
     #[error("there is no restore point `{0}`; `cutover restore-points` lists them")]
     UnknownPoint(RestorePointId),
@@ -196,15 +218,8 @@ pub fn plan_update(
         Layout::InPlace => in_place(observation, wanted),
     };
     let bytes = cost(&stage, wanted);
-    Ok(assemble(
-        observation,
-        policy,
-        PlanKind::Update,
-        Some(release.clone()),
-        bytes,
-        Step::Stage(stage),
-        switch,
-    ))
+    let steps = Variable { first: Step::Stage(stage), expand: expand(wanted), switch };
+    Ok(assemble(observation, policy, PlanKind::Update, Some(release.clone()), bytes, steps))
 }
 
 fn check_allowed(
@@ -219,9 +234,7 @@ fn check_allowed(
     if let Some(installed) = &observation.installed {
         check_upgrade(&installed.release, release, wanted)?;
     }
-    if wanted.schema.as_ref().is_some_and(|schema| !schema.migrations.is_empty()) {
-        return Err(Refusal::Schema);
-    }
+    check_schema(wanted, policy)?;
     for requirement in &wanted.requires {
         let found = observation.packages.get(&requirement.package);
         let satisfied = found.map_or(requirement.optional, |version| requirement.constraint.allows(version));
@@ -241,6 +254,31 @@ fn check_allowed(
         LocalChanges::Refuse => check_local_changes(observation, wanted),
         LocalChanges::Replace => Ok(()),
     }
+}
+
+/// Whether the database can, or could after the migrations of the release, serve its code.
+fn check_schema(wanted: &Manifest, policy: &Policy) -> Result<(), Refusal> {
+    let made_for = wanted.schema.as_ref().map_or(0, |schema| schema.version);
+    let migrations = wanted.schema.as_ref().map_or(0, |schema| schema.migrations.len());
+    match policy.schema {
+        None if migrations > 0 => Err(Refusal::NoDatabase),
+        Some(SchemaSeen { floor }) if made_for < floor => {
+            Err(Refusal::SchemaContracted { release: wanted.version.clone(), made_for, floor })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The migrations of a release, with their contents.
+fn expand(wanted: &Manifest) -> Option<Step> {
+    let schema = wanted.schema.as_ref().filter(|schema| !schema.migrations.is_empty())?;
+    let digests: BTreeMap<&SafePath, Digest> =
+        wanted.files.iter().map(|file| (&file.path, file.sha256)).collect();
+    let file = |path: &SafePath| MigrationFile { path: path.clone(), sha256: digests[path] };
+    Some(Step::Expand(Expand {
+        version: schema.version,
+        migrations: schema.migrations.iter().map(file).collect(),
+    }))
 }
 
 fn check_upgrade(installed: &ReleaseRef, release: &ReleaseRef, wanted: &Manifest) -> Result<(), Refusal> {
@@ -479,6 +517,9 @@ pub fn plan_rollback(
             .ok_or_else(|| Refusal::UnknownPoint(id.clone()))?,
     };
     let seen = &points[index];
+    if let Some(manifest) = &seen.manifest {
+        check_schema(manifest, policy)?;
+    }
     let (first, switch) = match (observation.layout, seen.tree) {
         (Layout::InPlace, _) => {
             let (stage, switch) = in_place_back(observation, &points[index..]);
@@ -497,7 +538,8 @@ pub fn plan_rollback(
         _ => 0,
     };
     let bytes = PlanBytes { new, reused: 0, need: new.saturating_mul(2) };
-    Ok(assemble(observation, policy, PlanKind::Rollback, seen.point.from.clone(), bytes, first, switch))
+    let steps = Variable { first, expand: None, switch };
+    Ok(assemble(observation, policy, PlanKind::Rollback, seen.point.from.clone(), bytes, steps))
 }
 
 /// The tree of a restore point whose files went to the store.
@@ -586,14 +628,22 @@ fn permission_bits(mode: u32) -> FileMode {
     FileMode::new(mode & 0o777).expect("masked to permission bits")
 }
 
+/// The steps that differ from plan to plan.
+struct Variable {
+    /// How the new tree is had.
+    first: Step,
+    /// What becomes of the database.
+    expand: Option<Step>,
+    switch: Switch,
+}
+
 fn assemble(
     observation: &Observation,
     policy: &Policy,
     kind: PlanKind,
     to: Option<ReleaseRef>,
     bytes: PlanBytes,
-    first: Step,
-    switch: Switch,
+    Variable { first, expand, switch }: Variable,
 ) -> Plan {
     let number = observation.next_number;
     let id = RestorePointId::of_execution(number);
@@ -601,7 +651,9 @@ fn assemble(
     if to.is_some() || matches!(&first, Step::Stage(stage) if !stage.files.is_empty()) {
         steps.push(first);
     }
-    steps.extend([Step::RestorePoint { id }, Step::Quiesce, Step::Switch(switch), Step::Activate]);
+    steps.push(Step::RestorePoint { id });
+    steps.extend(expand);
+    steps.extend([Step::Quiesce, Step::Switch(switch), Step::Activate]);
     if to.is_some() {
         steps.push(Step::Probe);
     }

@@ -99,6 +99,9 @@ pub enum Step {
         /// Its id.
         id: RestorePointId,
     },
+    /// Bring the database to serve the code of this release beside that of the present one. Undo: nothing, as the present
+    /// release goes on working on an expanded schema.
+    Expand(Expand),
     /// Ready the service for the switch. Undo: make it run whatever is current.
     Quiesce,
     /// The one visible change. Undo: the reverse change, after checking digests.
@@ -118,6 +121,7 @@ impl Step {
             Self::Stage(_) => "stage",
             Self::CheckTree(_) => "check-tree",
             Self::RestorePoint { .. } => "restore-point",
+            Self::Expand(_) => "expand",
             Self::Quiesce => "quiesce",
             Self::Switch(_) => "switch",
             Self::Activate => "activate",
@@ -129,8 +133,17 @@ impl Step {
 
 impl Tagged for Step {
     const TAG: &'static str = "step";
-    const VARIANTS: &'static [&'static str] =
-        &["stage", "check-tree", "restore-point", "quiesce", "switch", "activate", "probe", "confirm"];
+    const VARIANTS: &'static [&'static str] = &[
+        "stage",
+        "check-tree",
+        "restore-point",
+        "expand",
+        "quiesce",
+        "switch",
+        "activate",
+        "probe",
+        "confirm",
+    ];
 
     fn variant<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Option<Result<Self, D::Error>> {
         #[derive(Deserialize)]
@@ -143,6 +156,7 @@ impl Tagged for Step {
             "stage" => Stage::deserialize(fields).map(Self::Stage),
             "check-tree" => CheckTree::deserialize(fields).map(Self::CheckTree),
             "restore-point" => Point::deserialize(fields).map(|Point { id }| Self::RestorePoint { id }),
+            "expand" => Expand::deserialize(fields).map(Self::Expand),
             "quiesce" => plain(Self::Quiesce, fields),
             "switch" => Switch::deserialize(fields).map(Self::Switch),
             "activate" => plain(Self::Activate, fields),
@@ -229,6 +243,26 @@ pub struct CheckTree {
     pub point: RestorePointId,
     /// What the tree must hold.
     pub files: SeenTree,
+}
+
+/// What [`Step::Expand`] brings the database to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expand {
+    /// The schema's version after it.
+    pub version: u64,
+    /// The migrations of the release, in order. Those that the database has already are passed over.
+    pub migrations: Vec<MigrationFile>,
+}
+
+/// A migration that a release carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationFile {
+    /// Where it lies in the release.
+    pub path: SafePath,
+    /// Its content.
+    pub sha256: Digest,
 }
 
 /// What [`Step::Switch`] changes. The whole-tree layouts change one name, so `changes` is empty for them.

@@ -108,6 +108,7 @@ pub(crate) fn policy() -> Policy {
         platform: "linux-x86_64".parse().expect("a name"),
         on_probe_failure: OnProbeFailure::Restore,
         local_changes: LocalChanges::Refuse,
+        schema: None,
         now: "2026-02-03T04:05:06Z".parse().expect("a time"),
     }
 }

@@ -1,10 +1,11 @@
 //! Plans and their independent check.
 
 use cutover_core::{
-    model::{Conflict, FileKind, Manifest, Requirement, Schema, SeenKind, Symlink},
+    model::{Conflict, Digest, FileKind, Manifest, Requirement, Schema, SeenKind, Symlink},
     plan::{
-        Change, Layout, LocalChanges, Observation, Plan, PlanKind, Policy, Refusal, Reuse, RollbackTarget,
-        Source, Stage, Step, Switch, check_plan, plan_rollback, plan_update,
+        Change, Expand, Layout, LocalChanges, MigrationFile, Observation, Plan, PlanKind, Policy, Refusal,
+        Reuse, RollbackTarget, SchemaSeen, Source, Stage, Step, Switch, check_plan, plan_rollback,
+        plan_update,
     },
 };
 use proptest::prelude::*;
@@ -201,11 +202,59 @@ fn missing_or_old_dependency_and_installed_conflict_are_refused() {
     plan(&with(Some("2.0.0")), &hates).expect("outside the range");
 }
 
+fn with_migration(version: u64) -> Manifest {
+    Manifest { schema: Some(Schema { version, migrations: vec![path("share/come")] }), ..new() }
+}
+
 #[test]
-fn release_with_migrations_is_refused_until_they_can_be_run() {
-    let wanted =
-        Manifest { schema: Some(Schema { version: 2, migrations: vec![path("share/come")] }), ..new() };
-    assert_eq!(refused(&observation(Layout::Versioned, Some(&old())), &wanted), Refusal::Schema);
+fn migrations_run_after_the_restore_point_and_before_the_switch() {
+    for layout in LAYOUTS {
+        let (seen, wanted) = (observation(layout, Some(&old())), with_migration(2));
+        let policy = Policy { schema: Some(SchemaSeen { floor: 0 }), ..policy() };
+        let plan = plan_update(&seen, &release(&wanted), &wanted, &policy).expect("a plan");
+        let names: Vec<&str> = plan.steps.iter().map(Step::name).collect();
+        assert_eq!(
+            names,
+            ["stage", "restore-point", "expand", "quiesce", "switch", "activate", "probe", "confirm"]
+        );
+        let file = wanted.files.iter().find(|file| file.path == path("share/come")).expect("the migration");
+        let migrations = vec![MigrationFile { path: file.path.clone(), sha256: file.sha256 }];
+        assert_eq!(plan.steps[2], Step::Expand(Expand { version: 2, migrations }));
+        check_plan(&plan, &seen, Some((&release(&wanted), &wanted)), &[]).expect("it is safe");
+
+        let mut late = plan.clone();
+        late.steps.swap(2, 4);
+        let mut other = plan.clone();
+        let Step::Expand(expand) = &mut other.steps[2] else { panic!("expand is the third step") };
+        expand.migrations[0].sha256 = Digest::of(b"another");
+        let mut without = plan;
+        without.steps.remove(2);
+        for unsafe_plan in [late, other, without] {
+            check_plan(&unsafe_plan, &seen, Some((&release(&wanted), &wanted)), &[]).expect_err("unsafe");
+        }
+    }
+}
+
+#[test]
+fn release_with_migrations_needs_a_database() {
+    let seen = observation(Layout::Versioned, Some(&old()));
+    assert_eq!(refused(&seen, &with_migration(2)), Refusal::NoDatabase);
+}
+
+#[test]
+fn release_that_the_database_no_longer_serves_is_refused_forwards_and_back() {
+    let policy = Policy { schema: Some(SchemaSeen { floor: 3 }), ..policy() };
+    let seen = observation(Layout::Versioned, Some(&old()));
+    let refused = |wanted: &Manifest| plan_update(&seen, &release(wanted), wanted, &policy);
+    let gone = |result, made_for| match result {
+        Err(Refusal::SchemaContracted { made_for: found, floor: 3, .. }) => assert_eq!(found, made_for),
+        other => panic!("{other:?}"),
+    };
+    gone(refused(&with_migration(2)), 2);
+    gone(refused(&new()), 0);
+    refused(&with_migration(3)).expect("the database serves it");
+    let points = [point(1, &old(), &new(), &[])];
+    gone(plan_rollback(&seen, &points, &RollbackTarget::Newest, &policy), 0);
 }
 
 #[test]

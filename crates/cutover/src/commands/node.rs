@@ -401,6 +401,14 @@ fn describe_step(step: &Step) -> String {
         }
         Step::CheckTree(check) => format!("{} files of restore point {}", check.files.len(), check.point),
         Step::RestorePoint { id } => id.to_string(),
+        Step::Expand(expand) => {
+            let count = expand.migrations.len();
+            format!(
+                "to schema version {}, {count} migration{}",
+                expand.version,
+                if count == 1 { "" } else { "s" }
+            )
+        }
         Step::Switch(switch) if !switch.changes.is_empty() => {
             let count =
                 |which: fn(&Change) -> bool| switch.changes.iter().filter(|change| which(change)).count();

@@ -112,6 +112,7 @@ impl Site {
                 OnFailure::Keep => OnProbeFailure::Keep,
             },
             local_changes: self.settings.install.local_changes,
+            schema: None,
             now,
         })
     }
@@ -121,6 +122,7 @@ impl Site {
         Ports {
             service: self.service.as_ref(),
             prober: &self.probes,
+            schema: None,
             observer: progress::observer(context.progress),
             before_step: None,
         }
@@ -212,6 +214,7 @@ fn entries(plan: &Plan) -> u64 {
         Step::Stage(stage) => stage.files.len() + stage.symlinks.len() + stage.shared.len(),
         Step::CheckTree(_)
         | Step::RestorePoint { .. }
+        | Step::Expand(_)
         | Step::Quiesce
         | Step::Switch(_)
         | Step::Activate

@@ -75,7 +75,8 @@ impl Classify for Refusal {
             | Self::Conflict { .. }
             | Self::LocalChanges(_)
             | Self::Foreign(_)
-            | Self::Schema => Exit::Policy,
+            | Self::NoDatabase
+            | Self::SchemaContracted { .. } => Exit::Policy,
             Self::UnknownPoint(_) | Self::NoPoint => Exit::Failed,
         }
     }
@@ -94,7 +95,10 @@ impl Classify for Refusal {
             Self::LocalChanges(_) | Self::Foreign(_) => {
                 "apply again with `--replace-changed`; `cutover rollback` brings the changed files back"
             }
-            Self::Schema => "update cutover itself first",
+            Self::NoDatabase => "name the database of the service in `schema.url`",
+            Self::SchemaContracted { .. } => {
+                "`cutover schema history` tells what was dropped; a release that declares a later `schema.version` is needed"
+            }
             Self::UnknownPoint(_) | Self::NoPoint => "`cutover restore-points` lists what is there",
         };
         vec![hint.to_owned()]

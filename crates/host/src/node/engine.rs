@@ -16,7 +16,10 @@ use cutover_core::{
     execute::{Direction, Execution, Next, Outcome, Record, StepState},
     lifecycle::State,
     model::{Digest, ReleaseRef, RestorePoint, RestorePointId, SafePath, SeenKind, SeenTree},
-    plan::{Change, CheckTree, Layout, OnProbeFailure, Plan, PlanKind, Source, Step, Switch},
+    plan::{
+        Change, CheckTree, Expand, Layout, MigrationFile, OnProbeFailure, Plan, PlanKind, Source, Step,
+        Switch,
+    },
 };
 
 use super::{
@@ -36,11 +39,15 @@ use crate::{
     causes::chain,
     payload::Payload,
     probe::{Latency, ProbeContext, ProbeReport},
+    schema::Migration,
     service::Activation,
 };
 
 /// Share of the whole that staging takes in the progress; the other steps share the rest.
 const STAGE_PERCENT: u8 = 70;
+
+/// Share of the whole that changing the schema takes.
+const EXPAND_PERCENT: u8 = 20;
 
 /// One run of the loop in this process.
 pub(crate) struct Run<'a> {
@@ -92,6 +99,12 @@ enum StepError {
     Node(#[from] NodeError),
     #[error(transparent)]
     Service(#[from] crate::service::ServiceError),
+    #[error("no database is configured")]
+    NoDatabase,
+    #[error("the schema of the database could not be changed")]
+    Schema(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("migration `{0}` is not as the release says")]
+    Migration(SafePath),
     #[error("{0} panicked")]
     Panic(&'static str),
     #[error("installed file `{path}` {problem}")]
@@ -282,6 +295,7 @@ impl<'a> Run<'a> {
             }
             Step::CheckTree(check) => self.check_tree(check),
             Step::RestorePoint { id } => self.make_point(id),
+            Step::Expand(expand) => self.expand(expand),
             Step::Quiesce => {
                 shielded("the service manager", || self.ports.service.quiesce())??;
                 Ok(Effect::default())
@@ -324,7 +338,8 @@ impl<'a> Run<'a> {
                 let point = self.own_point()?;
                 Ok(switch::undo(&self.node.files, &self.plan, &point)?)
             }
-            Step::CheckTree(_) | Step::Activate | Step::Probe | Step::Confirm => Ok(()),
+            // The present release works on an expanded schema too, and a copy that was interrupted is gone on with later.
+            Step::CheckTree(_) | Step::Expand(_) | Step::Activate | Step::Probe | Step::Confirm => Ok(()),
         }
     }
 
@@ -391,6 +406,36 @@ impl<'a> Run<'a> {
         let note = format!("{} files", point.files.len());
         self.point = Some(point);
         Ok(Effect { note, evidence: Some(evidence) })
+    }
+
+    /// Hands the migrations of the staged release to whoever changes the schema.
+    fn expand(&mut self, expand: &Expand) -> Result<Effect, StepError> {
+        let manager = self.ports.schema.ok_or(StepError::NoDatabase)?;
+        let migrations =
+            expand.migrations.iter().map(|file| self.migration(file)).collect::<Result<Vec<_>, _>>()?;
+        let events = &self.events;
+        let share = |percent: u8| STAGE_PERCENT + percent.min(100) / (100 / EXPAND_PERCENT);
+        let progress = |percent: u8| events.progress(share(percent));
+        let note = shielded("the schema engine", || manager.expand(expand.version, &migrations, &progress))?
+            .map_err(StepError::Schema)?;
+        Ok(note.into())
+    }
+
+    /// A migration as it was staged, or as it lies in the root when it did not change there.
+    fn migration(&self, file: &MigrationFile) -> Result<Migration, StepError> {
+        let name = Path::new(file.path.as_str());
+        let places = match (&self.plan.to, self.plan.layout) {
+            (Some(to), Layout::Versioned | Layout::Exchange) => vec![place::release(&to.name()).join(name)],
+            _ => vec![place::staged_tree(self.plan.number).join(name), name.to_owned()],
+        };
+        for path in places {
+            if let Some(text) = self.node.files.read(&path)?
+                && Digest::of(&text) == file.sha256
+            {
+                return Ok(Migration { path: file.path.clone(), text });
+            }
+        }
+        Err(StepError::Migration(file.path.clone()))
     }
 
     /// This execution's restore point: from memory, or as the journal vouches for it.

@@ -37,6 +37,7 @@ use crate::{
     disk::{Disk, EntryKind, Locked},
     payload::Payload,
     probe::Prober,
+    schema::SchemaManager,
     service::ServiceManager,
 };
 
@@ -256,6 +257,9 @@ pub struct Ports<'a> {
     pub service: &'a dyn ServiceManager,
     /// Examines the release after the switch, exactly once.
     pub prober: &'a dyn Prober,
+    /// Changes the schema of the service's database; `None` when none is configured, and then a release that carries
+    /// migrations is not installed.
+    pub schema: Option<&'a dyn SchemaManager>,
     /// Is told what happens. It runs on a thread of its own: a slow one delays nothing, a panicking one harms nothing.
     pub observer: Arc<dyn Observer>,
     /// Is called with a step's name in the execution's own thread, once the step's intent is durable and before it

@@ -9,6 +9,7 @@ mod lock;
 mod prune;
 mod recovery;
 mod rollback;
+mod schema;
 mod state;
 mod update;
 mod world;

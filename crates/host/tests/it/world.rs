@@ -21,7 +21,7 @@ use cutover_core::{
     event::{Event, Observer},
     model::{
         Digest, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Priority, ReleaseRef,
-        Symlink, Version,
+        Schema, Symlink, Version,
     },
     plan::{Layout, LocalChanges, OnProbeFailure, Plan, Policy, RollbackTarget, plan_rollback, plan_update},
 };
@@ -31,6 +31,7 @@ use cutover_host::{
     node::{CatalogPort, Node, NodeError, NodeOptions, NodePorts, PackIndex, Ports, Report},
     payload::Payload,
     probe::{ProbeContext, ProbeOutcome, ProbeReport, ProbeResult, Prober},
+    schema::SchemaManager,
     service::{Activated, Activation, ServiceError, ServiceManager, ServiceState, ServiceStatus},
 };
 
@@ -71,13 +72,18 @@ pub(crate) struct Release {
     files: Vec<(String, FileKind, u32, Vec<u8>)>,
     links: Vec<(String, String)>,
     shared: Vec<String>,
+    migrations: Vec<String>,
 }
 
 pub(crate) type Verified = VerifiedBundle<Vec<u8>>;
 
 impl Release {
     pub(crate) fn new(version: &'static str) -> Self {
-        Self { version, files: Vec::new(), links: Vec::new(), shared: Vec::new() }
+        Self { version, files: Vec::new(), links: Vec::new(), shared: Vec::new(), migrations: Vec::new() }
+    }
+
+    pub(crate) fn version(self, version: &'static str) -> Self {
+        Self { version, ..self }
     }
 
     pub(crate) fn file(mut self, path: &str, kind: FileKind, mode: u32, content: impl Into<Vec<u8>>) -> Self {
@@ -105,6 +111,12 @@ impl Release {
     pub(crate) fn shared(mut self, path: &str) -> Self {
         self.shared.push(path.to_owned());
         self
+    }
+
+    /// Carries a migration; the schema's version is their number.
+    pub(crate) fn migration(mut self, path: &str, text: &str) -> Self {
+        self.migrations.push(path.to_owned());
+        self.data(path, text)
     }
 
     /// What the current tree must look like with this release: path to (mode, content) or link target.
@@ -165,7 +177,10 @@ impl Release {
                 .collect(),
             shared: self.shared.iter().map(|path| path.parse().expect(path)).collect(),
             objects: payload.objects.clone(),
-            schema: None,
+            schema: (!self.migrations.is_empty()).then(|| Schema {
+                version: self.migrations.len() as u64,
+                migrations: self.migrations.iter().map(|path| path.parse().expect(path)).collect(),
+            }),
             service: None,
             notes: None,
         };
@@ -329,6 +344,7 @@ impl Clock for FakeClock {
 pub(crate) struct World {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) layout: Layout,
+    pub(crate) schema: Option<Box<dyn SchemaManager>>,
     pub(crate) service: FakeService,
     pub(crate) prober: FakeProber,
     pub(crate) events: Arc<Events>,
@@ -365,6 +381,7 @@ impl World {
         Self {
             directory,
             layout,
+            schema: None,
             service: FakeService::default(),
             prober: FakeProber::default(),
             events: Arc::default(),
@@ -373,6 +390,7 @@ impl World {
                 platform: "linux-x86_64".parse().expect("a name"),
                 on_probe_failure: OnProbeFailure::Restore,
                 local_changes: LocalChanges::Refuse,
+                schema: None,
                 now: signing_time(),
             },
             catalog: CatalogPort::OnDisk,
@@ -418,7 +436,13 @@ impl World {
 
     pub(crate) fn ports(&self) -> Ports<'_> {
         let observer = Arc::clone(&self.events) as Arc<dyn Observer>;
-        Ports { service: &self.service, prober: &self.prober, observer, before_step: None }
+        Ports {
+            service: &self.service,
+            prober: &self.prober,
+            schema: self.schema.as_deref(),
+            observer,
+            before_step: None,
+        }
     }
 
     pub(crate) fn plan(&self, node: &Node, bundle: &Verified) -> Plan {
