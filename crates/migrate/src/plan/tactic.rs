@@ -1,0 +1,319 @@
+//! The tactic of each operation on each engine: the table of locks, rewrites and ways back.
+//!
+//! PostgreSQL's locks: AE = ACCESS EXCLUSIVE, SRE = SHARE ROW EXCLUSIVE, SUE = SHARE UPDATE EXCLUSIVE (no client waits),
+//! S = SHARE (writers wait). SQLite has one: W, the write lock of the database.
+
+use crate::{
+    catalog::{Catalog, Table},
+    change::{ColumnFate, Fate, TableChange, Tactic},
+    engine::Policy,
+    error::Refusal,
+    ir::{Dialect, Expr, Op},
+    plan::{PlannedStep, compose::widens},
+};
+
+/// Rows per second that a shadow copy is expected to make, before `rehearse` has measured.
+const COPY_ROWS_PER_S: [u64; 2] = [150_000, 300_000];
+/// Rows per second that an index build is expected to make.
+const INDEX_ROWS_PER_S: [u64; 2] = [1_000_000, 1_600_000];
+
+fn per_second(of: [u64; 2], dialect: Dialect) -> u64 {
+    match dialect {
+        Dialect::Postgres => of[0],
+        Dialect::Sqlite => of[1],
+    }
+}
+
+/// What one step needs by itself.
+pub(super) struct Judged {
+    pub(super) tactic: Tactic,
+    lock: &'static str,
+    hold: String,
+}
+
+fn judged(tactic: Tactic, lock: &'static str, hold: impl Into<String>) -> Judged {
+    Judged { tactic, lock, hold: hold.into() }
+}
+
+/// The cheapest safe tactic of one step.
+pub(super) fn judge(op: &Op, change: &TableChange, catalog: &Catalog, policy: &Policy) -> Judged {
+    match catalog.dialect {
+        Dialect::Postgres => postgres(op, change, catalog),
+        Dialect::Sqlite => sqlite(op, change, catalog, policy),
+    }
+}
+
+fn postgres(op: &Op, change: &TableChange, catalog: &Catalog) -> Judged {
+    use Tactic::{Concurrent, ExpandContract, Instant, Shadow};
+    let instant = || judged(Instant, "AE", "<20 ms");
+    match op {
+        Op::CreateTable { .. } => judged(Instant, "-", "-"),
+        Op::AddColumn { column, up, .. } => {
+            let stable = column.default.as_ref().is_none_or(|default| is_stable(default, catalog.dialect));
+            if up.is_none() && stable { instant() } else { judged(ExpandContract, "AE", "<20 ms") }
+        }
+        Op::RenameColumn { .. } | Op::RenameTable { .. } | Op::DropColumn { .. } | Op::DropTable { .. } => {
+            judged(ExpandContract, "AE", "<20 ms")
+        }
+        Op::AlterColumn { column, .. } => {
+            let found = change.columns.iter().find(|entry| entry.then.as_ref() == Some(column));
+            let Some(entry) = found else { return judged(Shadow, "AE", "<25 ms") };
+            let (now, then) = (entry.type_now.as_deref().unwrap_or(""), entry.type_then.as_deref().unwrap_or(""));
+            let retyped = !now.eq_ignore_ascii_case(then);
+            // Wider varchar and varchar -> text keep the stored form; every other change rewrites.
+            let textual = |text: &str| text.starts_with("varchar") || text.starts_with("character varying") || text == "text";
+            let in_place = retyped && textual(now) && textual(then) && widens(now, then);
+            if (retyped && !in_place) || op_has_up(op) {
+                judged(Shadow, "AE", "<25 ms")
+            } else if entry.nullable_now && !entry.nullable_then {
+                judged(Concurrent, "AE", "<20 ms")
+            } else {
+                instant()
+            }
+        }
+        Op::AddIndex { online, .. } => {
+            let ms = index_ms(change, catalog);
+            if *online { judged(Concurrent, "SUE", spoken(ms)) } else { judged(Instant, "S", spoken(ms)) }
+        }
+        Op::DropIndex { .. } => judged(Concurrent, "SUE", "<20 ms"),
+        Op::AddUnique { .. } => judged(Concurrent, "AE", "<20 ms"),
+        Op::AddCheck { .. } => judged(Concurrent, "AE", "<20 ms"),
+        Op::AddForeignKey { .. } => judged(Concurrent, "SRE", "<20 ms"),
+        Op::DropConstraint { .. } => instant(),
+        Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. } => judged(ExpandContract, "-", "chunks"),
+    }
+}
+
+fn sqlite(op: &Op, change: &TableChange, catalog: &Catalog, policy: &Policy) -> Judged {
+    use Tactic::{ExpandContract, Instant, Shadow};
+    let shadow = || judged(Shadow, "W", format!("<={} ms", policy.hold_ms));
+    match op {
+        Op::CreateTable { .. } => judged(Instant, "W", "<5 ms"),
+        Op::AddColumn { column, up, .. } => {
+            let constant = column.default.as_ref().is_none_or(Expr::is_value);
+            if up.is_none() && constant { judged(Instant, "W", "<5 ms") } else { shadow() }
+        }
+        Op::RenameColumn { .. } | Op::RenameTable { .. } | Op::DropTable { .. } => judged(ExpandContract, "W", "<5 ms"),
+        Op::AddIndex { online, .. } => {
+            let ms = index_ms(change, catalog);
+            if !online || ms <= policy.hold_ms { judged(Instant, "W", spoken(ms)) } else { shadow() }
+        }
+        Op::AddUnique { .. } => {
+            let ms = index_ms(change, catalog);
+            if ms <= policy.hold_ms { judged(Instant, "W", spoken(ms)) } else { shadow() }
+        }
+        Op::DropIndex { .. } => judged(Instant, "W", spoken(index_ms(change, catalog) / 4)),
+        Op::DropConstraint { name, .. } if change.drop_indexes.contains(name) => {
+            judged(Instant, "W", spoken(index_ms(change, catalog) / 4))
+        }
+        Op::AlterColumn { .. }
+        | Op::DropColumn { .. }
+        | Op::AddCheck { .. }
+        | Op::AddForeignKey { .. }
+        | Op::DropConstraint { .. }
+        | Op::Sql { .. }
+        | Op::Transform { .. }
+        | Op::Plugin { .. } => shadow(),
+    }
+}
+
+fn op_has_up(op: &Op) -> bool {
+    matches!(op, Op::AlterColumn { up: Some(_), .. })
+}
+
+/// Whether PostgreSQL evaluates a default once for all rows that exist: constants, and the functions of the transaction's
+/// time. Everything else is taken for volatile.
+fn is_stable(default: &Expr, dialect: Dialect) -> bool {
+    let text = default.print(dialect).unwrap_or_default().trim().to_ascii_lowercase();
+    default.is_value()
+        || matches!(
+            text.as_str(),
+            "null" | "true" | "false" | "now()" | "current_timestamp" | "current_date" | "localtimestamp" | "transaction_timestamp()"
+        )
+        || text.parse::<f64>().is_ok()
+        || (text.len() >= 2 && text.starts_with('\'') && text.ends_with('\'') && !text[1..text.len() - 1].contains('\''))
+}
+
+fn rows(change: &TableChange, catalog: &Catalog) -> u64 {
+    catalog.tables.get(&change.table).map_or(0, |table| table.size.rows)
+}
+
+fn index_ms(change: &TableChange, catalog: &Catalog) -> u64 {
+    rows(change, catalog) * 1000 / per_second(INDEX_ROWS_PER_S, catalog.dialect)
+}
+
+fn spoken(ms: u64) -> String {
+    match ms {
+        0..20 => "<20 ms".to_owned(),
+        20..10_000 => format!("{ms} ms"),
+        _ => format!("{} s", ms / 1000),
+    }
+}
+
+/// The printed line of a step, once the tactic of its table is known.
+pub(super) fn line(number: usize, op: &Op, judged: Judged, change: &TableChange, catalog: &Catalog) -> PlannedStep {
+    let shadow = change.tactic == Tactic::Shadow;
+    let tactic = if shadow { Tactic::Shadow } else { judged.tactic };
+    let size = catalog.tables.get(&change.table).map_or_else(Default::default, |table| table.size);
+    let copies = matches!(tactic, Tactic::Shadow)
+        || (tactic == Tactic::ExpandContract && matches!(op, Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. }));
+    let estimate_ms = match op {
+        _ if copies => size.rows * 1000 / per_second(COPY_ROWS_PER_S, catalog.dialect),
+        Op::AddIndex { .. } | Op::AddUnique { .. } | Op::AddCheck { .. } | Op::AddForeignKey { .. } => index_ms(change, catalog),
+        _ => 1,
+    };
+    let disk_bytes = match op {
+        _ if shadow => 0,
+        Op::AddIndex { .. } | Op::AddUnique { .. } => size.rows * 24,
+        _ => 0,
+    };
+    let (undo_after, lost) = way_back(op, change);
+    let (lock, hold) = match (shadow, catalog.dialect) {
+        (true, Dialect::Postgres) => ("AE", "<25 ms".to_owned()),
+        (true, Dialect::Sqlite) => ("W", "chunks".to_owned()),
+        (false, _) => (judged.lock, judged.hold),
+    };
+    PlannedStep {
+        number,
+        op: op.name().to_owned(),
+        target: target(op),
+        tactic,
+        lock: lock.to_owned(),
+        hold,
+        rewrite: shadow,
+        estimate_ms,
+        disk_bytes,
+        undo_before: true,
+        undo_after: undo_after.to_owned(),
+        lost,
+    }
+}
+
+fn way_back(op: &Op, change: &TableChange) -> (&'static str, Option<String>) {
+    if change.tactic == Tactic::Shadow && !change.is_reversible() {
+        let columns: Vec<String> = change
+            .columns
+            .iter()
+            .filter(|column| !column.reversible)
+            .filter_map(|column| column.now.as_ref().map(ToString::to_string))
+            .collect();
+        return ("no", Some(format!("all writes after the swap: no `down` for {}", columns.join(", "))));
+    }
+    match op {
+        Op::CreateTable { table, .. } => ("yes", Some(format!("rows of `{table}`"))),
+        Op::AddColumn { column, .. } => ("until contract", Some(format!("values of `{}`", column.name))),
+        Op::DropColumn { .. } | Op::DropTable { .. } => ("until contract", None),
+        Op::AlterColumn { down, .. } if change.tactic == Tactic::Shadow => {
+            let lost = down.is_none().then(|| "rows that do not fit the old type are listed".to_owned());
+            ("until contract", lost)
+        }
+        Op::AlterColumn { .. } => ("yes", None),
+        Op::RenameColumn { .. } | Op::RenameTable { .. } => ("until contract", None),
+        Op::AddIndex { .. } | Op::DropIndex { .. } | Op::AddUnique { .. } => ("yes", None),
+        Op::AddCheck { .. } | Op::AddForeignKey { .. } | Op::DropConstraint { .. } => ("until contract", None),
+        Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. } => ("until contract", None),
+    }
+}
+
+fn target(op: &Op) -> String {
+    let table = op.table();
+    match op {
+        Op::AddColumn { column, .. } => format!("{table}.{}", column.name),
+        Op::RenameColumn { from, to, .. } => format!("{table}.{from} -> {to}"),
+        Op::RenameTable { to, .. } => format!("{table} -> {to}"),
+        Op::AlterColumn { column, .. } | Op::DropColumn { column, .. } => format!("{table}.{column}"),
+        Op::AddIndex { name, .. }
+        | Op::DropIndex { name, .. }
+        | Op::AddUnique { name, .. }
+        | Op::AddCheck { name, .. }
+        | Op::AddForeignKey { name, .. }
+        | Op::DropConstraint { name, .. } => format!("{table}: {name}"),
+        Op::Transform { transform: name, .. } | Op::Plugin { plugin: name, .. } => format!("{table}: {name}"),
+        Op::CreateTable { .. } | Op::DropTable { .. } | Op::Sql { .. } => table.to_string(),
+    }
+}
+
+/// Disk needed at most: copies with their indexes, the sort, and the log they leave.
+pub(super) fn disk(changes: &[TableChange], catalog: &Catalog) -> u64 {
+    let one = |change: &TableChange| {
+        let Some(table) = catalog.tables.get(&change.table) else { return 0 };
+        let new_indexes = (change.add_indexes.len() + change.add_constraints.len()) as u64 * table.size.rows * 24;
+        match change.tactic {
+            Tactic::Shadow => 2 * (table.size.bytes + table.size.index_bytes) + new_indexes,
+            Tactic::ExpandContract if !change.rows.is_empty() => table.size.bytes + new_indexes,
+            _ => new_indexes,
+        }
+    };
+    changes.iter().map(one).sum()
+}
+
+/// Why a table cannot be changed this way.
+pub(super) fn obstacles(change: &TableChange, table: &Table, dialect: Dialect) -> Vec<Refusal> {
+    let copies = change.tactic == Tactic::Shadow || (change.tactic == Tactic::ExpandContract && !change.rows.is_empty());
+    let mut refusals = Vec::new();
+    if !copies {
+        return refusals;
+    }
+    refusals.extend(table.obstacles.iter().cloned());
+    if table.row_key.is_empty() && !table.has_row_number {
+        refusals.push(Refusal::new(
+            format!("`{}` has no key by which rows can be found", table.name),
+            "Add a primary key, or a unique index over NOT NULL columns, with your own statements first.",
+        ));
+    }
+    for column in &change.columns {
+        let Some(now) = &column.now else { continue };
+        let retyped = column.fate == ColumnFate::Alter && column.type_now != column.type_then;
+        let keyed = table.row_key.contains(now) || table.primary_key.contains(now);
+        let widened = widens(column.type_now.as_deref().unwrap_or(""), column.type_then.as_deref().unwrap_or(""));
+        if retyped && keyed && (dialect == Dialect::Sqlite || !widened) {
+            refusals.push(Refusal::new(
+                format!("`{}.{now}` is part of the key by which rows are found", table.name),
+                "Only a wider integer or text type is possible for it (PostgreSQL); else add a new column and change the key in a later migration.",
+            ));
+        }
+        if dialect == Dialect::Sqlite && column.fate == ColumnFate::Drop && !column.reversible {
+            refusals.push(Refusal::new(
+                format!("`{}.{now}` is NOT NULL without a default: rows written while it is hidden have no value for it", table.name),
+                "Give `down` with a value for them.",
+            ));
+        }
+    }
+    let touched = change.columns.iter().filter(|column| column.now != column.then);
+    for column in touched.filter_map(|column| column.now.as_ref()) {
+        for hanging in table.triggers.iter().chain(&table.dependents) {
+            let names = hanging.columns.as_ref().is_some_and(|columns| columns.contains(column));
+            if names {
+                refusals.push(Refusal::new(
+                    format!("{} `{}` names `{}.{column}`, which is renamed or dropped", hanging.kind, hanging.name, table.name),
+                    "Drop it before and create it again after the migration.",
+                ));
+            }
+        }
+    }
+    refusals
+}
+
+/// What to know before approving.
+pub(super) fn warnings(change: &TableChange, table: &Table, dialect: Dialect) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let visible = change.fate != Fate::Create
+        && (change.rename_to.is_some()
+            || change.columns.iter().any(|column| column.now.is_some() && column.now != column.then || column.fate == ColumnFate::Alter));
+    if dialect == Dialect::Sqlite && visible {
+        warnings.push(format!(
+            "`{}`: code of the old version needs `cutover schema prelude` on its connections; through it there is no upsert, no RETURNING, and `changes()` and `last_insert_rowid()` say nothing",
+            table.name
+        ));
+        if table.primary_key.is_empty() {
+            warnings.push(format!("`{}` has no primary key: old code can read but not write through its view", table.name));
+        }
+    }
+    if dialect == Dialect::Sqlite && change.tactic == Tactic::Shadow && !table.indexes.is_empty() {
+        warnings.push(format!("indexes of `{}` get new names in the catalog: look for `INDEXED BY` in your statements", table.name));
+    }
+    if dialect == Dialect::Postgres && visible {
+        warnings.push(format!("`{}`: code of the old version needs `search_path` set to its schema", table.name));
+    }
+    warnings
+}
