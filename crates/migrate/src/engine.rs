@@ -70,7 +70,7 @@ pub struct Task<'a> {
     /// The limits.
     pub policy: &'a Policy,
     /// The row functions, by the number of their step.
-    pub functions: &'a RowFunctions<'a>,
+    pub functions: &'a RowFunctions,
     /// Told what happens; in tests it may not return.
     pub watch: &'a dyn Watch,
 }
@@ -168,7 +168,7 @@ pub trait RowFunction: Send {
 }
 
 /// The row functions of a migration, by the number of their step.
-pub type RowFunctions<'a> = BTreeMap<usize, std::sync::Mutex<Box<dyn RowFunction + 'a>>>;
+pub type RowFunctions = BTreeMap<usize, std::sync::Mutex<Box<dyn RowFunction>>>;
 
 /// What a copy or a verification did in all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,6 +181,16 @@ pub struct Work {
     pub resynced: u64,
     /// The longest time a lock that clients wait for was held, in microseconds.
     pub longest_hold_us: u64,
+}
+
+impl Work {
+    /// Adds what another part did.
+    pub fn add(&mut self, other: &Self) {
+        self.seen += other.seen;
+        self.done += other.done;
+        self.resynced += other.resynced;
+        self.longest_hold_us = self.longest_hold_us.max(other.longest_hold_us);
+    }
 }
 
 /// What happens to rows that cannot go back.

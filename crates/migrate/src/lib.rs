@@ -13,8 +13,11 @@ pub mod change;
 pub mod engine;
 pub mod error;
 pub mod file;
+pub mod grace;
 pub mod ir;
 pub mod plan;
+pub mod run;
 pub mod state;
+pub mod throttle;
 
 pub use error::{Error, Refusal};

@@ -17,8 +17,13 @@ pub(super) struct Composed {
 
 /// Composes all steps. Refusals are collected, so that one run tells them all.
 pub(super) fn compose(migration: &Migration, catalog: &Catalog) -> Result<Composed, Vec<Refusal>> {
-    let mut composer =
-        Composer { catalog, dialect: catalog.dialect, changes: Vec::new(), step_of: Vec::new(), refusals: Vec::new() };
+    let mut composer = Composer {
+        catalog,
+        dialect: catalog.dialect,
+        changes: Vec::new(),
+        step_of: Vec::new(),
+        refusals: Vec::new(),
+    };
     for (number, op) in migration.steps.iter().enumerate() {
         let at = composer.change_of(op);
         composer.step_of.push(at.unwrap_or(usize::MAX));
@@ -52,7 +57,10 @@ impl Composer<'_> {
         }
         let change = match (op, self.catalog.tables.get(name)) {
             (Op::CreateTable { .. }, Some(_)) => {
-                self.refuse(format!("table `{name}` exists already"), "Choose another name, or leave the step out.");
+                self.refuse(
+                    format!("table `{name}` exists already"),
+                    "Choose another name, or leave the step out.",
+                );
                 return None;
             }
             (Op::CreateTable { .. }, None) => blank(name, Fate::Create),
@@ -66,9 +74,14 @@ impl Composer<'_> {
             (_, Some(table)) if !self.changes.iter().any(|change| change.table == *name) => of_table(table),
             _ => {
                 let names: Vec<&str> = self.catalog.tables.keys().map(Ident::as_str).collect();
-                let near = names.iter().map(|known| (strsim::damerau_levenshtein(known, name.as_str()), *known)).min();
+                let near = names
+                    .iter()
+                    .map(|known| (strsim::damerau_levenshtein(known, name.as_str()), *known))
+                    .min();
                 let way_out = match near {
-                    Some((distance, near)) if distance <= 3 && near != name.as_str() => format!("Did you mean `{near}`?"),
+                    Some((distance, near)) if distance <= 3 && near != name.as_str() => {
+                        format!("Did you mean `{near}`?")
+                    }
                     _ => "Check the name; a table that an earlier step renamed has its new name.".to_owned(),
                 };
                 self.refuse(format!("there is no table `{name}`"), way_out);
@@ -96,7 +109,10 @@ impl Composer<'_> {
         let table = op.table().clone();
         let dialect = self.dialect;
         if self.changes[at].fate == Fate::Drop {
-            return Err(Refusal::new(format!("`{table}` was dropped by an earlier step"), "Leave one of the two out."));
+            return Err(Refusal::new(
+                format!("`{table}` was dropped by an earlier step"),
+                "Leave one of the two out.",
+            ));
         }
         match op {
             Op::CreateTable { columns, primary_key, .. } => {
@@ -115,26 +131,40 @@ impl Composer<'_> {
                         "Choose another name, or leave the step out.",
                     ));
                 }
-                if change.columns.iter().any(|other| other.fate == ColumnFate::Drop && other.now.as_ref() == Some(&column.name)) {
+                if change
+                    .columns
+                    .iter()
+                    .any(|other| other.fate == ColumnFate::Drop && other.now.as_ref() == Some(&column.name))
+                {
                     return Err(Refusal::new(
                         format!("column `{table}.{}` is dropped and added in one migration", column.name),
                         "Use alter_column, or add it in the next migration.",
                     ));
                 }
-                if !column.nullable && column.default.is_none() && up.is_none() && change.fate == Fate::Alter {
+                if !column.nullable && column.default.is_none() && up.is_none() && change.fate == Fate::Alter
+                {
                     return Err(Refusal::new(
-                        format!("column `{table}.{}` is NOT NULL and rows that exist have no value for it", column.name),
+                        format!(
+                            "column `{table}.{}` is NOT NULL and rows that exist have no value for it",
+                            column.name
+                        ),
                         "Give it a `default` or an `up` expression.",
                     ));
                 }
-                let up = up.as_ref().map(|up| self.print(up, &format!("`up` of `{table}.{}`", column.name))).transpose()?;
+                let up = up
+                    .as_ref()
+                    .map(|up| self.print(up, &format!("`up` of `{table}.{}`", column.name)))
+                    .transpose()?;
                 let added = self.added(column, up, &table)?;
                 let end = self.end(at);
                 self.changes[at].columns.insert(end, added);
             }
             Op::RenameColumn { from, to, .. } => {
                 if has_then(&self.changes[at], to) {
-                    return Err(Refusal::new(format!("column `{table}.{to}` exists already"), "Choose another name."));
+                    return Err(Refusal::new(
+                        format!("column `{table}.{to}` exists already"),
+                        "Choose another name.",
+                    ));
                 }
                 self.no_row_steps(at, "rename_column")?;
                 let column = self.column(at, from, &table)?;
@@ -149,14 +179,19 @@ impl Composer<'_> {
                 change.add_indexes.iter_mut().for_each(|index| renamed(&mut index.columns));
                 for constraint in &mut change.add_constraints {
                     match constraint {
-                        NewConstraint::Unique { columns, .. } | NewConstraint::ForeignKey { columns, .. } => renamed(columns),
+                        NewConstraint::Unique { columns, .. } | NewConstraint::ForeignKey { columns, .. } => {
+                            renamed(columns)
+                        }
                         NewConstraint::Check { .. } => {}
                     }
                 }
             }
             Op::RenameTable { to, .. } => {
                 let taken = self.catalog.tables.contains_key(to)
-                    || self.changes.iter().any(|change| change.name_then() == to && change.fate != Fate::Drop);
+                    || self
+                        .changes
+                        .iter()
+                        .any(|change| change.name_then() == to && change.fate != Fate::Drop);
                 if taken {
                     return Err(Refusal::new(format!("table `{to}` exists already"), "Choose another name."));
                 }
@@ -173,9 +208,12 @@ impl Composer<'_> {
                 let found = self.column(at, column, &table)?;
                 let what = format!("{table}.{column}");
                 let up = up.as_ref().map(|up| self.print(up, &format!("`up` of `{what}`"))).transpose()?;
-                let down = down.as_ref().map(|down| self.print(down, &format!("`down` of `{what}`"))).transpose()?;
+                let down =
+                    down.as_ref().map(|down| self.print(down, &format!("`down` of `{what}`"))).transpose()?;
                 let default_text = match default {
-                    Some(DefaultChange::Set(expr)) => Some(self.print(expr, &format!("default of `{what}`"))?),
+                    Some(DefaultChange::Set(expr)) => {
+                        Some(self.print(expr, &format!("default of `{what}`"))?)
+                    }
                     _ => None,
                 };
                 let entry = &mut self.changes[at].columns[found];
@@ -208,7 +246,8 @@ impl Composer<'_> {
                 let retyped = !type_then.eq_ignore_ascii_case(&type_now);
                 let now = entry.now.as_ref().map(Ident::quoted).unwrap_or_default();
                 let then = entry.then.as_ref().map(Ident::quoted).unwrap_or_default();
-                entry.reversible = down.is_some() || (up.is_none() && (!retyped || widens(&type_now, &type_then)));
+                entry.reversible =
+                    down.is_some() || (up.is_none() && (!retyped || widens(&type_now, &type_then)));
                 entry.up = match (up, retyped) {
                     (Some(up), _) => Some(up),
                     (None, true) => Some(format!("CAST({now} AS {type_then})")),
@@ -227,9 +266,15 @@ impl Composer<'_> {
             Op::AddIndex { name, columns, unique, online, filter, .. } => {
                 self.columns_exist(at, columns, &table)?;
                 if self.index_taken(name) {
-                    return Err(Refusal::new(format!("index `{name}` exists already"), "Choose another name."));
+                    return Err(Refusal::new(
+                        format!("index `{name}` exists already"),
+                        "Choose another name.",
+                    ));
                 }
-                let filter = filter.as_ref().map(|filter| self.print(filter, &format!("`where` of `{name}`"))).transpose()?;
+                let filter = filter
+                    .as_ref()
+                    .map(|filter| self.print(filter, &format!("`where` of `{name}`")))
+                    .transpose()?;
                 self.changes[at].add_indexes.push(NewIndex {
                     name: name.clone(),
                     columns: columns.clone(),
@@ -239,7 +284,8 @@ impl Composer<'_> {
                 });
             }
             Op::DropIndex { name, .. } => {
-                let index = self.catalog.tables.get(&self.changes[at].table).and_then(|table| table.index(name));
+                let index =
+                    self.catalog.tables.get(&self.changes[at].table).and_then(|table| table.index(name));
                 match index {
                     None => {
                         return Err(Refusal::new(
@@ -271,10 +317,14 @@ impl Composer<'_> {
                         "Create a new table with the key you want, and copy with sql steps.",
                     ));
                 }
-                let down = down.as_ref().map(|down| self.print(down, &format!("`down` of `{what}`"))).transpose()?;
+                let down =
+                    down.as_ref().map(|down| self.print(down, &format!("`down` of `{what}`"))).transpose()?;
                 let mut entry = self.changes[at].columns.remove(found);
                 if self.changes[at].columns.iter().all(|column| column.then.is_none()) {
-                    return Err(Refusal::new(format!("`{table}` would have no column left"), "Use drop_table."));
+                    return Err(Refusal::new(
+                        format!("`{table}` would have no column left"),
+                        "Use drop_table.",
+                    ));
                 }
                 entry.fate = ColumnFate::Drop;
                 entry.then = None;
@@ -328,7 +378,9 @@ impl Composer<'_> {
                 let named = existing.is_some_and(|table| table.constraint(name).is_some());
                 // A unique constraint that was added to SQLite is a unique index.
                 let indexed = dialect == Dialect::Sqlite
-                    && existing.and_then(|table| table.index(name)).is_some_and(|index| index.unique && index.of_constraint.is_none());
+                    && existing
+                        .and_then(|table| table.index(name))
+                        .is_some_and(|index| index.unique && index.of_constraint.is_none());
                 match (named, indexed) {
                     (true, _) => self.changes[at].drop_constraints.push(name.clone()),
                     (false, true) => self.changes[at].drop_indexes.push(name.clone()),
@@ -348,7 +400,9 @@ impl Composer<'_> {
                 let printed = |composer: &Self, exprs: &std::collections::BTreeMap<Ident, Expr>| {
                     exprs
                         .iter()
-                        .map(|(column, expr)| Ok((column.clone(), composer.print(expr, &format!("{what}, `{column}`"))?)))
+                        .map(|(column, expr)| {
+                            Ok((column.clone(), composer.print(expr, &format!("{what}, `{column}`"))?))
+                        })
                         .collect::<Result<Vec<_>, Refusal>>()
                 };
                 let step = RowStep::Sql {
@@ -413,7 +467,8 @@ impl Composer<'_> {
         let columns = &self.changes[at].columns;
         columns.iter().position(|column| column.then.as_ref() == Some(name)).ok_or_else(|| {
             let names = columns.iter().filter_map(|column| column.then.as_ref());
-            let near = names.map(|known| (strsim::damerau_levenshtein(known.as_str(), name.as_str()), known)).min();
+            let near =
+                names.map(|known| (strsim::damerau_levenshtein(known.as_str(), name.as_str()), known)).min();
             let way_out = match near {
                 Some((distance, near)) if distance <= 3 => format!("Did you mean `{near}`?"),
                 _ => "Check the name; a column that an earlier step renamed has its new name.".to_owned(),
@@ -454,12 +509,14 @@ impl Composer<'_> {
 
     fn index_taken(&self, name: &Ident) -> bool {
         let existing = self.catalog.tables.values().any(|table| table.index(name).is_some());
-        existing || self.changes.iter().any(|change| change.add_indexes.iter().any(|index| index.name == *name))
+        existing
+            || self.changes.iter().any(|change| change.add_indexes.iter().any(|index| index.name == *name))
     }
 
     fn constraint_free(&self, at: usize, name: &Ident) -> Result<(), Refusal> {
         let change = &self.changes[at];
-        let existing = self.catalog.tables.get(&change.table).is_some_and(|table| table.constraint(name).is_some());
+        let existing =
+            self.catalog.tables.get(&change.table).is_some_and(|table| table.constraint(name).is_some());
         let added = change.add_constraints.iter().any(|constraint| constraint.name() == name);
         match (existing && !change.drop_constraints.contains(name)) || added {
             false => Ok(()),
@@ -471,11 +528,13 @@ impl Composer<'_> {
     fn check_leftovers(&mut self) {
         for change in &self.changes {
             let Some(table) = self.catalog.tables.get(&change.table) else { continue };
-            let gone: BTreeSet<&Ident> = change.hidden().into_iter().filter_map(|column| column.now.as_ref()).collect();
+            let gone: BTreeSet<&Ident> =
+                change.hidden().into_iter().filter_map(|column| column.now.as_ref()).collect();
             for column in &gone {
                 for index in &table.indexes {
                     let mentions = index.columns.iter().flatten().any(|name| name == *column);
-                    if mentions && index.of_constraint.is_none() && !change.drop_indexes.contains(&index.name) {
+                    if mentions && index.of_constraint.is_none() && !change.drop_indexes.contains(&index.name)
+                    {
                         self.refusals.push(Refusal::new(
                             format!("index `{}` is on `{}.{column}`, which goes", index.name, change.table),
                             format!("Add a drop_index step for `{}`.", index.name),
@@ -483,7 +542,8 @@ impl Composer<'_> {
                     }
                 }
                 for constraint in &table.constraints {
-                    let dropped = constraint.name.as_ref().is_some_and(|name| change.drop_constraints.contains(name));
+                    let dropped =
+                        constraint.name.as_ref().is_some_and(|name| change.drop_constraints.contains(name));
                     if constraint.columns.contains(column) && !dropped {
                         let name = constraint.name.as_ref().map_or("without a name", Ident::as_str);
                         self.refusals.push(Refusal::new(
@@ -495,7 +555,10 @@ impl Composer<'_> {
                 for other in &table.referenced_by {
                     if other.columns.contains(column) {
                         self.refusals.push(Refusal::new(
-                            format!("a foreign key of `{}` points to `{}.{column}`, which goes", other.table, change.table),
+                            format!(
+                                "a foreign key of `{}` points to `{}.{column}`, which goes",
+                                other.table, change.table
+                            ),
                             format!("Drop the foreign key of `{}` first.", other.table),
                         ));
                     }
@@ -591,7 +654,8 @@ impl Shape {
         let lower = text.trim().to_ascii_lowercase();
         let (name, numbers) = match lower.split_once('(') {
             Some((name, rest)) => {
-                let numbers = rest.trim_end_matches(')').split(',').filter_map(|part| part.trim().parse().ok());
+                let numbers =
+                    rest.trim_end_matches(')').split(',').filter_map(|part| part.trim().parse().ok());
                 (name.trim().to_owned(), numbers.collect::<Vec<u32>>())
             }
             None => (lower.clone(), Vec::new()),
@@ -627,7 +691,12 @@ mod tests {
         ] {
             assert!(widens(from, to), "{from} -> {to}");
         }
-        for (from, to) in [("bigint", "integer"), ("text", "varchar(10)"), ("numeric(12,2)", "numeric(12,1)"), ("text", "integer")] {
+        for (from, to) in [
+            ("bigint", "integer"),
+            ("text", "varchar(10)"),
+            ("numeric(12,2)", "numeric(12,1)"),
+            ("text", "integer"),
+        ] {
             assert!(!widens(from, to), "{from} -> {to}");
         }
     }

@@ -87,6 +87,9 @@ pub struct Plan {
     pub preview: Preview,
     /// Disk needed at most, in bytes.
     pub disk_bytes: u64,
+    /// Rows that are copied or filled in, by the engine's estimate.
+    #[serde(default)]
+    pub rows: u64,
     /// Things to know before approving.
     pub warnings: Vec<String>,
 }
@@ -148,7 +151,9 @@ pub fn plan(migration: &Migration, position: u64, catalog: &Catalog, policy: &Po
         refusals.extend(tactic::obstacles(change, table, catalog.dialect));
         warnings.extend(tactic::warnings(change, table, catalog.dialect));
     }
-    if changes.iter().any(|change| change.on_reject == OnReject::Quarantine) && catalog.dialect == Dialect::Sqlite {
+    if changes.iter().any(|change| change.on_reject == OnReject::Quarantine)
+        && catalog.dialect == Dialect::Sqlite
+    {
         refusals.push(Refusal::new(
             "`on_reject = \"quarantine\"` is not available on SQLite",
             "Mend the rows first, or write an `up` expression that maps them.",
@@ -172,14 +177,18 @@ pub fn plan(migration: &Migration, position: u64, catalog: &Catalog, policy: &Po
             ));
         }
         None if disk_bytes > 0 => {
-            warnings.push(format!("nobody can say how much disk is free; up to {disk_bytes} bytes are needed"));
+            warnings
+                .push(format!("nobody can say how much disk is free; up to {disk_bytes} bytes are needed"));
         }
         _ => {}
     }
     if let Some(old) = &catalog.facts.oldest_transaction
         && old.seconds > 60
     {
-        warnings.push(format!("a transaction runs for {} s ({}): locks and indexes wait for it", old.seconds, old.owner));
+        warnings.push(format!(
+            "a transaction runs for {} s ({}): locks and indexes wait for it",
+            old.seconds, old.owner
+        ));
     }
     let additive = is_additive(migration);
     if !additive && migration.app_version.is_none() && !migration.steps.is_empty() {
@@ -198,6 +207,7 @@ pub fn plan(migration: &Migration, position: u64, catalog: &Catalog, policy: &Po
         steps,
         additive,
         disk_bytes,
+        rows: tactic::rows_to_copy(&changes, catalog),
         warnings,
         changes,
     })
@@ -232,9 +242,14 @@ pub fn expression_checks(plan: &Plan) -> Vec<ExprCheck> {
             continue;
         }
         let shaped = format!("({}) AS _cutover_shape", change.up_query(&table, &[]));
-        checks.push(ExprCheck { query: format!("SELECT 1 FROM {shaped}"), what: format!("steps on `{}`", change.table) });
+        checks.push(ExprCheck {
+            query: format!("SELECT 1 FROM {shaped}"),
+            what: format!("steps on `{}`", change.table),
+        });
         let down = change.columns.iter().any(|column| column.down.is_some() && column.then.is_some());
-        if down || change.rows.iter().any(|step| matches!(step, RowStep::Sql { down, .. } if !down.is_empty())) {
+        if down
+            || change.rows.iter().any(|step| matches!(step, RowStep::Sql { down, .. } if !down.is_empty()))
+        {
             let query = change.down_query(&shaped, &[]);
             checks.push(ExprCheck { query, what: format!("`down` on `{}`", change.table) });
         }
@@ -309,12 +324,21 @@ fn preview(changes: &[TableChange]) -> Preview {
             preview.added.push(format!("{unique} {} on {table} ({})", index.name, quoted(&index.columns)));
         }
         preview.removed.extend(change.drop_indexes.iter().map(|name| format!("index {name}")));
-        preview.added.extend(change.add_constraints.iter().map(|constraint| format!("constraint {} on {table}", constraint.name())));
-        preview.removed.extend(change.drop_constraints.iter().map(|name| format!("constraint {name} on {table}")));
+        preview.added.extend(
+            change
+                .add_constraints
+                .iter()
+                .map(|constraint| format!("constraint {} on {table}", constraint.name())),
+        );
+        preview
+            .removed
+            .extend(change.drop_constraints.iter().map(|name| format!("constraint {name} on {table}")));
         for step in &change.rows {
             match step {
                 RowStep::Sql { set, .. } => {
-                    preview.modified.push(format!("rows {table}: {}", quoted(set.iter().map(|(name, _)| name))));
+                    preview
+                        .modified
+                        .push(format!("rows {table}: {}", quoted(set.iter().map(|(name, _)| name))));
                 }
                 RowStep::Function { name, write, .. } => {
                     preview.modified.push(format!("rows {table}: {} by {name}", quoted(write)));

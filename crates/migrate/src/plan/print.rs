@@ -14,7 +14,8 @@ impl Plan {
             self.dialect,
             self.server_version
         );
-        let head = ["#", "step", "on", "tactic", "lock (hold)", "rewrite", "est.", "disk", "undo before/after swap"];
+        let head =
+            ["#", "step", "on", "tactic", "lock (hold)", "rewrite", "est.", "disk", "undo before/after swap"];
         let mut rows: Vec<Vec<String>> = vec![head.iter().map(ToString::to_string).collect()];
         for step in &self.steps {
             rows.push(vec![
@@ -29,8 +30,9 @@ impl Plan {
                 format!("{} / {}", if step.undo_before { "yes" } else { "no" }, step.undo_after),
             ]);
         }
-        let widths: Vec<usize> =
-            (0..head.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+        let widths: Vec<usize> = (0..head.len())
+            .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+            .collect();
         for row in &rows {
             let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
             text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());

@@ -58,10 +58,13 @@ fn postgres(op: &Op, change: &TableChange, catalog: &Catalog) -> Judged {
         Op::AlterColumn { column, .. } => {
             let found = change.columns.iter().find(|entry| entry.then.as_ref() == Some(column));
             let Some(entry) = found else { return judged(Shadow, "AE", "<25 ms") };
-            let (now, then) = (entry.type_now.as_deref().unwrap_or(""), entry.type_then.as_deref().unwrap_or(""));
+            let (now, then) =
+                (entry.type_now.as_deref().unwrap_or(""), entry.type_then.as_deref().unwrap_or(""));
             let retyped = !now.eq_ignore_ascii_case(then);
             // Wider varchar and varchar -> text keep the stored form; every other change rewrites.
-            let textual = |text: &str| text.starts_with("varchar") || text.starts_with("character varying") || text == "text";
+            let textual = |text: &str| {
+                text.starts_with("varchar") || text.starts_with("character varying") || text == "text"
+            };
             let in_place = retyped && textual(now) && textual(then) && widens(now, then);
             if (retyped && !in_place) || op_has_up(op) {
                 judged(Shadow, "AE", "<25 ms")
@@ -93,7 +96,9 @@ fn sqlite(op: &Op, change: &TableChange, catalog: &Catalog, policy: &Policy) -> 
             let constant = column.default.as_ref().is_none_or(Expr::is_value);
             if up.is_none() && constant { judged(Instant, "W", "<5 ms") } else { shadow() }
         }
-        Op::RenameColumn { .. } | Op::RenameTable { .. } | Op::DropTable { .. } => judged(ExpandContract, "W", "<5 ms"),
+        Op::RenameColumn { .. } | Op::RenameTable { .. } | Op::DropTable { .. } => {
+            judged(ExpandContract, "W", "<5 ms")
+        }
         Op::AddIndex { online, .. } => {
             let ms = index_ms(change, catalog);
             if !online || ms <= policy.hold_ms { judged(Instant, "W", spoken(ms)) } else { shadow() }
@@ -128,10 +133,20 @@ fn is_stable(default: &Expr, dialect: Dialect) -> bool {
     default.is_value()
         || matches!(
             text.as_str(),
-            "null" | "true" | "false" | "now()" | "current_timestamp" | "current_date" | "localtimestamp" | "transaction_timestamp()"
+            "null"
+                | "true"
+                | "false"
+                | "now()"
+                | "current_timestamp"
+                | "current_date"
+                | "localtimestamp"
+                | "transaction_timestamp()"
         )
         || text.parse::<f64>().is_ok()
-        || (text.len() >= 2 && text.starts_with('\'') && text.ends_with('\'') && !text[1..text.len() - 1].contains('\''))
+        || (text.len() >= 2
+            && text.starts_with('\'')
+            && text.ends_with('\'')
+            && !text[1..text.len() - 1].contains('\''))
 }
 
 fn rows(change: &TableChange, catalog: &Catalog) -> u64 {
@@ -151,15 +166,24 @@ fn spoken(ms: u64) -> String {
 }
 
 /// The printed line of a step, once the tactic of its table is known.
-pub(super) fn line(number: usize, op: &Op, judged: Judged, change: &TableChange, catalog: &Catalog) -> PlannedStep {
+pub(super) fn line(
+    number: usize,
+    op: &Op,
+    judged: Judged,
+    change: &TableChange,
+    catalog: &Catalog,
+) -> PlannedStep {
     let shadow = change.tactic == Tactic::Shadow;
     let tactic = if shadow { Tactic::Shadow } else { judged.tactic };
     let size = catalog.tables.get(&change.table).map_or_else(Default::default, |table| table.size);
     let copies = matches!(tactic, Tactic::Shadow)
-        || (tactic == Tactic::ExpandContract && matches!(op, Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. }));
+        || (tactic == Tactic::ExpandContract
+            && matches!(op, Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. }));
     let estimate_ms = match op {
         _ if copies => size.rows * 1000 / per_second(COPY_ROWS_PER_S, catalog.dialect),
-        Op::AddIndex { .. } | Op::AddUnique { .. } | Op::AddCheck { .. } | Op::AddForeignKey { .. } => index_ms(change, catalog),
+        Op::AddIndex { .. } | Op::AddUnique { .. } | Op::AddCheck { .. } | Op::AddForeignKey { .. } => {
+            index_ms(change, catalog)
+        }
         _ => 1,
     };
     let disk_bytes = match op {
@@ -210,7 +234,9 @@ fn way_back(op: &Op, change: &TableChange) -> (&'static str, Option<String>) {
         Op::AlterColumn { .. } => ("yes", None),
         Op::RenameColumn { .. } | Op::RenameTable { .. } => ("until contract", None),
         Op::AddIndex { .. } | Op::DropIndex { .. } | Op::AddUnique { .. } => ("yes", None),
-        Op::AddCheck { .. } | Op::AddForeignKey { .. } | Op::DropConstraint { .. } => ("until contract", None),
+        Op::AddCheck { .. } | Op::AddForeignKey { .. } | Op::DropConstraint { .. } => {
+            ("until contract", None)
+        }
         Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. } => ("until contract", None),
     }
 }
@@ -237,7 +263,8 @@ fn target(op: &Op) -> String {
 pub(super) fn disk(changes: &[TableChange], catalog: &Catalog) -> u64 {
     let one = |change: &TableChange| {
         let Some(table) = catalog.tables.get(&change.table) else { return 0 };
-        let new_indexes = (change.add_indexes.len() + change.add_constraints.len()) as u64 * table.size.rows * 24;
+        let new_indexes =
+            (change.add_indexes.len() + change.add_constraints.len()) as u64 * table.size.rows * 24;
         match change.tactic {
             Tactic::Shadow => 2 * (table.size.bytes + table.size.index_bytes) + new_indexes,
             Tactic::ExpandContract if !change.rows.is_empty() => table.size.bytes + new_indexes,
@@ -247,9 +274,16 @@ pub(super) fn disk(changes: &[TableChange], catalog: &Catalog) -> u64 {
     changes.iter().map(one).sum()
 }
 
+/// Rows that are copied or filled in.
+pub(super) fn rows_to_copy(changes: &[TableChange], catalog: &Catalog) -> u64 {
+    let copied = changes.iter().filter(|change| change.tactic >= Tactic::ExpandContract);
+    copied.map(|change| rows(change, catalog)).sum()
+}
+
 /// Why a table cannot be changed this way.
 pub(super) fn obstacles(change: &TableChange, table: &Table, dialect: Dialect) -> Vec<Refusal> {
-    let copies = change.tactic == Tactic::Shadow || (change.tactic == Tactic::ExpandContract && !change.rows.is_empty());
+    let copies = change.tactic == Tactic::Shadow
+        || (change.tactic == Tactic::ExpandContract && !change.rows.is_empty());
     let mut refusals = Vec::new();
     if !copies {
         return refusals;
@@ -265,7 +299,8 @@ pub(super) fn obstacles(change: &TableChange, table: &Table, dialect: Dialect) -
         let Some(now) = &column.now else { continue };
         let retyped = column.fate == ColumnFate::Alter && column.type_now != column.type_then;
         let keyed = table.row_key.contains(now) || table.primary_key.contains(now);
-        let widened = widens(column.type_now.as_deref().unwrap_or(""), column.type_then.as_deref().unwrap_or(""));
+        let widened =
+            widens(column.type_now.as_deref().unwrap_or(""), column.type_then.as_deref().unwrap_or(""));
         if retyped && keyed && (dialect == Dialect::Sqlite || !widened) {
             refusals.push(Refusal::new(
                 format!("`{}.{now}` is part of the key by which rows are found", table.name),
@@ -285,7 +320,10 @@ pub(super) fn obstacles(change: &TableChange, table: &Table, dialect: Dialect) -
             let names = hanging.columns.as_ref().is_some_and(|columns| columns.contains(column));
             if names {
                 refusals.push(Refusal::new(
-                    format!("{} `{}` names `{}.{column}`, which is renamed or dropped", hanging.kind, hanging.name, table.name),
+                    format!(
+                        "{} `{}` names `{}.{column}`, which is renamed or dropped",
+                        hanging.kind, hanging.name, table.name
+                    ),
                     "Drop it before and create it again after the migration.",
                 ));
             }
@@ -299,21 +337,30 @@ pub(super) fn warnings(change: &TableChange, table: &Table, dialect: Dialect) ->
     let mut warnings = Vec::new();
     let visible = change.fate != Fate::Create
         && (change.rename_to.is_some()
-            || change.columns.iter().any(|column| column.now.is_some() && column.now != column.then || column.fate == ColumnFate::Alter));
+            || change.columns.iter().any(|column| {
+                column.now.is_some() && column.now != column.then || column.fate == ColumnFate::Alter
+            }));
     if dialect == Dialect::Sqlite && visible {
         warnings.push(format!(
             "`{}`: code of the old version needs `cutover schema prelude` on its connections; through it there is no upsert, no RETURNING, and `changes()` and `last_insert_rowid()` say nothing",
             table.name
         ));
         if table.primary_key.is_empty() {
-            warnings.push(format!("`{}` has no primary key: old code can read but not write through its view", table.name));
+            warnings.push(format!(
+                "`{}` has no primary key: old code can read but not write through its view",
+                table.name
+            ));
         }
     }
     if dialect == Dialect::Sqlite && change.tactic == Tactic::Shadow && !table.indexes.is_empty() {
-        warnings.push(format!("indexes of `{}` get new names in the catalog: look for `INDEXED BY` in your statements", table.name));
+        warnings.push(format!(
+            "indexes of `{}` get new names in the catalog: look for `INDEXED BY` in your statements",
+            table.name
+        ));
     }
     if dialect == Dialect::Postgres && visible {
-        warnings.push(format!("`{}`: code of the old version needs `search_path` set to its schema", table.name));
+        warnings
+            .push(format!("`{}`: code of the old version needs `search_path` set to its schema", table.name));
     }
     warnings
 }

@@ -3,6 +3,9 @@
 //! Owns the lease, the record of each migration with its phase, the ledger of chunks, and the history with its hash chain.
 //! Engines write the ledger in the transaction of the work. Read [`Phase`] first, then [`sql::Sql`].
 
+pub mod history;
+pub mod lease;
+pub mod record;
 pub mod sql;
 
 use std::{fmt, str::FromStr};
@@ -57,7 +60,26 @@ pub fn install(sql: &mut dyn Sql) -> Result<(), Error> {
     for (name, columns) in TABLES {
         sql.execute(&format!("CREATE TABLE IF NOT EXISTS {} ({columns})", table(dialect, name)), &[])?;
     }
+    let probe = table(dialect, "probe");
+    sql.execute(&format!("INSERT INTO {probe} (one, beat) VALUES (1, 0) ON CONFLICT DO NOTHING"), &[])?;
     Ok(())
+}
+
+/// Whether the tables of state exist. Reads only.
+///
+/// # Errors
+/// What the database says.
+pub fn is_installed(sql: &mut dyn Sql) -> Result<bool, Error> {
+    let query = match sql.dialect() {
+        Dialect::Postgres => {
+            "SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('cutover.history')"
+        }
+        Dialect::Sqlite => {
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = '_cutover_history'"
+        }
+    };
+    let rows = sql.query(query, &[])?;
+    Ok(rows.first().and_then(|row| row.first()).map(sql::Value::integer).transpose()?.unwrap_or(0) > 0)
 }
 
 /// The tables of state. Types are those that mean the same in both dialects.
@@ -89,6 +111,8 @@ const TABLES: &[(&str, &str)] = &[
         "migration text NOT NULL, table_name text NOT NULL, row_key text NOT NULL, columns text NOT NULL, \
          PRIMARY KEY (migration, table_name, row_key)",
     ),
+    // What the probe writes, to feel what clients feel.
+    ("probe", "one bigint NOT NULL PRIMARY KEY CHECK (one = 1), beat bigint NOT NULL"),
     (
         "history",
         "number bigint NOT NULL PRIMARY KEY, migration text NOT NULL, event text NOT NULL, entry text NOT NULL, \

@@ -1,0 +1,208 @@
+//! Between chunks: wishes of operators, the rate, the throttle, and the probe that measures what clients feel.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    engine::{ChunkDone, Go, Pace, Task},
+    error::Error,
+    ir::{Dialect, Ident, Migration},
+    plan::Plan,
+    state::{self, record, sql::Sql},
+    throttle::{Measured, Throttle, wait_for_rate},
+};
+
+/// How often wishes are read.
+const WISHES_EVERY: Duration = Duration::from_millis(50);
+/// How often the probe writes.
+const PROBE_EVERY: Duration = Duration::from_millis(20);
+/// How many measurements of the probe are kept.
+const KEPT: usize = 4096;
+/// How much longer a copier stays out of SQLite than it was in: waiting writers poll, and find the lock free only then.
+const STAY_OUT: u32 = 2;
+
+/// What the probe measured.
+#[derive(Debug, Default)]
+pub(super) struct Probed {
+    latencies: Mutex<Vec<Duration>>,
+}
+
+impl Probed {
+    fn add(&self, latency: Duration) {
+        if let Ok(mut latencies) = self.latencies.lock() {
+            if latencies.len() == KEPT {
+                latencies.remove(0);
+            }
+            latencies.push(latency);
+        }
+    }
+
+    fn last(&self) -> Option<Duration> {
+        self.latencies.lock().ok().and_then(|latencies| latencies.iter().rev().take(4).max().copied())
+    }
+
+    /// The 99th percentile of what is kept.
+    pub(super) fn p99(&self) -> Option<Duration> {
+        let mut sorted = self.latencies.lock().ok()?.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len().saturating_sub(1) * 99 / 100).copied()
+    }
+
+    /// Waits for a few measurements and takes their median as what clients see without us; then forgets them.
+    pub(super) fn baseline(&self, patience_ms: u64) -> Option<Duration> {
+        let started = Instant::now();
+        let patience = Duration::from_millis(patience_ms.max(200));
+        loop {
+            let mut sorted = self.latencies.lock().ok()?.clone();
+            if sorted.len() >= 5 || started.elapsed() > patience {
+                self.latencies.lock().ok()?.clear();
+                sorted.sort_unstable();
+                return sorted.get(sorted.len() / 2).copied();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The probe: a client of its own that writes one small row again and again.
+pub(super) fn probe(sql: &mut dyn Sql, stop: &AtomicBool, probed: &Probed) {
+    let probe = state::table(sql.dialect(), "probe");
+    let update = format!("UPDATE {probe} SET beat = beat + 1 WHERE one = 1");
+    while !stop.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        if sql.execute(&update, &[]).is_ok() {
+            probed.add(started.elapsed());
+        }
+        std::thread::park_timeout(PROBE_EVERY);
+    }
+}
+
+struct Inner {
+    throttle: Throttle,
+    done: u64,
+    since: Instant,
+    asked: Option<Instant>,
+    rate: Option<u64>,
+}
+
+/// The pace of one run.
+pub(super) struct Pacer<'r> {
+    task: &'r str,
+    plan: &'r Plan,
+    watch: &'r dyn crate::engine::Watch,
+    deadline: Option<Duration>,
+    started: Instant,
+    probed: &'r Probed,
+    inner: Mutex<Inner>,
+}
+
+impl<'r> Pacer<'r> {
+    pub(super) fn new(
+        task: &Task<'r>,
+        migration: &Migration,
+        plan: &'r Plan,
+        probed: &'r Probed,
+        baseline: Option<Duration>,
+        started: Instant,
+    ) -> Self {
+        let mut throttle = Throttle::new(task.policy.chunk_rows, Duration::from_millis(task.policy.hold_ms));
+        if let Some(baseline) = baseline {
+            throttle.set_baseline(baseline);
+        }
+        Self {
+            task: task.migration,
+            plan,
+            watch: task.watch,
+            deadline: migration.run.deadline_s.map(Duration::from_secs),
+            started,
+            probed,
+            inner: Mutex::new(Inner {
+                throttle,
+                done: 0,
+                since: Instant::now(),
+                asked: None,
+                rate: migration.run.rate,
+            }),
+        }
+    }
+
+    /// Obeys wishes and the deadline; waits while paused.
+    pub(super) fn check<S: Sql + ?Sized>(&self, sql: &mut S) -> Result<Option<u64>, Error> {
+        let mut said = false;
+        loop {
+            if let Some(deadline) = self.deadline
+                && self.started.elapsed() > deadline
+            {
+                let phase = crate::state::Phase::Backfill;
+                return Err(Error::Deadline { seconds: deadline.as_secs(), phase });
+            }
+            let wishes = record::wishes_of(sql, self.task)?;
+            if wishes.cancelled {
+                return Err(Error::Cancelled);
+            }
+            if !wishes.paused {
+                return Ok(wishes.rate);
+            }
+            if !said {
+                self.watch.says("paused");
+                self.watch.point("paused");
+                said = true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Pace for Pacer<'_> {
+    fn between(&self, sql: &mut dyn Sql, table: &Ident, done: &ChunkDone) -> Result<Go, Error> {
+        let due = {
+            let inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
+            inner.asked.is_none_or(|asked| asked.elapsed() >= WISHES_EVERY)
+        };
+        if due {
+            let rate = self.check(sql)?;
+            let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
+            inner.asked = Some(Instant::now());
+            if rate != inner.rate {
+                inner.rate = rate;
+                inner.done = 0;
+                inner.since = Instant::now();
+            }
+        }
+        let held = Duration::from_micros(done.held_us);
+        let (rows, pause, total) = {
+            let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
+            inner.done += done.seen;
+            let measured = Measured {
+                rows: done.seen,
+                held,
+                probe: self.probed.last(),
+                waited: Duration::from_micros(done.waited_us),
+            };
+            let mut pause = inner.throttle.observe(measured);
+            if self.plan.dialect == Dialect::Sqlite {
+                pause = pause.max(held * STAY_OUT);
+            }
+            let pause = pause.max(wait_for_rate(inner.done, inner.since.elapsed(), inner.rate));
+            (inner.throttle.rows(), pause, inner.done)
+        };
+        self.watch.progress(table, total, self.plan.rows);
+        // In slices, so that a wish is obeyed while a low rate makes it wait long.
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            std::thread::sleep(left.min(Duration::from_millis(100)));
+            if left > Duration::from_millis(200) {
+                let rate = self.check(sql)?;
+                if self.inner.lock().map_err(|_| Error::Cancelled)?.rate != rate {
+                    break;
+                }
+            }
+        }
+        Ok(Go { rows })
+    }
+}

@@ -1,0 +1,130 @@
+//! How large the next chunk is, and how long to stay out before it: a pure decision from what was measured.
+
+use std::time::Duration;
+
+/// What is known after a chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Rows of the chunk.
+    pub rows: u64,
+    /// How long it held its locks.
+    pub held: Duration,
+    /// The latency of the probe, as a client sees it; `None` without a probe, or before its first answer.
+    pub probe: Option<Duration>,
+    /// How long the chunk waited for locks of clients.
+    pub waited: Duration,
+}
+
+/// The state of the throttle.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Throttle {
+    rows: u64,
+    rows_max: u64,
+    hold: Duration,
+    baseline: Option<Duration>,
+    backing_off: u32,
+}
+
+/// The smallest chunk.
+const ROWS_MIN: u64 = 64;
+/// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler.
+const PROBE_FLOOR: Duration = Duration::from_millis(2);
+
+impl Throttle {
+    /// Begins with chunks of `rows`; grows to 16 times that; aims at holding locks for `hold`.
+    pub fn new(rows: u64, hold: Duration) -> Self {
+        Self {
+            rows: rows.max(ROWS_MIN),
+            rows_max: rows.max(ROWS_MIN) * 16,
+            hold,
+            baseline: None,
+            backing_off: 0,
+        }
+    }
+
+    /// Says what latency clients see while nothing is copied.
+    pub fn set_baseline(&mut self, probe: Duration) {
+        self.baseline = Some(probe);
+    }
+
+    /// Rows of the next chunk.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Takes in a measurement; returns how long to stay out before the next chunk. Over twice the baseline, or after waiting
+    /// for clients longer than the hold, the chunk is halved and a pause begins that doubles up to one second; else the chunk
+    /// grows by a sixteenth of its largest size while the hold allows it.
+    pub fn observe(&mut self, measured: Measured) -> Duration {
+        let limit = self.baseline.map(|baseline| (baseline * 2).max(PROBE_FLOOR));
+        let slow = matches!((measured.probe, limit), (Some(probe), Some(limit)) if probe > limit);
+        if slow || measured.waited > self.hold {
+            self.rows = (self.rows / 2).max(ROWS_MIN);
+            self.backing_off = (self.backing_off + 1).min(6);
+            return Duration::from_millis(16 << self.backing_off).min(Duration::from_secs(1));
+        }
+        self.backing_off = self.backing_off.saturating_sub(1);
+        if measured.held > self.hold {
+            self.rows = (self.rows / 2).max(ROWS_MIN);
+        } else if measured.held < self.hold / 2 || measured.rows >= self.rows {
+            self.rows = (self.rows + self.rows_max / 16).min(self.rows_max);
+        }
+        Duration::ZERO
+    }
+}
+
+/// How long to wait so that `done` rows in `since` stay below `rate` rows per second.
+pub fn wait_for_rate(done: u64, since: Duration, rate: Option<u64>) -> Duration {
+    match rate {
+        Some(rate) => Duration::from_secs_f64(done as f64 / rate.max(1) as f64).saturating_sub(since),
+        None => Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLD: Duration = Duration::from_millis(50);
+
+    fn measured(rows: u64, held_ms: u64, probe_ms: u64) -> Measured {
+        Measured {
+            rows,
+            held: Duration::from_millis(held_ms),
+            probe: Some(Duration::from_millis(probe_ms)),
+            waited: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn slow_clients_halve_the_chunk_within_two_and_it_recovers_step_by_step() {
+        let mut throttle = Throttle::new(1600, HOLD);
+        throttle.set_baseline(Duration::from_millis(3));
+        let before = throttle.rows();
+        assert!(throttle.observe(measured(1600, 10, 7)) > Duration::ZERO);
+        assert_eq!(throttle.rows(), before / 2);
+        let pause = throttle.observe(measured(800, 10, 9));
+        assert!(pause >= Duration::from_millis(64), "{pause:?}");
+        assert_eq!(throttle.rows(), before / 4);
+        assert_eq!(throttle.observe(measured(400, 10, 3)), Duration::ZERO);
+        assert_eq!(throttle.rows(), before / 4 + 1600);
+    }
+
+    #[test]
+    fn long_holds_halve_the_chunk_without_a_pause() {
+        let mut throttle = Throttle::new(1000, HOLD);
+        assert_eq!(
+            throttle.observe(Measured { rows: 1000, held: HOLD * 2, ..Measured::default() }),
+            Duration::ZERO
+        );
+        assert_eq!(throttle.rows(), 500);
+    }
+
+    #[test]
+    fn rate_is_kept_over_the_whole_run() {
+        let second = Duration::from_secs(1);
+        assert_eq!(wait_for_rate(1000, second, Some(500)), second);
+        assert_eq!(wait_for_rate(1000, second * 3, Some(500)), Duration::ZERO);
+        assert_eq!(wait_for_rate(1000, second, None), Duration::ZERO);
+    }
+}
