@@ -153,7 +153,7 @@ fn schema(spec: &Spec) -> Option<Schema> {
         .filter(|file| file.path.starts_with("schema/"))
         .map(|file| file.path.parse().expect("a safe path"))
         .collect();
-    (!migrations.is_empty()).then(|| Schema { version: migrations.len() as u64, migrations })
+    (!migrations.is_empty()).then_some(Schema { version: migrations.len() as u64, migrations })
 }
 
 fn file(path: &'static str, kind: FileKind, mode: u32, bytes: impl Into<Vec<u8>>) -> SpecFile {
