@@ -105,6 +105,7 @@ fn manifest(files: usize, now: Instant) -> Result<Manifest, Box<dyn Error>> {
         symlinks: Vec::new(),
         shared: Vec::new(),
         objects: Vec::new(),
+        documents: Vec::new(),
         schema: None,
         service: None,
         notes: None,

@@ -14,6 +14,7 @@ pub mod anchor;
 mod container;
 pub mod delta;
 mod delta_bundle;
+pub mod documents;
 mod limits;
 mod object;
 pub mod pki;

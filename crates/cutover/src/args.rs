@@ -286,6 +286,9 @@ pub(crate) enum Bundle {
         /// The directory to make.
         #[arg(long, short, value_name = "DIR")]
         output: PathBuf,
+        /// Also writes the documents about the release, `sbom.cdx.json` and `provenance.intoto.json`, into this directory.
+        #[arg(long, value_name = "DIR")]
+        documents: Option<PathBuf>,
     },
 }
 
@@ -414,6 +417,13 @@ pub(crate) struct Create {
     /// The delta bundle to write. Default: beside the bundle, `NAME.from-VERSION.cutover-delta`.
     #[arg(long, value_name = "FILE", requires = "delta_from")]
     pub(crate) delta_output: Option<PathBuf>,
+    /// What the release is made of: a CycloneDX document in JSON. It is signed with the release, and not installed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sbom: Option<PathBuf>,
+    /// How the release was made: an in-toto statement with SLSA provenance, whose subjects are files of the release. It is
+    /// signed with the release, and not installed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) provenance: Option<PathBuf>,
     /// Zstandard level, 1 (fast) to 22 (small).
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub(crate) level: i32,

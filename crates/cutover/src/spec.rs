@@ -14,8 +14,9 @@ use std::{
 
 use cutover_bundle::{Level, Limits, Payload, PayloadWriter};
 use cutover_core::model::{
-    BuildInfo, Conflict, Digest, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Name,
-    PathError, Priority, Requirement, SafePath, ServiceHints, Symlink, Version,
+    BuildInfo, Conflict, Digest, Document, DocumentKind, FileEntry, FileKind, FileMode, Instant,
+    MANIFEST_FORMAT, Manifest, Name, PathError, Priority, Requirement, SafePath, ServiceHints, Symlink,
+    Version,
 };
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Deserialize;
@@ -227,7 +228,7 @@ impl ReleaseSpec {
     }
 }
 
-/// Packs the directory `source` as `spec` says; the payload goes to `spool`.
+/// Packs the directory `source` as `spec` says, and documents about the release; the payload goes to `spool`.
 ///
 /// # Errors
 /// [`SpecError`], or what writing the payload reports.
@@ -237,6 +238,7 @@ pub fn pack<S: io::Read + Write + Seek>(
     source: &Path,
     released_at: Instant,
     level: Level,
+    documents: &[(DocumentKind, &[u8])],
     spool: S,
 ) -> Result<Packed<S>, Failure> {
     let version = version.or(spec.version.as_ref()).ok_or(SpecError::NoVersion)?.clone();
@@ -276,6 +278,7 @@ pub fn pack<S: io::Read + Write + Seek>(
         symlinks,
         shared: spec.shared.clone(),
         objects: Vec::new(),
+        documents: documents.iter().map(|(kind, bytes)| document(*kind, bytes)).collect(),
         schema: None,
         service: spec.service.clone(),
         notes: spec.notes.clone(),
@@ -290,9 +293,17 @@ pub fn pack<S: io::Read + Write + Seek>(
     if let Some(path) = first_difference(&tree, &scan(source, &exclude)?) {
         return Err(SpecError::Changed(path).into());
     }
+    for (_, bytes) in documents {
+        payload.add(*bytes)?;
+    }
     let payload = payload.finish()?;
     manifest.objects.clone_from(&payload.objects);
     Ok(Packed { manifest, payload, left_out })
+}
+
+fn document(kind: DocumentKind, bytes: &[u8]) -> Document {
+    let (media_type, sha256) = (kind.media_type().to_owned(), Digest::of(bytes));
+    Document { kind, media_type, sha256, size: bytes.len() as u64 }
 }
 
 fn name(text: &str) -> Name {
@@ -475,7 +486,7 @@ mod tests {
             toml::from_str("package = \"app\"\nversion = \"1.0.0\"\n").expect("a specification");
         let at = Instant::from_unix(0).expect("a time");
         let level = Level::new(1).expect("a level");
-        let error = pack(&spec, None, tree.path(), at, level, Untouched).map(drop).expect_err("refused");
+        let error = pack(&spec, None, tree.path(), at, level, &[], Untouched).map(drop).expect_err("refused");
         assert!(format!("{error:?}").contains("outside"), "{error:?}");
     }
 }

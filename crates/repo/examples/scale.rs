@@ -148,6 +148,7 @@ fn bundle(pki: &Pki, package: &str, minor: u64, seed: u64) -> Result<VerifiedBun
         symlinks: Vec::new(),
         shared: Vec::new(),
         objects: payload.objects.clone(),
+        documents: Vec::new(),
         schema: None,
         service: None,
         notes: None,

@@ -139,6 +139,7 @@ fn manifest(spec: &Spec, files: Vec<FileEntry>, objects: Vec<ObjectEntry>) -> Ma
             .collect(),
         shared: spec.shared.iter().map(|path| path.parse().expect("a safe path")).collect(),
         objects,
+        documents: Vec::new(),
         schema: schema(spec),
         service: None,
         notes: None,

@@ -89,6 +89,7 @@ pub fn release(version: Version, contents: &[(&str, Vec<u8>)]) -> (Vec<u8>, Vec<
         symlinks: Vec::new(),
         shared: Vec::new(),
         objects: payload.objects.clone(),
+        documents: Vec::new(),
         schema: None,
         service: None,
         notes: None,

@@ -52,8 +52,11 @@ pub struct Manifest {
     /// Paths that outlive releases: linked into each one from `shared/`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SafePath>,
-    /// The distinct contents of its files, in payload order.
+    /// The distinct contents of its files and documents, in payload order.
     pub objects: Vec<ObjectEntry>,
+    /// What is said about it, at most one of each kind. They are signed and transported with it, and not installed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub documents: Vec<Document>,
     /// The database schema it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Schema>,
@@ -221,6 +224,54 @@ pub struct ObjectEntry {
     pub encoding: Encoding,
     /// Where it starts, in bytes from the start of the payload.
     pub offset: u64,
+}
+
+/// What a document about a release says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DocumentKind {
+    /// What it is made of: a CycloneDX bill of materials in JSON (ECMA-424).
+    Sbom,
+    /// How it was made: an in-toto statement (v1) with SLSA provenance (v1).
+    Provenance,
+}
+
+impl DocumentKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Sbom, Self::Provenance];
+
+    /// Its name in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sbom => "sbom",
+            Self::Provenance => "provenance",
+        }
+    }
+
+    /// The media type of such documents.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Sbom => "application/vnd.cyclonedx+json",
+            Self::Provenance => "application/vnd.in-toto+json",
+        }
+    }
+}
+
+/// The most bytes of a document: it is read as a whole.
+pub const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
+
+/// One document about a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// What it says.
+    pub kind: DocumentKind,
+    /// Its media type, which its kind decides.
+    pub media_type: String,
+    /// Its content: the object of this name.
+    pub sha256: Digest,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// The database schema a release needs.
@@ -448,7 +499,34 @@ impl Manifest {
         }
         self.check_entries(limits)?;
         self.check_symlinks()?;
+        self.check_documents()?;
         self.check_references()
+    }
+
+    fn check_documents(&self) -> Result<(), ManifestError> {
+        let mut kinds = BTreeSet::new();
+        for document in &self.documents {
+            let (name, expected) = (document.kind.name(), document.kind.media_type());
+            if !kinds.insert(document.kind) {
+                return Err(ManifestError::Inconsistent(format!("there are two documents of kind `{name}`")));
+            }
+            if document.media_type != expected {
+                let found = document.media_type.chars().take(160).flat_map(char::escape_default);
+                let found: String = found.collect();
+                let reason = format!("the {name} is of media type `{found}` and not `{expected}`");
+                return Err(ManifestError::Inconsistent(reason));
+            }
+            if document.size > DOCUMENT_BYTES_MAX {
+                let (what, actual, limit) = ("bytes in a document", document.size, DOCUMENT_BYTES_MAX);
+                return Err(ManifestError::Limit { what, actual, limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// The document of a kind, if there is one.
+    pub fn document(&self, kind: DocumentKind) -> Option<&Document> {
+        self.documents.iter().find(|document| document.kind == kind)
     }
 
     fn check_entries(&self, limits: &ManifestLimits) -> Result<(), ManifestError> {
@@ -497,16 +575,16 @@ impl Manifest {
             }
         }
         let mut unused: BTreeSet<Digest> = sizes.keys().copied().collect();
-        for file in &self.files {
-            match sizes.get(&file.sha256) {
-                Some(size) if *size == file.size => unused.remove(&file.sha256),
+        let files = self.files.iter().map(|file| (file.path.as_str(), file.sha256, file.size));
+        let documents =
+            self.documents.iter().map(|document| (document.kind.name(), document.sha256, document.size));
+        for (name, sha256, bytes) in files.chain(documents) {
+            match sizes.get(&sha256) {
+                Some(size) if *size == bytes => unused.remove(&sha256),
                 Some(size) => {
-                    return inconsistent(format!(
-                        "`{}` has {} bytes but its object has {size}",
-                        file.path, file.size
-                    ));
+                    return inconsistent(format!("`{name}` has {bytes} bytes but its object has {size}"));
                 }
-                None => return inconsistent(format!("`{}` has no object", file.path)),
+                None => return inconsistent(format!("`{name}` has no object")),
             };
         }
         match unused.first() {
@@ -596,7 +674,7 @@ mod tests {
     }
 
     fn manifest() -> Manifest {
-        let contents: [&[u8]; 5] = [b"one", b"two", b"three", b"four", b"five"];
+        let contents: [&[u8]; 6] = [b"one", b"two", b"three", b"four", b"five", b"a bill"];
         let mut offset = 0;
         let objects = contents
             .iter()
@@ -643,6 +721,12 @@ mod tests {
             }],
             shared: vec!["etc/db.conf".parse().expect("a path"), "three".parse().expect("a path")],
             objects,
+            documents: vec![Document {
+                kind: DocumentKind::Sbom,
+                media_type: "application/vnd.cyclonedx+json".to_owned(),
+                sha256: Digest::of(b"a bill"),
+                size: 6,
+            }],
             schema: Some(Schema { version: 7, migrations: vec!["five".parse().expect("a path")] }),
             service: Some(ServiceHints {
                 command: vec!["bin/two".to_owned(), "--flag".to_owned()],
@@ -761,6 +845,30 @@ mod tests {
                 "migration {path:?}"
             );
         }
+    }
+
+    #[test]
+    fn documents_are_one_of_each_kind_with_its_media_type_and_an_object() {
+        type Edit = (&'static str, fn(&mut serde_json::Value));
+        let edits: [Edit; 7] = [
+            ("two documents", |json| {
+                let first = json["documents"][0].clone();
+                json["documents"].as_array_mut().expect("a list").push(first);
+            }),
+            ("media type", |json| json["documents"][0]["media_type"] = "text/xml".into()),
+            ("has no object", |json| json["documents"][0]["sha256"] = Digest::of(b"x").to_string().into()),
+            ("but its object has 6", |json| json["documents"][0]["size"] = 7.into()),
+            ("bytes in a document", |json| json["documents"][0]["size"] = (17 << 20).into()),
+            ("surprise", |json| json["documents"][0]["surprise"] = 1.into()),
+            ("belongs to no file", |json| drop(json.as_object_mut().expect("one").remove("documents"))),
+        ];
+        for (word, edit) in edits {
+            let error = edited(edit).expect_err(word).to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
+        assert!(edited(|json| json["documents"][0]["kind"] = "licence".into()).is_err());
+        assert_eq!(manifest().document(DocumentKind::Provenance), None);
+        assert_eq!(manifest().document(DocumentKind::Sbom).map(|document| document.size), Some(6));
     }
 
     #[test]

@@ -23,8 +23,9 @@ pub use delta_manifest::{
 pub use digest::{Digest, DigestError, Hasher};
 pub use id::{IdError, Name, RestorePointId};
 pub use manifest::{
-    BuildInfo, Conflict, Encoding, FileEntry, FileKind, FileMode, Listen, MANIFEST_FORMAT, Manifest,
-    ManifestError, ManifestLimits, ObjectEntry, Priority, Ready, Requirement, Schema, ServiceHints, Symlink,
+    BuildInfo, Conflict, DOCUMENT_BYTES_MAX, Document, DocumentKind, Encoding, FileEntry, FileKind, FileMode,
+    Listen, MANIFEST_FORMAT, Manifest, ManifestError, ManifestLimits, ObjectEntry, Priority, Ready,
+    Requirement, Schema, ServiceHints, Symlink,
 };
 pub use path::{PathError, SafePath, SafePathSet};
 pub use release::{ReleaseName, ReleaseRef};

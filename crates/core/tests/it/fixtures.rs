@@ -53,6 +53,7 @@ pub(crate) fn manifest(version: &str, files: &[Spec<'_>]) -> Manifest {
         symlinks: Vec::new(),
         shared: Vec::new(),
         objects,
+        documents: Vec::new(),
         schema: None,
         service: None,
         notes: None,

@@ -11,11 +11,11 @@ use cutover_bundle::{
     delta::DeltaLimits,
     signer::{CertificateChain, CommandSigner, FileSigner, Pin, Pkcs11Signer, Pkcs11Uri, Signer},
 };
-use cutover_core::model::{Encoding, Instant, Manifest, ReleaseRef};
+use cutover_core::model::{Encoding, Instant, Manifest, ObjectEntry, ReleaseRef};
 use cutover_host::{delta_payload::DeltaPayload, payload::Payload};
 use zeroize::Zeroizing;
 
-use super::{delta_release, source::Fetched, trust};
+use super::{delta_release, documents, source::Fetched, trust};
 use crate::{
     args::{Bundle, Create, Signing},
     commands::Context,
@@ -97,7 +97,9 @@ pub(super) fn run(command: Bundle, context: &Context) -> Result<Exit, Failure> {
         }
         Bundle::Verify { bundle } => verify(&bundle, context),
         Bundle::Inspect { bundle, manifest } => inspect(&bundle, manifest, context),
-        Bundle::Extract { bundle, output } => extract(&bundle, &output, context),
+        Bundle::Extract { bundle, output, documents } => {
+            extract(&bundle, &output, documents.as_deref(), context)
+        }
     }
 }
 
@@ -112,7 +114,11 @@ fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
     let spool = tempfile::tempfile()
         .map_err(|source| Failure::io("make a file in", &std::env::temp_dir(), source))?;
     let level = Level::new(create.level).ok_or_else(|| Failure::usage("a level is 1 to 22"))?;
-    let packed = spec::pack(&spec, create.release_version.as_ref(), &create.dir, released_at, level, spool)?;
+    let documents = documents::Given::read(create)?;
+    let contents = documents.contents();
+    let version = create.release_version.as_ref();
+    let packed = spec::pack(&spec, version, &create.dir, released_at, level, &contents, spool)?;
+    documents.check(&packed.manifest)?;
     for path in &packed.left_out {
         output::note(format!("warning: `{path}` is an empty directory, which a release does not hold"));
     }
@@ -394,7 +400,20 @@ pub(super) fn open_verified(path: &Path, settings: &Settings, now: Instant) -> R
         Failure::new(Exit::Policy, format!("refused `{}`: {reason}", path.display()))
             .hint("`cutover config show --origin` says where these settings come from")
     })?;
+    let read = |object: &ObjectEntry| object_of(&verified, object);
+    documents::judge(verified.manifest(), settings, &read)
+        .map_err(|failure| documents::with_hint(failure, path))?;
     Ok(verified)
+}
+
+/// Reads an object of a release that lies here whole.
+///
+/// # Errors
+/// It is not there, or not as declared.
+fn object_of(payload: &dyn Payload, object: &ObjectEntry) -> Result<Vec<u8>, Failure> {
+    let mut content = Vec::new();
+    payload.copy_object(object, &mut content, &mut io::sink())?;
+    Ok(content)
 }
 
 /// Opens what an update comes from, a bundle or a delta with its full bundle, as [`open_verified`] does.
@@ -427,7 +446,11 @@ pub(super) fn open_update(
     check_policy(delta.verified_manifest().manifest(), settings)
         .map_err(|reason| Failure::new(Exit::Policy, format!("{}: {reason}", refused())))?;
     let full = full.map(|full| open_verified(full, settings, now)).transpose()?;
-    Ok(Update::Delta(DeltaPayload::new(delta, full, DeltaLimits::default())?))
+    let payload = DeltaPayload::new(delta, full, DeltaLimits::default())?;
+    let read = |object: &ObjectEntry| object_of(&payload, object);
+    documents::judge(payload.manifest(), settings, &read)
+        .map_err(|failure| documents::with_hint(failure, path))?;
+    Ok(Update::Delta(payload))
 }
 
 /// What the settings say about releases beyond their signature.
@@ -465,6 +488,8 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
     let signature_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     bundle.check_objects().map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
     let manifest = bundle.manifest();
+    let read = |object: &ObjectEntry| object_of(&bundle, object);
+    documents::check_all(manifest, &read).map_err(|failure| documents::with_hint(failure, path))?;
     match context.form {
         Form::Json => output::json(&serde_json::json!({
             "bundle": path,
@@ -475,6 +500,7 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
             "manifest_sha256": bundle.release().manifest,
             "files": manifest.files.len(),
             "bytes": manifest.total_bytes(),
+            "documents": documents::json(manifest, &read),
             "signers": bundle.signers().iter().map(signer_json).collect::<Vec<_>>(),
         }))?,
         Form::Text => {
@@ -486,6 +512,7 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
                 manifest.files.len(),
                 output::bytes(manifest.total_bytes())
             ));
+            documents::lines(manifest, &read).into_iter().for_each(output::line);
             bundle.signers().iter().for_each(tell_signer);
         }
     }
@@ -526,6 +553,11 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
         .claimed_manifest
         .map_err(|error| Failure::about(error, format!("the manifest of `{}` is refused", path.display())))?;
     let signers = view.claimed_signers;
+    let read = |object: &ObjectEntry| {
+        let mut content = Vec::new();
+        bundle.decode_untrusted_object(object, &mut content)?;
+        Ok(content)
+    };
     match context.form {
         Form::Json => output::json(&serde_json::json!({
             "bundle": path,
@@ -533,11 +565,13 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
             "manifest_sha256": view.manifest_sha256,
             "payload_bytes": view.payload_bytes,
             "signers": signers.iter().flatten().map(signer_json).collect::<Vec<_>>(),
+            "documents": documents::json(&manifest, &read),
             "manifest": manifest,
         }))?,
         Form::Text => {
             output::line(format!("{}: NOT VERIFIED; it says about itself:", path.display()));
             output::line(summary(&manifest));
+            documents::lines(&manifest, &read).into_iter().for_each(output::line);
             match signers {
                 Ok(signers) => {
                     for signer in signers {
@@ -584,7 +618,12 @@ pub(super) fn summary(manifest: &Manifest) -> String {
     )
 }
 
-fn extract(path: &Path, target: &Path, context: &Context) -> Result<Exit, Failure> {
+/// One line of a summary.
+pub(super) fn summary_line(what: &str, value: &str) -> String {
+    format!("{what:<9} {value}")
+}
+
+fn extract(path: &Path, target: &Path, into: Option<&Path>, context: &Context) -> Result<Exit, Failure> {
     use cutover_host::disk::{Disk as _, RealDisk};
 
     let settings = context.settings(None, [])?.settings;
@@ -625,6 +664,9 @@ fn extract(path: &Path, target: &Path, context: &Context) -> Result<Exit, Failur
         disk.symlink(&link.target, link.path.as_path()).map_err(failed(link.path.as_path()))?;
     }
     disk.sync_all().map_err(failed(Path::new("")))?;
+    if let Some(into) = into {
+        documents::extract(manifest, &|object| object_of(&bundle, object), into)?;
+    }
     match context.form {
         Form::Json => {
             output::json(&serde_json::json!({ "directory": target, "files": manifest.files.len() }))?

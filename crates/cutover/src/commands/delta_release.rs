@@ -2,6 +2,7 @@
 //! `repo publish`; `bundle verify` and `bundle inspect` tell of one.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{Seek as _, Write},
     path::{Path, PathBuf},
@@ -105,6 +106,10 @@ pub(super) fn inspect(
             output::line(format!("{}: NOT VERIFIED; it says about itself:", path.display()));
             output::line(format!("delta     from {}, {}", delta.from, contents(&delta)));
             output::line(bundle::summary(&manifest));
+            for document in &manifest.documents {
+                let told = format!("{}, {}", output::bytes(document.size), document.sha256.short());
+                output::line(bundle::summary_line(document.kind.name(), &told));
+            }
             match view.claimed_signers {
                 Ok(signers) => {
                     for signer in signers {
@@ -224,11 +229,25 @@ fn base_of<'s>(side: &'s dyn Side, file: &FileEntry) -> Option<&'s FileEntry> {
         .or_else(|| files.iter().find(|old| old.kind == file.kind && name(&old.path) == name(&file.path)))
 }
 
-/// Objects of `to` that `from` has not.
-pub(super) fn fresh<'t>(from: &dyn Side, to: &'t dyn Side) -> Vec<&'t ObjectEntry> {
-    let known: std::collections::BTreeSet<Digest> =
-        from.manifest().objects.iter().map(|object| object.sha256).collect();
-    to.manifest().objects.iter().filter(|object| !known.contains(&object.sha256)).collect()
+/// What becomes of the documents about the new release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Documents {
+    /// The delta carries them: nothing else is at hand where it is applied.
+    Carried,
+    /// They lie beside it, in a repository.
+    Beside,
+}
+
+/// Objects of `to` that somebody who has the files of `from` lacks.
+pub(super) fn fresh<'t>(from: &dyn Side, to: &'t dyn Side, documents: Documents) -> Vec<&'t ObjectEntry> {
+    let files = |side: &dyn Side| -> BTreeSet<Digest> {
+        side.manifest().files.iter().map(|file| file.sha256).collect()
+    };
+    let mut wanted: BTreeSet<Digest> = files(to).difference(&files(from)).copied().collect();
+    if documents == Documents::Carried {
+        wanted.extend(to.manifest().documents.iter().map(|document| document.sha256));
+    }
+    to.manifest().objects.iter().filter(|object| wanted.contains(&object.sha256)).collect()
 }
 
 /// Writes the delta bundle from the release of `old` to that of `new`, signed by `signers`.
@@ -244,7 +263,7 @@ pub(super) fn write(
 ) -> Result<Written, Failure> {
     let (from, to) = (open(old)?, open(new)?);
     let path = output.map_or_else(|| default_name(new, &from.release), Path::to_owned);
-    let mut made = make(&from, &to, signers, context)?;
+    let mut made = make(&from, &to, Documents::Carried, signers, context)?;
     files::write(&path, 0o644, Existing::Replace, |out| made.assemble(&to, out))?;
     Ok(Written {
         path,
@@ -283,13 +302,14 @@ impl Made {
 pub(super) fn make(
     from: &dyn Side,
     to: &Opened,
+    documents: Documents,
     signers: &[&dyn Signer],
     context: &Context,
 ) -> Result<Made, Failure> {
     let mut spool = tempfile::tempfile()
         .map_err(|source| Failure::io("make a file in", &std::env::temp_dir(), source))?;
     let in_spool = |source| Failure::io("write", &std::env::temp_dir(), source);
-    let fresh = fresh(from, to);
+    let fresh = fresh(from, to, documents);
     let (mut objects, mut patches, mut end) = (Vec::new(), Vec::new(), 0u64);
     let observer = progress::observer(context.progress);
     for (index, object) in fresh.iter().enumerate() {
@@ -335,7 +355,8 @@ fn patch_for(
     progress: &(dyn Fn(f64) + Sync),
 ) -> Result<Option<(DeltaFile, Vec<u8>)>, Failure> {
     let file = to.manifest.files.iter().find(|file| file.sha256 == object.sha256);
-    let file = file.expect("a checked manifest has a file for every object");
+    // A document has no file, and no earlier one on the host to be made from.
+    let Some(file) = file else { return Ok(None) };
     let base = base_of(from, file).filter(|base| base.size > 0 && object.stored_size > ENTRY_BYTES);
     let Some(base) = base else { return Ok(None) };
     let (old, new) = (from.read(object_of(from, base.sha256))?, to.read(object)?);

@@ -4,6 +4,7 @@ mod bundle;
 mod config;
 mod delta;
 mod delta_release;
+mod documents;
 mod node;
 mod offers;
 mod pki;

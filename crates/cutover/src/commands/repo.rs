@@ -289,11 +289,13 @@ fn make_deltas(
     let mut deltas = Vec::new();
     for base in publisher.bases(delta_release::Side::manifest(&to), channel)? {
         let from = InRepository { publisher, base };
-        let in_full: u64 = delta_release::fresh(&from, &to).iter().map(|object| object.stored_size).sum();
+        let beside = delta_release::Documents::Beside;
+        let fresh = delta_release::fresh(&from, &to, beside);
+        let in_full: u64 = fresh.iter().map(|object| object.stored_size).sum();
         if in_full == 0 {
             continue;
         }
-        let mut made = delta_release::make(&from, &to, &signers, context)?;
+        let mut made = delta_release::make(&from, &to, beside, &signers, context)?;
         // Without patches, or with larger ones, fetching the missing objects is as good.
         if made.manifest.files.is_empty() || made.manifest.payload_bytes() >= in_full {
             continue;

@@ -8,10 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use cutover_bundle::{DeltaBundle, Limits, RevocationLists, TrustAnchor, delta::DeltaLimits};
+use cutover_bundle::{DeltaBundle, Limits, RevocationLists, TrustAnchor, decode_object, delta::DeltaLimits};
 use cutover_core::{
     fetch::Priority,
-    model::{Digest, Name, ReleaseRef, Version},
+    model::{Digest, Name, ObjectEntry, ReleaseRef, Version},
     plan::{Plan, Source as FileSource, Step},
     resolve::{Candidate, Preference, Question, Step as Change, resolve},
 };
@@ -26,11 +26,11 @@ use cutover_host::{
 use cutover_repo::{
     Catalogue, CatalogueError, Chosen, Fetch, IndexEntry, State, StateDirectory, delta_path, first_root,
     object_path,
-    tuf::{Client, ClientLimits},
+    tuf::{Client, ClientError, ClientLimits},
 };
 
 use super::{
-    Context, offers,
+    Context, documents, offers,
     site::{self, Missing, Site},
     trust,
 };
@@ -429,13 +429,21 @@ pub(super) fn open(
         );
         return Err(Failure::new(Exit::NotTrusted, message));
     }
+    let stored: BTreeMap<Digest, Digest> =
+        files.objects.of(manifest)?.into_iter().map(|(object, stored)| (object.sha256, stored)).collect();
+    let read = |object: &ObjectEntry| fetch_object(&metadata, object, stored[&object.sha256]);
+    documents::judge(manifest, settings, &read).map_err(|failure| {
+        let name = format!("{}@{}", chosen.package, chosen.entry.version);
+        documents::with_hint(failure, Path::new(&name))
+    })?;
     let mut priorities: BTreeMap<Digest, Priority> = BTreeMap::new();
     for file in &manifest.files {
         let priority = priorities.entry(file.sha256).or_default();
         *priority = Priority::of(file.kind).max(*priority);
     }
     let mut objects = BTreeMap::new();
-    for (object, stored) in files.objects.of(manifest)? {
+    for object in &manifest.objects {
+        let stored = stored[&object.sha256];
         objects.insert(
             object.sha256,
             Wanted {
@@ -449,6 +457,19 @@ pub(super) fn open(
     let Repository { source, state, aside, anchor, lists, .. } = repository;
     let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
     Ok(Box::new(Fetched { payload, is_on_the_way, entry: chosen.entry, state, aside, anchor, lists }))
+}
+
+/// Fetches a small object whole.
+///
+/// # Errors
+/// It cannot be had, or is not what the index and the manifest say.
+fn fetch_object(source: &dyn Fetch, object: &ObjectEntry, stored: Digest) -> Result<Vec<u8>, Failure> {
+    let path = object_path(stored);
+    let bytes =
+        source.fetch(&path, object.stored_size).map_err(|source| ClientError::Fetch { path, source })?;
+    let mut content = Vec::new();
+    decode_object(object, bytes.as_slice(), &mut content)?;
+    Ok(content)
 }
 
 impl Fetched {

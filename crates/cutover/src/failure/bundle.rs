@@ -4,6 +4,7 @@ use cutover_bundle::{
     BundleError, ContainerError, DeltaPayloadError, ObjectError, SignError, TrustError, WriteError,
     anchor::AnchorError,
     delta::{DeltaError, Part},
+    documents::{DocumentDemand, DocumentError},
     pki::PkiError,
     signer::SignerError,
 };
@@ -55,6 +56,33 @@ impl Classify for BundleError {
             Self::Manifest(error) => error.hints(),
             Self::Delta(_) | Self::DeltaMismatch(_) => Vec::new(),
             Self::PayloadSize { .. } => vec!["get the file again; it was cut off or lengthened".to_owned()],
+        }
+    }
+}
+
+impl Classify for DocumentError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Syntax { .. }
+            | Self::Format { .. }
+            | Self::ForeignSubject { .. }
+            | Self::Altered { .. } => Exit::NotTrusted,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["do not install this release; ask whoever built it for one with documents of its own".to_owned()]
+    }
+}
+
+impl Classify for DocumentDemand {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Missing(_)
+            | Self::Builder { .. }
+            | Self::Source { .. }
+            | Self::NoSource
+            | Self::Uncovered(_) => Exit::Policy,
         }
     }
 }

@@ -66,6 +66,20 @@ const MEANINGS: &[(&str, &str)] = &[
         "Certificate revocation lists, PEM or DER. Once one is set, the status of every certificate must be known and current.",
     ),
     ("trust-policy.channels", "The channels releases may come from. Empty: any."),
+    ("trust-policy.require_sbom", "Whether a release needs a bill of materials (CycloneDX)."),
+    (
+        "trust-policy.require_provenance",
+        "Whether a release needs provenance (in-toto, SLSA v1) that names every program and library of it.",
+    ),
+    (
+        "trust-policy.builders",
+        "The builders that may have built a release, by the ids in its provenance, which is then required. Empty: any.",
+    ),
+    (
+        "trust-policy.source_repositories",
+        "The repositories a release may be built from, such as `https://github.com/acme/tool`, as its provenance names \
+         them, which is then required. Empty: any.",
+    ),
     (
         "install.layout",
         "How a root is laid out at its first use: `versioned` (`current` is a symlink), `exchange` (`current` is a \

@@ -62,6 +62,14 @@ pub struct TrustPolicy {
     pub crl: Vec<PathBuf>,
     /// The channels releases may come from. Empty: any.
     pub channels: Vec<Name>,
+    /// Whether a release needs a bill of materials (CycloneDX).
+    pub require_sbom: bool,
+    /// Whether a release needs provenance (SLSA) that names every program and library of it.
+    pub require_provenance: bool,
+    /// The builders that may have built it, by the ids in its provenance, which is then required. Empty: any.
+    pub builders: Vec<String>,
+    /// The repositories it may be built from, as its provenance names them, which is then required. Empty: any.
+    pub source_repositories: Vec<String>,
 }
 
 /// `[install]`: how updates are laid down.

@@ -6,6 +6,7 @@ mod cli;
 mod delta;
 mod delta_release;
 mod demo;
+mod documents;
 mod guides;
 mod install;
 mod refusals;

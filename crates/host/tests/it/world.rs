@@ -177,6 +177,7 @@ impl Release {
                 .collect(),
             shared: self.shared.iter().map(|path| path.parse().expect(path)).collect(),
             objects: payload.objects.clone(),
+            documents: Vec::new(),
             schema: (!self.migrations.is_empty()).then(|| Schema {
                 version: self.migrations.len() as u64,
                 migrations: self.migrations.iter().map(|path| path.parse().expect(path)).collect(),

@@ -99,6 +99,7 @@ pub(crate) fn bundle_of(package: &str, version: &str, files: &[(&str, &[u8])]) -
         symlinks: Vec::new(),
         shared: Vec::new(),
         objects: payload.objects.clone(),
+        documents: Vec::new(),
         schema: None,
         service: None,
         notes: None,
