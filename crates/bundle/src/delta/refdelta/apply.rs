@@ -12,6 +12,7 @@ use super::batches::{BATCH_BYTES_MAX, Batch, cut, cut_max, plan};
 use super::bits::{BitCoder, Decoder};
 use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
+use super::find;
 use super::frame_index::FrameIndex;
 use super::header::{
     ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES,
@@ -251,7 +252,7 @@ fn decode_packed(
     let (control, references) = std::thread::scope(|scope| {
         let references = image
             .as_ref()
-            .map(|image| scope.spawn(|| References::find(old, image, header.references as usize)));
+            .map(|image| scope.spawn(|| find::references(old, image, header.references as usize)));
         let control = control(header, image.as_ref(), &mut coder);
         (control, references.map(std::thread::ScopedJoinHandle::join))
     });

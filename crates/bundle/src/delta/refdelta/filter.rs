@@ -44,7 +44,7 @@ fn code_x86(bytes: &mut [u8], place: u32, span: u32, direction: Direction) {
     // A field that was looked at is never rewritten afterwards, or undoing would see another value.
     let mut seen = 0;
     while at + 6 <= bytes.len() {
-        let skip = super::references::field_x86(bytes[at], bytes[at + 1]).map_or(0, |(skip, _)| skip);
+        let skip = super::x86::field_at(bytes[at], bytes[at + 1]).map_or(0, |(skip, _)| skip);
         let field = at + skip;
         if skip == 0 || field < seen {
             at += 1;

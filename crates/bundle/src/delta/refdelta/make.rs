@@ -7,6 +7,7 @@ use super::batches::{cut, plan};
 use super::bits::Encoder;
 use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
+use super::find;
 use super::frame_index::FrameIndex;
 use super::header::{
     ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, FRAME_SPAN_MAX, Header, JOINED,
@@ -37,7 +38,7 @@ struct Parsed {
 impl Parsed {
     fn of(file: &[u8]) -> Option<Self> {
         let image = Image::parse(file)?;
-        let references = References::find(file, &image, references_max(file.len() as u32) as usize).ok()?;
+        let references = find::references(file, &image, references_max(file.len() as u32) as usize).ok()?;
         Some(Self { image, references })
     }
 

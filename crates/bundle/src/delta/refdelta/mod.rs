@@ -5,13 +5,15 @@
 //! the blocks where they point to now, and code only whether that was right. Files that are not executables have blocks
 //! and no fields. Format and bounds: `docs/formats/refdelta.md`; what was tried: `docs/decisions/0014-refdelta.md`.
 //!
-//! Owns the format; never opens a file. Read [`references`] first, then [`predict`], then [`apply`].
+//! Owns the format; never opens a file. Read [`references`] first, then [`find`], [`predict`] and [`apply`].
 
 mod apply;
+mod arm64;
 mod batches;
 mod bits;
 mod control;
 mod filter;
+mod find;
 mod frame_index;
 mod header;
 mod image;
@@ -25,6 +27,7 @@ mod references;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod x86;
 
 use super::{DeltaError, GenerateOptions, Inputs, Output, Pair, Part};
 

@@ -4,6 +4,7 @@
 //! candidates, most trusted first; one adaptive bit per distinct candidate says whether it is the one. Only when none
 //! is, the difference to the first is coded as a number.
 
+use super::arm64;
 use super::bits::{Bit, BitCoder, Number};
 use super::image::Layout;
 use super::matching::Block;
@@ -176,37 +177,6 @@ struct Rule {
 
 const NO_ARM: (Kind, u32) = (Kind::ArmJump, 0);
 
-fn sign_extend(value: u32, bits: u32) -> i64 {
-    i64::from((value << (32 - bits)) as i32 >> (32 - bits))
-}
-
-/// The target of an arm64 branch at `place`.
-pub(super) fn arm_target(kind: Kind, word: u32, place: u64) -> u64 {
-    let words = match kind {
-        Kind::ArmJump => sign_extend(word, 26),
-        Kind::ArmBranch => sign_extend(word >> 5, 19),
-        _ => sign_extend(word >> 5, 14),
-    };
-    place.wrapping_add_signed(words * 4)
-}
-
-/// The page of an `adrp` at `place`.
-fn arm_page(word: u32, place: u64) -> u64 {
-    let pages = sign_extend((word >> 5 & 0x7_FFFF) << 2 | word >> 29 & 3, 21);
-    (place & !0xFFF).wrapping_add_signed(pages << 12)
-}
-
-/// `word` with the bits of its field taken from `value`.
-fn arm_insert(kind: Kind, word: u32, value: u32) -> u32 {
-    match kind {
-        Kind::ArmJump => word & 0xFC00_0000 | value & 0x03FF_FFFF,
-        Kind::ArmBranch => word & 0xFF00_001F | (value & 0x7_FFFF) << 5,
-        Kind::ArmTest => word & 0xFFF8_001F | (value & 0x3FFF) << 5,
-        Kind::ArmPage => word & 0x9F00_001F | (value & 3) << 29 | (value >> 2 & 0x7_FFFF) << 5,
-        _ => word & 0xFFC0_03FF | (value & 0xFFF) << 10,
-    }
-}
-
 impl Rule {
     #[inline(always)]
     fn target(&self, value: i64) -> u64 {
@@ -215,12 +185,12 @@ impl Rule {
         }
         if self.factor == 0 {
             return match self.arm.0 {
-                Kind::ArmPage => arm_page(value as u32, self.origin),
+                Kind::ArmPage => arm64::page(value as u32, self.origin),
                 Kind::ArmLow => {
-                    let low = (value as u32 >> 10 & 0xFFF) << arm_scale(value as u32);
+                    let low = (value as u32 >> 10 & 0xFFF) << arm64::scale(value as u32);
                     self.origin.wrapping_add(u64::from(low))
                 }
-                kind => arm_target(kind, value as u32, self.origin),
+                kind => arm64::target(kind, value as u32, self.origin),
             };
         }
         self.origin.wrapping_add_signed(value.wrapping_mul(self.factor))
@@ -236,10 +206,10 @@ impl Rule {
             let (kind, word) = self.arm;
             let field = match kind {
                 Kind::ArmPage => (target >> 12).wrapping_sub(self.origin >> 12) as u32,
-                Kind::ArmLow => (target & 0xFFF) as u32 >> arm_scale(word),
+                Kind::ArmLow => (target & 0xFFF) as u32 >> arm64::scale(word),
                 _ => (distance >> 2) as u32,
             };
-            return i64::from(arm_insert(kind, word, field) as i32);
+            return i64::from(arm64::insert(kind, word, field) as i32);
         }
         match self.factor {
             4 => distance >> 2,
@@ -247,17 +217,6 @@ impl Rule {
             factor => distance.wrapping_div(factor),
         }
     }
-}
-
-/// What the instruction `distance` behind the `adrp` at `at` adds.
-fn arm_low(bytes: &[u8], at: usize, distance: u32) -> u64 {
-    let word = read(bytes, at.wrapping_add(distance as usize * 4), 4) as u32;
-    u64::from((word >> 10 & 0xFFF) << arm_scale(word))
-}
-
-/// By what the 12 bits of an instruction are multiplied, as a shift.
-fn arm_scale(word: u32) -> u32 {
-    super::references::low_arm64(word, word >> 5 & 31).unwrap_or(0)
 }
 
 fn hash(value: u64) -> u64 {
@@ -333,7 +292,7 @@ impl<'a> Predictor<'a> {
             Kind::ArmLow => {
                 let back = arm.1 * 4;
                 let page = read(bytes, at.wrapping_sub(back as usize), 4) as u32;
-                let origin = arm_page(page, place.wrapping_sub(u64::from(back)));
+                let origin = arm64::page(page, place.wrapping_sub(u64::from(back)));
                 Rule { origin, factor: 0, arm: (kind, arm.0) }
             }
             Kind::SymbolIndex => Rule { origin: base, factor: 24, arm: NO_ARM },
@@ -409,7 +368,7 @@ impl<'a> Predictor<'a> {
         let arm = (value as u32, reference.base() as u32);
         let mut target = Self::rule(kind, place, base, old, at, arm).target(value);
         if kind == Kind::ArmPage {
-            target = target.wrapping_add(arm_low(old, at, arm.1));
+            target = target.wrapping_add(arm64::low_of(old, at, arm.1));
         }
         let is_local = traits.is_code
             && self.old.offset(target).is_some_and(|offset| offset.wrapping_sub(block.old) < block.len);
@@ -573,17 +532,17 @@ pub(super) fn normalize(
         let mut target = rule.target(word);
         if rule.factor == 0 {
             if kind == Kind::ArmPage {
-                target = target.wrapping_add(arm_low(bytes, at, arm.1));
+                target = target.wrapping_add(arm64::low_of(bytes, at, arm.1));
             }
             if let Some((projection, _)) = projection {
                 target = projection.of(target).0;
             }
             let field = match kind {
                 Kind::ArmPage => (target >> 12) as u32,
-                Kind::ArmLow => (target & 0xFFF) as u32 >> arm_scale(arm.0),
+                Kind::ArmLow => (target & 0xFFF) as u32 >> arm64::scale(arm.0),
                 _ => (target >> 2) as u32,
             };
-            out[at..at + 4].copy_from_slice(&arm_insert(kind, arm.0, field).to_le_bytes());
+            out[at..at + 4].copy_from_slice(&arm64::insert(kind, arm.0, field).to_le_bytes());
             continue;
         }
         let mut value = target;
