@@ -140,6 +140,7 @@ mod bundle;
 mod host;
 mod kinds;
 mod repo;
+mod server;
 
 pub(crate) use kinds::exit_of_outcome;
 

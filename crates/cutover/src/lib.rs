@@ -1,7 +1,7 @@
 //! Talks: the command line, settings, rendering and exit codes; and the library that people embed.
 //!
 //! Owns what people and scripts see of Cutover. It never decides about an update (`core` does), never judges a signature
-//! (`bundle` does) and never touches an installed tree (`host` does). Embedders use the four crates re-exported here.
+//! (`bundle` does) and never touches an installed tree (`host` does). Embedders use the crates re-exported here.
 //! Read [`exit::Exit`] first, then [`run`].
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
@@ -26,6 +26,7 @@ pub use cutover_bundle as bundle;
 pub use cutover_core as core;
 pub use cutover_host as host;
 pub use cutover_repo as repo;
+pub use cutover_server as server;
 
 use crate::{
     args::{Cli, Command},
@@ -54,7 +55,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 /// Logs to stderr, as much as `CUTOVER_LOG` says. A supervisor tells what it does; other commands print their results.
 fn log_to_stderr(command: &Command) {
     let default = match command {
-        Command::Run(_) => "info",
+        Command::Run(_) | Command::Gate(args::Gate::Serve(_)) => "info",
         _ => "error",
     };
     let filter = std::env::var("CUTOVER_LOG").unwrap_or_else(|_| default.to_owned());

@@ -5,4 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod gate;
 pub mod ingest;
+pub mod receiver;
+pub mod settings;

@@ -5,6 +5,7 @@ mod config;
 mod delta;
 mod delta_release;
 mod documents;
+mod gate;
 mod node;
 mod offers;
 mod pki;
@@ -143,6 +144,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
         Command::Recover(command) => node::recover(&command, context),
         Command::Prune(command) => node::prune(&command, context),
         Command::Run(at) => run::run(&at, context),
+        Command::Gate(command) => gate::run(command, context),
         Command::Demo(command) => demo::play(&command, context),
         Command::DemoService(command) => demo::run_service(&command),
     }

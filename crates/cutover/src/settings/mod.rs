@@ -373,7 +373,8 @@ fn is_secret(path: &[String]) -> bool {
             key == word || key.ends_with(&format!("_{word}")) || key.ends_with(&format!("-{word}"))
         })
     };
-    parents.iter().any(|key| key == "env" || key == "headers") || path.last().is_some_and(named)
+    parents.iter().any(|key| key == "env" || key == "headers" || key == "tokens")
+        || path.last().is_some_and(named)
 }
 
 fn flatten(

@@ -200,6 +200,61 @@ const MEANINGS: &[(&str, &str)] = &[
         "retention.warm",
         "How many of the newest keep their tree as it is; the trees of older ones go compressed to the store.",
     ),
+    (
+        "gate.enabled",
+        "Whether commits are judged. When not, everything is admitted, with or without a commit.",
+    ),
+    ("gate.closed", "The emergency switch: nothing is admitted; hosts keep their data and come again."),
+    ("gate.listen", "Sockets: `tcp:ADDRESS:PORT` or `unix:/PATH`."),
+    ("gate.root", "The directory of `episodes/` and `index.jsonl`."),
+    ("gate.header", "The request header that names the commit."),
+    ("gate.aliases", "Other names of that header."),
+    ("gate.remediation", "What a refused host is told to do, verbatim."),
+    ("gate.source", "Where the accepted commits come from: `git`, the last commits of a clone."),
+    ("gate.git.repository", "The clone: a work tree or a bare repository that somebody keeps up to date."),
+    ("gate.git.reference", "What to count from: `HEAD`, a branch such as `origin/main`, a tag."),
+    ("gate.git.window", "How many commits are accepted, counted from the newest; at least 1."),
+    (
+        "gate.git.order",
+        "In which order they are counted: `log` (as `git log`, all sides of merges), `topological` or `first-parent`.",
+    ),
+    ("gate.git.ttl_s", "The set is read again before it is this old, in seconds."),
+    ("gate.git.time_limit_s", "Git is stopped after this time, in seconds."),
+    (
+        "gate.git.max_stale_s",
+        "While git fails, the last good set is used until it is this old, in seconds; then uploads are answered with 503.",
+    ),
+    (
+        "gate.git.owner",
+        "Whose clone is read: `any` (git runs nothing that the clone names) or `own`, as git decides.",
+    ),
+    ("gate.git.program", "The git program."),
+    ("gate.limits.body_max_bytes", "The largest episode, in bytes. 0: any size."),
+    ("gate.limits.host_bytes", "Most bytes stored of one host. 0: any."),
+    ("gate.limits.host_episodes", "Most episodes stored of one host. 0: any."),
+    ("gate.limits.free_bytes", "Bytes that stay free on the disk."),
+    ("gate.limits.requests_per_s", "Uploads per second of one host. 0: any."),
+    ("gate.limits.burst", "Uploads at once before that rate holds."),
+    ("gate.limits.connections", "Connections at the same time."),
+    ("gate.limits.stall_timeout_s", "Longest time in which less than 1 KiB of a body comes, in seconds."),
+    (
+        "gate.limits.head_timeout_s",
+        "Longest time for the head of a request, in seconds; idle connections end after it too.",
+    ),
+    (
+        "gate.limits.drain_timeout_s",
+        "How long uploads under way may take when the receiver stops, in seconds.",
+    ),
+    ("gate.tls.certificate", "The certificate chain (PEM). Unset: plain HTTP."),
+    ("gate.tls.key", "Its private key (PEM)."),
+    (
+        "gate.tls.client_ca",
+        "Certificates (PEM) that clients must lead to. Once set, a client may act only for hosts whose ids are DNS names in its certificate.",
+    ),
+    (
+        "gate.tokens",
+        "The SHA-256 of each host's bearer token; `*` may act for every host. Empty: no token is asked for. `cutover gate token` makes one. Never shown.",
+    ),
 ];
 
 /// The page as Markdown.

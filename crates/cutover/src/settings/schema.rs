@@ -13,6 +13,7 @@ use cutover_core::{
 use cutover_host::{
     fetch::SourceSettings, preflight::PreflightSettings, probe::ProbeSettings, service::ServiceSettings,
 };
+use cutover_server::settings::GateSettings;
 use serde::{Deserialize, Serialize};
 
 /// Everything that can be set.
@@ -36,6 +37,8 @@ pub struct Settings {
     pub probes: ProbeSettings,
     /// Which restore points are kept.
     pub retention: Retention,
+    /// Who may hand in data, and where it is kept.
+    pub gate: GateSettings,
 }
 
 /// `[package]`: what may be installed here.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, Mode, OFlags},
+    fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags},
     io::Errno,
 };
 
@@ -56,4 +56,100 @@ pub(crate) fn keep_owner(file: &File, path: &Path) -> io::Result<()> {
     }
     let (user, group) = (fs::Uid::from_raw(directory.st_uid), fs::Gid::from_raw(directory.st_gid));
     Ok(fs::fchown(file.as_fd(), Some(user), Some(group))?)
+}
+
+/// Makes a directory and those above it, and flushes the names of those that are new.
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    make_directories(parent(path))?;
+    match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => sync_directory(parent(path)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the lock of a file that is never removed; `None` when another process has it.
+pub(crate) fn lock_file(path: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(fs::open(path, flags, Mode::from_raw_mode(0o600))?);
+    match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Opens a directory in another one; a link is none.
+pub(crate) fn open_directory_at(directory: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    Ok(fs::openat(directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)
+}
+
+/// Makes a directory in another one unless it is there.
+pub(crate) fn make_directory_at(directory: &OwnedFd, name: &str) -> io::Result<()> {
+    match fs::mkdirat(directory, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes a new file, replacing none but what a killed process left under this name.
+pub(crate) fn create_at(directory: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let create = || fs::openat(directory, name, flags, Mode::from_raw_mode(0o644));
+    match create() {
+        Err(Errno::EXIST) => {
+            remove_at(directory, name)?;
+            Ok(File::from(create()?))
+        }
+        file => Ok(File::from(file?)),
+    }
+}
+
+/// Opens a file for reading; a link is none.
+pub(crate) fn open_file_at(directory: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    Ok(File::from(fs::openat(directory, name, flags, Mode::empty())?))
+}
+
+/// Whether there is a regular file of this name.
+pub(crate) fn is_file_at(directory: &OwnedFd, name: &str) -> io::Result<bool> {
+    match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives a file another name in its directory; `false` when that name is taken. Not durable yet.
+pub(crate) fn rename_new_at(directory: &OwnedFd, old: &str, new: &str) -> io::Result<bool> {
+    match fs::renameat_with(directory, old, directory, new, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        // A file system that knows no such flag: a link is made only under a name that is free.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            match fs::linkat(directory, old, directory, new, AtFlags::empty()) {
+                Ok(()) => remove_at(directory, old).map(|()| true),
+                Err(Errno::EXIST) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a file in a directory if it is there.
+pub(crate) fn remove_at(directory: &OwnedFd, name: &str) -> io::Result<()> {
+    match fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Has the kernel write a part of a file out, without waiting for it; `length` 0: to its end. What was written out long ago
+/// leaves the page cache: nobody reads an episode back soon.
+pub(crate) fn start_write_out(file: &File, offset: u64, length: u64) {
+    // Advice: the flush that follows does not depend on it.
+    let _ = fs::fadvise(file, offset, std::num::NonZeroU64::new(length), fs::Advice::DontNeed);
 }

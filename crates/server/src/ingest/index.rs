@@ -13,6 +13,10 @@ use std::{
         unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cutover_core::{
@@ -255,13 +259,51 @@ enum Tail {
 pub struct Index {
     path: PathBuf,
     file: File,
-    rows: Loaded,
+    rows: Rows,
     /// Up to here the file was read.
     read_to: u64,
-    /// Up to here it is known to be durable.
-    durable_to: u64,
     tail: Tail,
     trust: Trust,
+}
+
+/// The rows of an index that is open elsewhere: cheap to copy, never waiting for the disk.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    loaded: RwLock<Loaded>,
+    /// Up to here the file is known to be durable.
+    durable_to: AtomicU64,
+}
+
+impl Rows {
+    /// All rows, also those whose flush is under way.
+    pub fn all(&self) -> RwLockReadGuard<'_, Loaded> {
+        self.0.loaded.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the row of a key says, once it is durable.
+    pub fn durable(&self, key: &EpisodeKey) -> Option<Entry> {
+        self.all().get(key).copied().filter(|entry| self.is_durable(entry))
+    }
+
+    /// Whether a row is durable.
+    pub fn is_durable(&self, entry: &Entry) -> bool {
+        entry.offset < self.0.durable_to.load(Ordering::Acquire)
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Loaded> {
+        self.0.loaded.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn durable_to(&self) -> u64 {
+        self.0.durable_to.load(Ordering::Acquire)
+    }
+
+    fn set_durable_to(&self, end: u64) {
+        self.0.durable_to.store(end, Ordering::Release);
+    }
 }
 
 /// Whether the file can be flushed.
@@ -292,9 +334,8 @@ impl Index {
         let mut index = Self {
             path,
             file,
-            rows: Loaded::default(),
+            rows: Rows::default(),
             read_to: 0,
-            durable_to: 0,
             tail: Tail::Whole,
             trust: Trust::Flushable,
         };
@@ -303,8 +344,13 @@ impl Index {
     }
 
     /// The rows as of the last time the lock was held.
-    pub fn rows(&self) -> &Loaded {
-        &self.rows
+    pub fn rows(&self) -> RwLockReadGuard<'_, Loaded> {
+        self.rows.all()
+    }
+
+    /// The rows for others to look at while this index is in use.
+    pub fn shared_rows(&self) -> Rows {
+        self.rows.clone()
     }
 
     /// Where it lies.
@@ -359,8 +405,9 @@ impl Index {
     }
 
     fn forget(&mut self) {
-        self.rows = Loaded::default();
-        (self.read_to, self.durable_to, self.tail) = (0, 0, Tail::Whole);
+        *self.rows.change() = Loaded::default();
+        self.rows.set_durable_to(0);
+        (self.read_to, self.tail) = (0, Tail::Whole);
         self.trust = Trust::Flushable;
     }
 
@@ -372,11 +419,11 @@ impl Index {
         if length < self.read_to || self.tail == Tail::Torn {
             // It was cut, or somebody ended the torn line: what we know of it may be wrong.
             tracing::debug!(index = %self.path.display(), "reading the index anew");
-            self.rows = Loaded::default();
+            *self.rows.change() = Loaded::default();
             self.read_to = 0;
         }
-        self.durable_to = self.durable_to.min(self.read_to);
-        (self.read_to, self.tail) = self.rows.take_in(&self.path, &self.file, self.read_to)?;
+        self.rows.set_durable_to(self.rows.durable_to().min(self.read_to));
+        (self.read_to, self.tail) = self.rows.change().take_in(&self.path, &self.file, self.read_to)?;
         Ok(())
     }
 
@@ -409,8 +456,8 @@ pub struct Locked<'a> {
 
 impl Locked<'_> {
     /// All rows, those that others appended included.
-    pub fn rows(&self) -> &Loaded {
-        &self.index.rows
+    pub fn rows(&self) -> RwLockReadGuard<'_, Loaded> {
+        self.index.rows.all()
     }
 
     /// Appends a row unless its key has one. One write; durable after [`Locked::sync`].
@@ -420,7 +467,7 @@ impl Locked<'_> {
     pub fn append(&mut self, row: &IndexRow) -> io::Result<Appended> {
         let index = &mut *self.index;
         let key = row.key();
-        if let Some(entry) = index.rows.get(&key) {
+        if let Some(entry) = index.rows.all().get(&key) {
             return Ok(Appended::Present(*entry));
         }
         let mut line = row.line();
@@ -440,7 +487,7 @@ impl Locked<'_> {
         let entry = Entry { digest: row.sha256, size: row.size_bytes, offset: index.read_to + starts as u64 };
         index.read_to += line.len() as u64;
         index.tail = Tail::Whole;
-        index.rows.insert(&index.path, key, entry);
+        index.rows.change().insert(&index.path, key, entry);
         Ok(Appended::Added)
     }
 
@@ -451,12 +498,12 @@ impl Locked<'_> {
     /// file when the lock is taken next.
     pub fn sync(&mut self) -> io::Result<()> {
         let index = &mut *self.index;
-        if index.durable_to == index.read_to {
+        if index.rows.durable_to() == index.read_to {
             return Ok(());
         }
         match index.file.sync_data() {
             Ok(()) => {
-                index.durable_to = index.read_to;
+                index.rows.set_durable_to(index.read_to);
                 Ok(())
             }
             Err(error) => {
@@ -549,9 +596,9 @@ mod tests {
         drop(locked);
         let text = std::fs::read_to_string(directory.path().join("index.jsonl")).unwrap();
         assert_eq!(text.lines().count(), 2);
-        let entry = index.rows().get(&row("i", "a").key()).unwrap();
+        let entry = index.shared_rows().durable(&row("i", "a").key()).unwrap();
         assert_eq!(
-            index.row_text(entry).unwrap().unwrap() + "\n",
+            index.row_text(&entry).unwrap().unwrap() + "\n",
             String::from_utf8(row("i", "a").line()).unwrap()
         );
         assert_eq!(Index::open(index.path()).unwrap().rows().of_host(&"h".parse().unwrap()), (1, 1));
@@ -635,7 +682,7 @@ mod tests {
         std::fs::write(&new, line("b")).unwrap();
         std::fs::rename(&new, index.path()).unwrap();
         index.lock().unwrap().append(&row("h", "c")).unwrap();
-        assert_eq!(names(index.rows()), ["h/b", "h/c"]);
+        assert_eq!(names(&index.rows()), ["h/b", "h/c"]);
         assert_eq!(std::fs::read_to_string(index.path()).unwrap().lines().count(), 2);
     }
 

@@ -5,6 +5,9 @@
 mod files;
 mod index;
 mod layout;
+mod store;
 
-pub use index::{Appended, Entry, Index, Loaded, Locked, Warning, Warnings};
+pub(crate) use files::remove;
+pub use index::{Appended, Entry, Index, Loaded, Locked, Rows, Warning, Warnings};
 pub use layout::Layout;
+pub use store::{Clock, Finished, OpenError, Origin, Reconciled, Store, StoreError, Stored, Upload};

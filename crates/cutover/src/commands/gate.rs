@@ -1,0 +1,198 @@
+//! `gate`: the receiver, a decision by hand, tokens.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cutover_core::{
+    admission::{CommitHash, HostId, Refusal, decide},
+    model::Digest,
+};
+use cutover_server::{receiver::Receiver, settings::GateSettings};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Context;
+use crate::{
+    args::{Gate, GateServe, GateSource},
+    clock,
+    exit::Exit,
+    failure::Failure,
+    output::{self, Form},
+};
+
+/// How often the settings files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) fn run(command: Gate, context: &Context) -> Result<Exit, Failure> {
+    match command {
+        Gate::Serve(command) => serve(&command, context),
+        Gate::Check { commit, source } => check(&commit, &source, context),
+        Gate::Token { host } => token(&host, context),
+    }
+}
+
+type Flags = Vec<(&'static str, String, &'static str)>;
+
+fn source_flags(source: &GateSource) -> Flags {
+    let repository =
+        source.repository.as_ref().map(|path| ("gate.git.repository", quoted(path), "--repository"));
+    let window = source.window.map(|window| ("gate.git.window", window.to_string(), "--window"));
+    repository.into_iter().chain(window).collect()
+}
+
+fn serve_flags(command: &GateServe) -> Flags {
+    let mut flags = source_flags(&command.source);
+    flags.extend(command.root.as_ref().map(|root| ("gate.root", quoted(root), "--root")));
+    flags.extend(command.listen.as_ref().map(|place| ("gate.listen", format!("[\"{place}\"]"), "--listen")));
+    flags
+}
+
+fn quoted(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn settings(context: &Context, flags: Flags) -> Result<(GateSettings, Vec<PathBuf>), Failure> {
+    let resolved = context.settings(None, flags)?;
+    Ok((resolved.settings.gate, resolved.files))
+}
+
+fn serve(command: &GateServe, context: &Context) -> Result<Exit, Failure> {
+    let flags = serve_flags(command);
+    let (gate, files) = settings(context, flags.clone())?;
+    let failed = |source| Failure::new(Exit::Failed, "failed to start the receiver").because(source);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+        let receiver = Receiver::start(gate, clock::precise).await?;
+        announce(&receiver, context)?;
+        let mut watched = Watched::new(files);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => watched.reload(&receiver, context, &flags),
+                _ = look.tick() => if watched.changed() { watched.reload(&receiver, context, &flags) },
+            }
+        }
+        // Nobody may be listening.
+        let _ = cutover_host::service::notify("STOPPING=1");
+        tracing::info!("stopping: uploads under way are finished");
+        receiver.stop().await;
+        Ok(Exit::Done)
+    })
+}
+
+/// Says where the receiver listens: on stdout for scripts, and to systemd.
+fn announce(receiver: &Receiver, context: &Context) -> Result<(), Failure> {
+    let addresses: Vec<String> =
+        receiver.addresses().iter().map(|address| format!("tcp:{address}")).collect();
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({ "listening": addresses }))?,
+        Form::Text => output::line(format!("listening on {}", addresses.join(", "))),
+    }
+    // Without systemd there is nobody to tell.
+    let _ = cutover_host::service::notify_ready();
+    Ok(())
+}
+
+/// The settings files, and how they were when they were read last.
+struct Watched {
+    files: Vec<(PathBuf, Seen)>,
+}
+
+type Seen = Option<(u64, u64, i64, i64)>;
+
+impl Watched {
+    fn new(files: Vec<PathBuf>) -> Self {
+        Self { files: files.into_iter().map(|path| (path.clone(), look_at(&path))).collect() }
+    }
+
+    fn changed(&self) -> bool {
+        self.files.iter().any(|(path, seen)| look_at(path) != *seen)
+    }
+
+    /// Reads the settings again. What cannot be used changes nothing.
+    fn reload(&mut self, receiver: &Receiver, context: &Context, flags: &Flags) {
+        for (path, seen) in &mut self.files {
+            *seen = look_at(path);
+        }
+        let read = settings(context, flags.clone());
+        match read.and_then(|(gate, files)| receiver.set(gate).map(|()| files).map_err(Failure::from)) {
+            Ok(files) => {
+                *self = Self::new(files);
+                tracing::info!("the settings were read again");
+            }
+            Err(failure) => {
+                let causes = failure.causes().join(": ");
+                tracing::error!(causes, "the new settings cannot be used, the old ones stay: {failure}");
+            }
+        }
+    }
+}
+
+fn look_at(path: &Path) -> Seen {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+}
+
+fn check(commit: &str, source: &GateSource, context: &Context) -> Result<Exit, Failure> {
+    let (gate, _) = settings(context, source_flags(source))?;
+    let commit: CommitHash = commit.parse().map_err(|error| {
+        Failure::usage(format!("`{commit}`: {error}")).hint("`git rev-parse COMMIT` prints it")
+    })?;
+    let rules = gate.rules()?;
+    let known = match &rules.source {
+        Some(source) => Some(std::sync::Arc::new(source.read()?)),
+        None => None,
+    };
+    let decision = decide(rules.switch, known.as_ref(), Ok(commit.clone()));
+    let head = known.as_ref().map(|known| known.head().as_str());
+    match context.form {
+        Form::Json => output::json(&serde_json::json!({
+            "commit": commit.as_str(),
+            "accepted": decision.is_ok(),
+            "head_commit": head,
+            "known_commits": known.as_ref().map(|known| known.len()),
+        }))?,
+        Form::Text if decision.is_ok() => output::line(format!("{commit} is accepted")),
+        Form::Text => {}
+    }
+    match decision {
+        Ok(_) => Ok(Exit::Done),
+        Err(Refusal::OutOfDate { .. }) => {
+            let newest = head.unwrap_or("unknown");
+            Err(Failure::new(
+                Exit::Policy,
+                format!("{commit} is not accepted: the newest commit is {newest}"),
+            )
+            .hint(gate.remediation.trim().to_owned()))
+        }
+        Err(refusal) => Err(Failure::new(Exit::Policy, refusal.to_string())),
+    }
+}
+
+fn token(host: &str, context: &Context) -> Result<Exit, Failure> {
+    if host != "*" {
+        host.parse::<HostId>().map_err(|error| Failure::usage(error.to_string()))?;
+    }
+    let secret: [u8; 32] = rand::random();
+    let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = Digest::of(token.as_bytes());
+    match context.form {
+        Form::Json => {
+            output::json(&serde_json::json!({ "host": host, "token": token, "sha256": digest.to_string() }))?
+        }
+        Form::Text => {
+            output::line(&token);
+            output::note(format!(
+                "for the host `{host}`; the receiver's settings get only its hash:\n\n[gate.tokens]\n\"{host}\" = \"{digest}\""
+            ));
+        }
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,65 @@
+//! Room for uploads that are under way: quotas of hosts, and the disk.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+};
+
+use cutover_core::admission::HostId;
+use http::StatusCode;
+
+use super::{answer::Problem, app::App};
+
+/// What uploads under way will take.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    bytes: u64,
+    hosts: HashMap<HostId, (u64, u64)>,
+}
+
+/// Room kept for one upload; given back when dropped.
+pub(crate) struct Reserved {
+    app: Arc<App>,
+    host: HostId,
+    bytes: u64,
+}
+
+/// Keeps room for an upload of a host. Says no where it would not fit, counting what is under way.
+pub(crate) fn reserve(app: &Arc<App>, host: &HostId, bytes: u64) -> Result<Reserved, Problem> {
+    let limits = &app.live().settings.limits;
+    let (episodes_stored, bytes_stored) = app.store.rows().all().of_host(host);
+    let free = app.store.free_bytes().unwrap_or(u64::MAX);
+    let mut room = app.room.lock().unwrap_or_else(PoisonError::into_inner);
+    let (bytes_coming, episodes_coming) = room.hosts.get(host).copied().unwrap_or_default();
+    let full = |error, detail: String| {
+        Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, error, detail).retry_after(60))
+    };
+    let over = |limit: u64, used: u64| limit > 0 && used > limit;
+    if over(limits.host_bytes, bytes_stored.saturating_add(bytes_coming).saturating_add(bytes)) {
+        return full("host-quota", format!("Host `{host}` may store {} bytes.", limits.host_bytes));
+    }
+    if over(limits.host_episodes, episodes_stored as u64 + episodes_coming + 1) {
+        return full("host-quota", format!("Host `{host}` may store {} episodes.", limits.host_episodes));
+    }
+    if bytes.saturating_add(room.bytes).saturating_add(limits.free_bytes) > free {
+        return full("disk-full", "The receiver has no room for this.".to_owned());
+    }
+    room.bytes += bytes;
+    let of_host = room.hosts.entry(host.clone()).or_default();
+    *of_host = (of_host.0 + bytes, of_host.1 + 1);
+    drop(room);
+    Ok(Reserved { app: Arc::clone(app), host: host.clone(), bytes })
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut room = self.app.room.lock().unwrap_or_else(PoisonError::into_inner);
+        room.bytes -= self.bytes;
+        if let Some(of_host) = room.hosts.get_mut(&self.host) {
+            *of_host = (of_host.0 - self.bytes, of_host.1 - 1);
+            if of_host.1 == 0 {
+                room.hosts.remove(&self.host);
+            }
+        }
+    }
+}
