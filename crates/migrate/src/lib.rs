@@ -17,6 +17,7 @@ pub mod grace;
 pub mod ir;
 pub mod plan;
 pub mod run;
+pub mod sqlite;
 pub mod state;
 pub mod throttle;
 
