@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     catalog::{
-        Catalog, Column, Constraint, ConstraintKind, Dependent, Facts, Index, Reference, Size, Table, TableKind,
+        Catalog, Column, Constraint, ConstraintKind, Dependent, Facts, Index, Reference, Size, Table,
+        TableKind,
     },
     error::{Error, Refusal},
     ir::{Dialect, Ident},
@@ -33,12 +34,18 @@ pub(super) fn read(connection: &Connection, path: &Path, names: &[Ident]) -> Res
 }
 
 /// Runs a query of text columns and returns all rows.
-pub(super) fn texts(connection: &Connection, sql: &str, parameters: &[&str]) -> Result<Vec<Vec<Option<String>>>, Error> {
+pub(super) fn texts(
+    connection: &Connection,
+    sql: &str,
+    parameters: &[&str],
+) -> Result<Vec<Vec<Option<String>>>, Error> {
     let run = || -> rusqlite::Result<_> {
         let mut statement = connection.prepare_cached(sql)?;
         let width = statement.column_count();
         let rows = statement.query_map(rusqlite::params_from_iter(parameters), |row| {
-            (0..width).map(|at| row.get::<_, Option<rusqlite::types::Value>>(at)).collect::<rusqlite::Result<Vec<_>>>()
+            (0..width)
+                .map(|at| row.get::<_, Option<rusqlite::types::Value>>(at))
+                .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         rows.collect::<rusqlite::Result<Vec<_>>>()
     };
@@ -89,7 +96,10 @@ pub(super) fn indexes(connection: &Connection, table: &str) -> Result<Vec<IndexI
             unique: row[1].as_deref() == Some("1"),
             origin: row[2].clone().unwrap_or_default(),
             partial: row[3].as_deref() == Some("1"),
-            columns: columns.into_iter().map(|row| (row[0].clone(), row[1].clone().unwrap_or_default())).collect(),
+            columns: columns
+                .into_iter()
+                .map(|row| (row[0].clone(), row[1].clone().unwrap_or_default()))
+                .collect(),
             sql: row[4].clone(),
             name,
         });
@@ -100,13 +110,16 @@ pub(super) fn indexes(connection: &Connection, table: &str) -> Result<Vec<IndexI
 /// The name by which people know an index: copies carry `__c` and the position of the migration that copied them.
 pub(super) fn logical(name: &str) -> &str {
     match name.rfind("__c") {
-        Some(at) if at > 0 && name[at + 3..].chars().all(|c| c.is_ascii_digit()) && name.len() > at + 3 => &name[..at],
+        Some(at) if at > 0 && name[at + 3..].chars().all(|c| c.is_ascii_digit()) && name.len() > at + 3 => {
+            &name[..at]
+        }
         _ => name,
     }
 }
 
 fn ident(name: &str) -> Result<Ident, Error> {
-    Ident::ours(name).map_err(|error| Error::refused(error.to_string(), "Rename it with your own statements first."))
+    Ident::ours(name)
+        .map_err(|error| Error::refused(error.to_string(), "Rename it with your own statements first."))
 }
 
 fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> {
@@ -144,7 +157,9 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
     for row in &info {
         let column = row[0].clone().unwrap_or_default();
         let rule = |rule: Rule| {
-            declared(&column).and_then(|found| found.rules.iter().find(|found| found.rule == rule).map(|found| found.inner.clone()))
+            declared(&column).and_then(|found| {
+                found.rules.iter().find(|found| found.rule == rule).map(|found| found.inner.clone())
+            })
         };
         let position: u32 = row[4].as_deref().unwrap_or("0").parse().unwrap_or(0);
         if position > 0 {
@@ -155,7 +170,8 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
             kind: row[1].clone().unwrap_or_default(),
             nullable: row[2].as_deref() != Some("1"),
             default: row[3].clone(),
-            generated: matches!(row[5].as_deref(), Some("2" | "3")).then(|| rule(Rule::Generated).unwrap_or_default()),
+            generated: matches!(row[5].as_deref(), Some("2" | "3"))
+                .then(|| rule(Rule::Generated).unwrap_or_default()),
             numbered: false,
             collation: rule(Rule::Collate),
         });
@@ -176,7 +192,11 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
             physical: (public.as_str() != index.name).then(|| ident(&index.name)).transpose()?,
             of_constraint: (index.origin != "c").then(|| public.clone()),
             name: public,
-            columns: index.columns.iter().map(|(name, _)| name.as_deref().map(ident).transpose()).collect::<Result<_, _>>()?,
+            columns: index
+                .columns
+                .iter()
+                .map(|(name, _)| name.as_deref().map(ident).transpose())
+                .collect::<Result<_, _>>()?,
             unique: index.unique,
             partial: index.partial,
             definition: index.sql.clone().unwrap_or_default(),
@@ -184,10 +204,17 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
     }
     let mut constraints = Vec::new();
     let mentioned = |text: &str| -> Vec<Ident> {
-        columns.iter().map(|column| column.name.clone()).filter(|column| ddl::mentions(text, column.as_str())).collect()
+        columns
+            .iter()
+            .map(|column| column.name.clone())
+            .filter(|column| ddl::mentions(text, column.as_str()))
+            .collect()
     };
     if let Some(def) = &def {
-        let of_columns = def.columns.iter().flat_map(|column| column.rules.iter().map(move |rule| (Some(&column.name), rule)));
+        let of_columns = def
+            .columns
+            .iter()
+            .flat_map(|column| column.rules.iter().map(move |rule| (Some(&column.name), rule)));
         for (column, rule) in of_columns.chain(def.constraints.iter().map(|rule| (None, rule))) {
             let kind = match rule.rule {
                 Rule::PrimaryKey => ConstraintKind::PrimaryKey,
@@ -219,9 +246,13 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
     )?;
     let (mut triggers, mut dependents) = (Vec::new(), Vec::new());
     for row in hanging {
-        let (kind, hanging, text) =
-            (row[0].clone().unwrap_or_default(), row[1].clone().unwrap_or_default(), row[2].clone().unwrap_or_default());
-        let own = kind == "trigger" && row[3].as_deref().is_some_and(|table| table.eq_ignore_ascii_case(name.as_str()));
+        let (kind, hanging, text) = (
+            row[0].clone().unwrap_or_default(),
+            row[1].clone().unwrap_or_default(),
+            row[2].clone().unwrap_or_default(),
+        );
+        let own = kind == "trigger"
+            && row[3].as_deref().is_some_and(|table| table.eq_ignore_ascii_case(name.as_str()));
         if !own && !ddl::mentions(&text, name.as_str()) {
             continue;
         }
@@ -241,7 +272,11 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
             Some(column) => vec![ident(column)?],
             None => primary_key.clone(),
         };
-        referenced_by.push(Reference { table: ident(row[0].as_deref().unwrap_or_default())?, name: None, columns });
+        referenced_by.push(Reference {
+            table: ident(row[0].as_deref().unwrap_or_default())?,
+            name: None,
+            columns,
+        });
     }
     let journal = texts(connection, "SELECT journal_mode FROM pragma_journal_mode", &[])?;
     if journal.first().and_then(|row| row[0].as_deref()) != Some("wal") {
@@ -261,10 +296,19 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
             ),
         };
         let row = texts(connection, &count, &[])?;
-        let number = |at: usize| row.first().and_then(|row| row[at].as_deref()).and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
-        size.rows = u64::try_from(if without_rowid { number(0) } else { number(0).saturating_sub(number(1)) + 1 }).unwrap_or(0);
-        let pages = texts(connection, "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size", &[])?;
-        size.bytes = pages.first().and_then(|row| row[0].as_deref()).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let number = |at: usize| {
+            row.first()
+                .and_then(|row| row[at].as_deref())
+                .and_then(|text| text.parse::<i64>().ok())
+                .unwrap_or(0)
+        };
+        size.rows =
+            u64::try_from(if without_rowid { number(0) } else { number(0).saturating_sub(number(1)) + 1 })
+                .unwrap_or(0);
+        let pages =
+            texts(connection, "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size", &[])?;
+        size.bytes =
+            pages.first().and_then(|row| row[0].as_deref()).and_then(|text| text.parse().ok()).unwrap_or(0);
     }
     let mut other = std::collections::BTreeMap::new();
     if let Some(def) = &def {
@@ -272,7 +316,9 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
     }
     let numbered = primary_key.len() == 1
         && !without_rowid
-        && columns.iter().any(|column| column.name == primary_key[0] && column.kind.eq_ignore_ascii_case("integer"));
+        && columns
+            .iter()
+            .any(|column| column.name == primary_key[0] && column.kind.eq_ignore_ascii_case("integer"));
     if numbered {
         for column in columns.iter_mut().filter(|column| column.name == primary_key[0]) {
             column.numbered = true;

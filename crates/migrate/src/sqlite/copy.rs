@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use rusqlite::types::Value as Cell;
 
 use super::{
-    Sqlite, catalog, sql_error,
+    Sqlite, catalog,
     shape::{Names, Shape, key_name, quote},
+    sql_error,
 };
 use crate::{
     change::{ColumnFate, Fate, NewConstraint, RowStep, TableChange, Tactic, quoted},
@@ -51,9 +52,13 @@ fn parse_key(text: &str) -> Result<Vec<Cell>, Error> {
             serde_json::Value::String(text) => Cell::Text(text.clone()),
             other => match (other.get("real"), other.get("blob")) {
                 (Some(bits), _) => Cell::Real(f64::from_bits(bits.as_u64()?)),
-                (_, Some(bytes)) => {
-                    Cell::Blob(bytes.as_array()?.iter().map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok())).collect::<Option<_>>()?)
-                }
+                (_, Some(bytes)) => Cell::Blob(
+                    bytes
+                        .as_array()?
+                        .iter()
+                        .map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok()))
+                        .collect::<Option<_>>()?,
+                ),
                 _ => return None,
             },
         })
@@ -105,8 +110,12 @@ impl Sqlite {
              DO UPDATE SET high = excluded.high",
             state_table(self.dialect(), "chunk")
         );
-        let values =
-            [task.migration.into(), change.table.as_str().into(), cookie.to_string().into(), Value::Integer(now)];
+        let values = [
+            task.migration.into(),
+            change.table.as_str().into(),
+            cookie.to_string().into(),
+            Value::Integer(now),
+        ];
         self.execute(&sql, &values)?;
         Ok(())
     }
@@ -168,7 +177,12 @@ impl Sqlite {
         Ok(())
     }
 
-    pub(super) fn copy_all(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
+    pub(super) fn copy_all(
+        &mut self,
+        task: &Task<'_>,
+        change: &TableChange,
+        pace: &dyn Pace,
+    ) -> Result<Work, Error> {
         let mut work = Work::default();
         let mut rows = task.policy.chunk_rows;
         loop {
@@ -202,7 +216,10 @@ impl Sqlite {
     /// Row numbers may have changed: the copy begins anew.
     fn start_again(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         use crate::engine::Engine as _;
-        task.watch.says(&format!("`{}` was vacuumed or altered: its row numbers may be others; copying it again", change.table));
+        task.watch.says(&format!(
+            "`{}` was vacuumed or altered: its row numbers may be others; copying it again",
+            change.table
+        ));
         self.undo_before_swap(task, change)?;
         in_transaction(self, |engine| {
             fence(engine, task.epoch)?;
@@ -217,7 +234,12 @@ impl Sqlite {
         self.dual_write(task, change)
     }
 
-    fn copy_chunk(&mut self, task: &Task<'_>, shape: &Shape<'_>, rows_max: u64) -> Result<(ChunkDone, bool), Error> {
+    fn copy_chunk(
+        &mut self,
+        task: &Task<'_>,
+        shape: &Shape<'_>,
+        rows_max: u64,
+    ) -> Result<(ChunkDone, bool), Error> {
         let asked = Instant::now();
         self.execute("BEGIN IMMEDIATE", &[])?;
         let began = Instant::now();
@@ -262,19 +284,23 @@ impl Sqlite {
         let table = shape.change.table.quoted();
         let keys = shape.key_now.join(", ");
         let names: Vec<String> = (0..shape.key_now.len()).map(key_name).collect();
-        let named: Vec<String> = shape.key_now.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}")).collect();
+        let named: Vec<String> =
+            shape.key_now.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}")).collect();
         let above = match low {
             Some(low) => Shape::compare(&shape.key_now, ">", &placeholders(1, low.len())),
             None => "1".to_owned(),
         };
-        let inner = format!("SELECT {} FROM {table} WHERE {above} ORDER BY {keys} LIMIT {BATCH}", named.join(", "));
+        let inner =
+            format!("SELECT {} FROM {table} WHERE {above} ORDER BY {keys} LIMIT {BATCH}", named.join(", "));
         let last: Vec<String> = names.iter().map(|name| format!("{name} DESC")).collect();
         let sql = format!(
             "SELECT {0}, (SELECT count(*) FROM ({inner})) FROM ({inner}) ORDER BY {1} LIMIT 1",
             names.join(", "),
             last.join(", ")
         );
-        let Some(mut row) = self.rows(&sql, low.unwrap_or_default())?.into_iter().next() else { return Ok(None) };
+        let Some(mut row) = self.rows(&sql, low.unwrap_or_default())?.into_iter().next() else {
+            return Ok(None);
+        };
         match row.pop() {
             Some(Cell::Integer(count)) => Ok(Some((row, u64::try_from(count).unwrap_or(0)))),
             _ => Err(Error::Damaged("a count is none".to_owned())),
@@ -286,7 +312,10 @@ impl Sqlite {
         let mut condition = Shape::compare(&shape.key_now, "<=", &placeholders(1, width));
         let mut values = high.to_vec();
         if let Some(low) = low {
-            condition.push_str(&format!(" AND {}", Shape::compare(&shape.key_now, ">", &placeholders(width + 1, width))));
+            condition.push_str(&format!(
+                " AND {}",
+                Shape::compare(&shape.key_now, ">", &placeholders(width + 1, width))
+            ));
             values.extend_from_slice(low);
         }
         (condition, values)
@@ -310,7 +339,9 @@ impl Sqlite {
                 self.drain(task, shape, None, low)?;
                 match self.insert_where(task, shape, &condition, &values) {
                     Ok(count) => count,
-                    Err(Error::Sql(error)) if matches!(error.kind, SqlErrorKind::Unique | SqlErrorKind::Data) => {
+                    Err(Error::Sql(error))
+                        if matches!(error.kind, SqlErrorKind::Unique | SqlErrorKind::Data) =>
+                    {
                         self.run("ROLLBACK TO _cutover_batch")?;
                         return Err(self.rejected(task, shape, &condition, &values)?);
                     }
@@ -324,14 +355,24 @@ impl Sqlite {
     }
 
     /// Copies the rows of the old table that satisfy a condition: in the database, or through row functions.
-    fn insert_where(&self, task: &Task<'_>, shape: &Shape<'_>, condition: &str, values: &[Cell]) -> Result<u64, Error> {
+    fn insert_where(
+        &self,
+        task: &Task<'_>,
+        shape: &Shape<'_>,
+        condition: &str,
+        values: &[Cell],
+    ) -> Result<u64, Error> {
         if shape.change.functions().is_empty() {
             return self.change_rows(&shape.copy(condition), values);
         }
         let rows = self.computed(task, shape, condition, values)?;
         let (columns, _) = shape.insert_columns();
         let count = rows.first().map_or(0, |row| row.0.len() * usize::from(shape.numbered) + row.1.len());
-        let sql = format!("INSERT INTO {} ({columns}) VALUES ({})", quote(&shape.names.shadow), placeholders(1, count).join(", "));
+        let sql = format!(
+            "INSERT INTO {} ({columns}) VALUES ({})",
+            quote(&shape.names.shadow),
+            placeholders(1, count).join(", ")
+        );
         for (key, row) in &rows {
             let cells: Vec<Cell> = match shape.numbered {
                 true => key.iter().chain(row).cloned().collect(),
@@ -352,21 +393,32 @@ impl Sqlite {
     ) -> Result<Vec<(Vec<Cell>, Vec<Cell>)>, Error> {
         let source = shape.source_now(&shape.change.table.quoted(), condition);
         let order: Vec<String> = (0..shape.key_now.len()).map(key_name).collect();
-        let sql = format!("{} ORDER BY {}", shape.change.up_query(&source, &shape.passed()), order.join(", "));
+        let sql =
+            format!("{} ORDER BY {}", shape.change.up_query(&source, &shape.passed()), order.join(", "));
         let width = shape.key_now.len();
-        let mut rows: Vec<(Vec<Cell>, Vec<Cell>)> =
-            self.rows(&sql, values)?.into_iter().map(|mut row| {
+        let mut rows: Vec<(Vec<Cell>, Vec<Cell>)> = self
+            .rows(&sql, values)?
+            .into_iter()
+            .map(|mut row| {
                 let rest = row.split_off(width);
                 (row, rest)
-            }).collect();
+            })
+            .collect();
         apply_functions(task, shape.change, &mut rows)?;
         Ok(rows)
     }
 
     /// Finds the rows of a range that do not fit, one by one, up to the sample.
-    fn rejected(&mut self, task: &Task<'_>, shape: &Shape<'_>, condition: &str, values: &[Cell]) -> Result<Error, Error> {
+    fn rejected(
+        &mut self,
+        task: &Task<'_>,
+        shape: &Shape<'_>,
+        condition: &str,
+        values: &[Cell],
+    ) -> Result<Error, Error> {
         let keys = shape.key_now.join(", ");
-        let all = self.rows(&format!("SELECT {keys} FROM {} WHERE {condition}", shape.change.table.quoted()), values)?;
+        let all = self
+            .rows(&format!("SELECT {keys} FROM {} WHERE {condition}", shape.change.table.quoted()), values)?;
         let one = Shape::compare(&shape.key_now, "=", &placeholders(1, shape.key_now.len()));
         let (mut count, mut sample) = (0, Vec::new());
         for key in all {
@@ -398,12 +450,19 @@ impl Sqlite {
     ) -> Result<u64, Error> {
         let log = quote(&shape.names.log);
         let last = match limit {
-            Some(limit) => self.rows(&format!("SELECT rowid FROM {log} ORDER BY rowid LIMIT 1 OFFSET {limit}"), &[])?,
+            Some(limit) => {
+                self.rows(&format!("SELECT rowid FROM {log} ORDER BY rowid LIMIT 1 OFFSET {limit}"), &[])?
+            }
             None => Vec::new(),
         };
         let last = match last.into_iter().next().and_then(|row| row.into_iter().next()) {
             Some(last) => last,
-            None => match self.rows(&format!("SELECT max(rowid) FROM {log}"), &[])?.into_iter().next().and_then(|row| row.into_iter().next()) {
+            None => match self
+                .rows(&format!("SELECT max(rowid) FROM {log}"), &[])?
+                .into_iter()
+                .next()
+                .and_then(|row| row.into_iter().next())
+            {
                 None | Some(Cell::Null) => return Ok(0),
                 Some(last) => last,
             },
@@ -418,12 +477,18 @@ impl Sqlite {
         )?;
         self.run("SAVEPOINT _cutover_drain")?;
         let shadow = quote(&shape.names.shadow);
-        let gone = format!("DELETE FROM {shadow} WHERE {} IN (SELECT {names} FROM {batch})", Shape::tuple(&shape.key_then));
+        let gone = format!(
+            "DELETE FROM {shadow} WHERE {} IN (SELECT {names} FROM {batch})",
+            Shape::tuple(&shape.key_then)
+        );
         self.run(&gone)?;
         let mut condition = format!("{} IN (SELECT {names} FROM {batch})", Shape::tuple(&shape.key_now));
         let values = upto.map(<[Cell]>::to_vec).unwrap_or_default();
         if let Some(upto) = upto {
-            condition.push_str(&format!(" AND {}", Shape::compare(&shape.key_now, "<=", &placeholders(1, upto.len()))));
+            condition.push_str(&format!(
+                " AND {}",
+                Shape::compare(&shape.key_now, "<=", &placeholders(1, upto.len()))
+            ));
         }
         match self.insert_where(task, shape, &condition, &values) {
             Ok(_) => {}
@@ -445,11 +510,17 @@ impl Sqlite {
     }
 
     /// Drains in short transactions until little is left.
-    pub(super) fn drain_all(&mut self, task: &Task<'_>, shape: &Shape<'_>, pace: &dyn Pace) -> Result<u64, Error> {
+    pub(super) fn drain_all(
+        &mut self,
+        task: &Task<'_>,
+        shape: &Shape<'_>,
+        pace: &dyn Pace,
+    ) -> Result<u64, Error> {
         let mut total = 0;
         loop {
             let asked = Instant::now();
-            let synced = self.fenced(task.epoch, |engine| engine.drain(task, shape, Some(BATCH * 4), None))?;
+            let synced =
+                self.fenced(task.epoch, |engine| engine.drain(task, shape, Some(BATCH * 4), None))?;
             task.point("drain.after");
             total += synced;
             if synced < BATCH {
@@ -460,7 +531,12 @@ impl Sqlite {
         }
     }
 
-    pub(super) fn compare_all(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
+    pub(super) fn compare_all(
+        &mut self,
+        task: &Task<'_>,
+        change: &TableChange,
+        pace: &dyn Pace,
+    ) -> Result<Work, Error> {
         let shape = Shape::read(&self.connection, task, change, change.table.as_str())?;
         let mut work = Work::default();
         for attempt in 0.. {
@@ -478,41 +554,75 @@ impl Sqlite {
             }
             if attempt + 1 >= REPAIRS {
                 let sample = differing.iter().take(task.policy.sample).map(|key| shown(key)).collect();
-                return Err(Error::Differs { table: change.table.clone(), count: differing.len() as u64, sample });
+                return Err(Error::Differs {
+                    table: change.table.clone(),
+                    count: differing.len() as u64,
+                    sample,
+                });
             }
-            task.watch.says(&format!("{} row(s) of `{}` differ; syncing them again", differing.len(), change.table));
+            task.watch.says(&format!(
+                "{} row(s) of `{}` differ; syncing them again",
+                differing.len(),
+                change.table
+            ));
             let log = quote(&shape.names.log);
-            let insert = format!("INSERT INTO {log} VALUES ({})", placeholders(1, shape.key_now.len()).join(", "));
-            self.fenced(task.epoch, |engine| differing.iter().try_for_each(|key| engine.change_rows(&insert, key).map(drop)))?;
+            let insert =
+                format!("INSERT INTO {log} VALUES ({})", placeholders(1, shape.key_now.len()).join(", "));
+            self.fenced(task.epoch, |engine| {
+                differing.iter().try_for_each(|key| engine.change_rows(&insert, key).map(drop))
+            })?;
         }
         let shadow = quote(&shape.names.shadow);
         for check in change.checks() {
             let keys = shape.key_then.join(", ");
             let wrong = self.rows(
-                &format!("SELECT {keys} FROM {shadow} WHERE NOT coalesce(({check}), 0) LIMIT {}", task.policy.sample),
+                &format!(
+                    "SELECT {keys} FROM {shadow} WHERE NOT coalesce(({check}), 0) LIMIT {}",
+                    task.policy.sample
+                ),
                 &[],
             )?;
             if !wrong.is_empty() {
-                let count = self.number(&format!("SELECT count(*) FROM {shadow} WHERE NOT coalesce(({check}), 0)"))?;
-                let sample = wrong.iter().map(|key| format!("{}: `{check}` does not hold", shown(key))).collect();
-                return Err(Error::Rejected { table: change.table.clone(), count: u64::try_from(count).unwrap_or(0), sample });
+                let count =
+                    self.number(&format!("SELECT count(*) FROM {shadow} WHERE NOT coalesce(({check}), 0)"))?;
+                let sample =
+                    wrong.iter().map(|key| format!("{}: `{check}` does not hold", shown(key))).collect();
+                return Err(Error::Rejected {
+                    table: change.table.clone(),
+                    count: u64::try_from(count).unwrap_or(0),
+                    sample,
+                });
             }
         }
         if change.add_constraints.iter().any(|added| matches!(added, NewConstraint::ForeignKey { .. })) {
-            let sql = format!("SELECT rowid, parent FROM pragma_foreign_key_check('{}')", shape.names.shadow.replace('\'', "''"));
+            let sql = format!(
+                "SELECT rowid, parent FROM pragma_foreign_key_check('{}')",
+                shape.names.shadow.replace('\'', "''")
+            );
             let wrong = catalog::texts(&self.connection, &sql, &[])?;
             if !wrong.is_empty() {
                 let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "?".to_owned());
                 let sample = wrong.iter().take(task.policy.sample);
-                let sample = sample.map(|row| format!("{}: no such row in {}", text(&row[0]), text(&row[1]))).collect();
-                return Err(Error::Rejected { table: change.table.clone(), count: wrong.len() as u64, sample });
+                let sample = sample
+                    .map(|row| format!("{}: no such row in {}", text(&row[0]), text(&row[1])))
+                    .collect();
+                return Err(Error::Rejected {
+                    table: change.table.clone(),
+                    count: wrong.len() as u64,
+                    sample,
+                });
             }
         }
         Ok(work)
     }
 
     /// Compares every row once, in short read transactions. Differences in keys that were touched meanwhile are not ones.
-    fn compare_once(&mut self, task: &Task<'_>, shape: &Shape<'_>, pace: &dyn Pace) -> Result<(u64, Vec<Vec<Cell>>), Error> {
+    fn compare_once(
+        &mut self,
+        task: &Task<'_>,
+        shape: &Shape<'_>,
+        pace: &dyn Pace,
+    ) -> Result<(u64, Vec<Vec<Cell>>), Error> {
         let change = shape.change;
         let (mut low, mut seen, mut number) = (None::<Vec<Cell>>, 0, 0);
         let mut differing: Vec<Vec<Cell>> = Vec::new();
@@ -526,7 +636,9 @@ impl Sqlite {
             differing.append(&mut found);
             differing.truncate(100_000);
             let done = ChunkDone { seen: count, copied: count, ..ChunkDone::default() };
-            self.fenced(task.epoch, |engine| engine.note_chunk(task, change, "verify", number, high.as_deref(), &done))?;
+            self.fenced(task.epoch, |engine| {
+                engine.note_chunk(task, change, "verify", number, high.as_deref(), &done)
+            })?;
             task.point("verify.after");
             pace.between(self, &change.table, &done)?;
             match high {
@@ -583,7 +695,10 @@ impl Sqlite {
         }
         let up = format!(
             "{} ORDER BY {order}",
-            change.up_query(&shape.source_now(&change.table.quoted(), &limited(&shape.key_now)), &shape.passed())
+            change.up_query(
+                &shape.source_now(&change.table.quoted(), &limited(&shape.key_now)),
+                &shape.passed()
+            )
         );
         let then = quoted(change.written_then());
         let new = format!(
@@ -595,7 +710,9 @@ impl Sqlite {
         let mut found = self.connection.prepare_cached(&new).map_err(failed)?;
         let total = width + change.written_then().len();
         let affinities = self.affinities(shape)?;
-        let read = |row: &rusqlite::Row<'_>| -> rusqlite::Result<Vec<Cell>> { (0..total).map(|at| row.get(at)).collect() };
+        let read = |row: &rusqlite::Row<'_>| -> rusqlite::Result<Vec<Cell>> {
+            (0..total).map(|at| row.get(at)).collect()
+        };
         let mut expected = expected.query(rusqlite::params_from_iter(&parameters)).map_err(failed)?;
         let mut found = found.query(rusqlite::params_from_iter(&parameters)).map_err(failed)?;
         let mut next_expected = || -> Result<Option<Vec<Cell>>, Error> {
@@ -614,7 +731,9 @@ impl Sqlite {
                 row
             }))
         };
-        let mut next_found = || -> Result<Option<Vec<Cell>>, Error> { found.next().map_err(failed)?.map(read).transpose().map_err(failed) };
+        let mut next_found = || -> Result<Option<Vec<Cell>>, Error> {
+            found.next().map_err(failed)?.map(read).transpose().map_err(failed)
+        };
         let (mut a, mut b) = (next_expected()?, next_found()?);
         let (mut seen, mut differing) = (0, Vec::new());
         loop {
@@ -682,7 +801,9 @@ impl Sqlite {
     /// The affinities of the written columns of T: how it converts what is stored (<https://www.sqlite.org/datatype3.html>, 3.1).
     fn affinities(&self, shape: &Shape<'_>) -> Result<Vec<Affinity>, Error> {
         let kinds = shape.change.columns.iter().filter(|column| !column.generated && column.then.is_some());
-        Ok(kinds.map(|column| Affinity::of(column.type_then.as_deref().unwrap_or(""), shape.def.strict())).collect())
+        Ok(kinds
+            .map(|column| Affinity::of(column.type_then.as_deref().unwrap_or(""), shape.def.strict()))
+            .collect())
     }
 
     pub(super) fn scan(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
@@ -695,7 +816,8 @@ impl Sqlite {
             if rows.is_empty() {
                 return Ok(());
             }
-            let sample = rows.iter().take(task.policy.sample).map(|row| format!("{}: {why}", shown(row))).collect();
+            let sample =
+                rows.iter().take(task.policy.sample).map(|row| format!("{}: {why}", shown(row))).collect();
             Err(Error::Rejected { table: change.table.clone(), count: rows.len() as u64, sample })
         };
         // Duplicates for what becomes unique. Row functions may still change the columns; then the copy finds out.
@@ -708,7 +830,11 @@ impl Sqlite {
             })
             .collect();
         let up = change.up_query(&table, &[]);
-        let unique_indexes = change.add_indexes.iter().filter(|index| index.unique).map(|index| (&index.columns, index.filter.as_deref()));
+        let unique_indexes = change
+            .add_indexes
+            .iter()
+            .filter(|index| index.unique)
+            .map(|index| (&index.columns, index.filter.as_deref()));
         let uniques = change.add_constraints.iter().filter_map(|added| match added {
             NewConstraint::Unique { columns, .. } => Some((columns, None)),
             _ => None,
@@ -718,7 +844,8 @@ impl Sqlite {
                 continue;
             }
             let names = quoted(columns);
-            let given: Vec<String> = columns.iter().map(|column| format!("{} IS NOT NULL", column.quoted())).collect();
+            let given: Vec<String> =
+                columns.iter().map(|column| format!("{} IS NOT NULL", column.quoted())).collect();
             let filter = filter.map_or(String::new(), |filter| format!(" AND ({filter})"));
             let sql = format!(
                 "SELECT {names} FROM ({up}) WHERE {}{filter} GROUP BY {names} HAVING count(*) > 1",
@@ -734,32 +861,47 @@ impl Sqlite {
         let up = change.up_query(&shape.source_now(&table, "1"), &shape.passed());
         for column in &change.columns {
             let Some(then) = &column.then else { continue };
-            if !column.nullable_then && (column.nullable_now || column.up.is_some()) && column.fate != ColumnFate::Keep && !computed.contains(&then) {
+            if !column.nullable_then
+                && (column.nullable_now || column.up.is_some())
+                && column.fate != ColumnFate::Keep
+                && !computed.contains(&then)
+            {
                 let sql = format!("SELECT {keys} FROM ({up}) WHERE {} IS NULL", then.quoted());
                 reject(self, &sql, &format!("`{then}` would be NULL"))?;
             }
         }
         for constraint in &change.add_constraints {
             if let NewConstraint::Check { name, expr } = constraint {
-                reject(self, &format!("SELECT {keys} FROM ({up}) WHERE NOT coalesce(({expr}), 1)"), &format!("`{name}` does not hold"))?;
+                reject(
+                    self,
+                    &format!("SELECT {keys} FROM ({up}) WHERE NOT coalesce(({expr}), 1)"),
+                    &format!("`{name}` does not hold"),
+                )?;
             }
         }
         // Values that would not come back: what the migration says about them must be true, or a cast loses something.
         let lossy: Vec<_> = change
             .columns
             .iter()
-            .filter(|column| column.fate == ColumnFate::Alter && column.down.is_some() && column.then.is_some())
-            .filter(|column| column.reversible || column.up.as_deref().is_some_and(|up| up.starts_with("CAST(")))
+            .filter(|column| {
+                column.fate == ColumnFate::Alter && column.down.is_some() && column.then.is_some()
+            })
+            .filter(|column| {
+                column.reversible || column.up.as_deref().is_some_and(|up| up.starts_with("CAST("))
+            })
             .filter_map(|column| column.now.as_ref())
             .collect();
         if lossy.is_empty() || !change.rows.is_empty() {
             return Ok(());
         }
         let down = change.down_query(&format!("({up}) AS _cutover_up"), &shape.passed());
-        let here: Vec<String> = (0..shape.key_now.len()).map(|at| format!("_cutover_s.{} IS _cutover_d.{}", shape.key_now[at], key_name(at))).collect();
+        let here: Vec<String> = (0..shape.key_now.len())
+            .map(|at| format!("_cutover_s.{} IS _cutover_d.{}", shape.key_now[at], key_name(at)))
+            .collect();
         for column in lossy {
             let name = column.quoted();
-            let shown = shape.key_now.iter().map(|key| format!("_cutover_s.{key}")).collect::<Vec<_>>().join(", ");
+            let shown =
+                shape.key_now.iter().map(|key| format!("_cutover_s.{key}")).collect::<Vec<_>>().join(", ");
             let sql = format!(
                 "SELECT {shown} FROM {table} AS _cutover_s JOIN ({down}) AS _cutover_d ON {} WHERE _cutover_s.{name} IS NOT NULL AND \
                  _cutover_d.{name} IS NOT _cutover_s.{name}",
@@ -814,13 +956,19 @@ impl Affinity {
                 #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
                 Cell::Integer(value as i64)
             }
-            (Self::Integer | Self::Numeric | Self::Real, Cell::Text(text)) => match (text.trim().parse::<i64>(), text.trim().parse::<f64>()) {
-                (Ok(value), _) if !matches!(self, Self::Real) => Cell::Integer(value),
-                (_, Ok(value)) if text.trim().starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.')) => {
-                    self.apply(Cell::Real(value))
+            (Self::Integer | Self::Numeric | Self::Real, Cell::Text(text)) => {
+                match (text.trim().parse::<i64>(), text.trim().parse::<f64>()) {
+                    (Ok(value), _) if !matches!(self, Self::Real) => Cell::Integer(value),
+                    (_, Ok(value))
+                        if text
+                            .trim()
+                            .starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.')) =>
+                    {
+                        self.apply(Cell::Real(value))
+                    }
+                    _ => Cell::Text(text),
                 }
-                _ => Cell::Text(text),
-            },
+            }
             (Self::Text, Cell::Integer(value)) => Cell::Text(value.to_string()),
             (_, cell) => cell,
         }
@@ -862,7 +1010,11 @@ fn key_order(a: &[Cell], b: &[Cell]) -> std::cmp::Ordering {
 }
 
 /// Applies the row functions of a change to rows of its written columns.
-fn apply_functions(task: &Task<'_>, change: &TableChange, rows: &mut [(Vec<Cell>, Vec<Cell>)]) -> Result<(), Error> {
+fn apply_functions(
+    task: &Task<'_>,
+    change: &TableChange,
+    rows: &mut [(Vec<Cell>, Vec<Cell>)],
+) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -915,7 +1067,13 @@ mod tests {
 
     #[test]
     fn keys_survive_the_ledger() {
-        let key = vec![Cell::Integer(-5), Cell::Text("a\"b".into()), Cell::Real(0.1), Cell::Blob(vec![0, 255]), Cell::Null];
+        let key = vec![
+            Cell::Integer(-5),
+            Cell::Text("a\"b".into()),
+            Cell::Real(0.1),
+            Cell::Blob(vec![0, 255]),
+            Cell::Null,
+        ];
         assert_eq!(parse_key(&print_key(&key)).unwrap(), key);
     }
 }

@@ -41,7 +41,11 @@ impl Token<'_> {
             Kind::Quoted => {
                 let inner = &self.text[1..self.text.len().saturating_sub(1).max(1)];
                 let close = self.text.chars().last().unwrap_or('"');
-                Some(if close == ']' { inner.to_owned() } else { inner.replace(&format!("{close}{close}"), &close.to_string()) })
+                Some(if close == ']' {
+                    inner.to_owned()
+                } else {
+                    inner.replace(&format!("{close}{close}"), &close.to_string())
+                })
             }
             _ => None,
         }
@@ -97,14 +101,20 @@ fn tokens(sql: &str) -> Vec<Token<'_>> {
                 at = until(at + 1, b']');
                 Kind::Quoted
             }
-            byte if byte.is_ascii_digit() || (byte == b'.' && bytes.get(at + 1).is_some_and(u8::is_ascii_digit)) => {
+            byte if byte.is_ascii_digit()
+                || (byte == b'.' && bytes.get(at + 1).is_some_and(u8::is_ascii_digit)) =>
+            {
                 while at < bytes.len() && (bytes[at].is_ascii_alphanumeric() || bytes[at] == b'.') {
                     at += 1;
                 }
                 Kind::Literal
             }
             byte if byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80 => {
-                while at < bytes.len() && (bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'_' | b'$') || bytes[at] >= 0x80) {
+                while at < bytes.len()
+                    && (bytes[at].is_ascii_alphanumeric()
+                        || matches!(bytes[at], b'_' | b'$')
+                        || bytes[at] >= 0x80)
+                {
                     at += 1;
                 }
                 Kind::Word
@@ -178,7 +188,11 @@ impl TableDef {
     /// Every check expression.
     pub(super) fn checks(&self) -> Vec<&str> {
         let of_columns = self.columns.iter().flat_map(|column| &column.rules);
-        of_columns.chain(&self.constraints).filter(|rule| rule.rule == Rule::Check).map(|rule| rule.inner.as_str()).collect()
+        of_columns
+            .chain(&self.constraints)
+            .filter(|rule| rule.rule == Rule::Check)
+            .map(|rule| rule.inner.as_str())
+            .collect()
     }
 
     /// Whether it has foreign keys.
@@ -197,7 +211,8 @@ pub(super) fn table(sql: &str) -> Option<TableDef> {
     let mut constraints = Vec::new();
     for part in split(&tokens[open + 1..close]) {
         let first = part.first()?;
-        let of_table = ["CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"].iter().any(|word| first.is(word));
+        let of_table =
+            ["CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"].iter().any(|word| first.is(word));
         let mut cursor = Cursor { sql, tokens: part, at: 0 };
         if of_table {
             constraints.push(cursor.constraint()?);
@@ -205,7 +220,8 @@ pub(super) fn table(sql: &str) -> Option<TableDef> {
             let name = part.first()?.name().or_else(|| {
                 // A name in single quotes is an identifier here.
                 let text = part[0].text;
-                (part[0].kind == Kind::Literal && text.starts_with('\'')).then(|| text.trim_matches('\'').to_owned())
+                (part[0].kind == Kind::Literal && text.starts_with('\''))
+                    .then(|| text.trim_matches('\'').to_owned())
             })?;
             cursor.at = 1;
             let kind = cursor.kind();
@@ -323,7 +339,17 @@ impl Cursor<'_, '_> {
 
     fn kind(&mut self) -> String {
         const ENDS: &[&str] = &[
-            "CONSTRAINT", "PRIMARY", "NOT", "NULL", "UNIQUE", "CHECK", "DEFAULT", "COLLATE", "REFERENCES", "GENERATED", "AS",
+            "CONSTRAINT",
+            "PRIMARY",
+            "NOT",
+            "NULL",
+            "UNIQUE",
+            "CHECK",
+            "DEFAULT",
+            "COLLATE",
+            "REFERENCES",
+            "GENERATED",
+            "AS",
         ];
         let from = self.at;
         while let Some(token) = self.tokens.get(self.at) {
@@ -382,11 +408,14 @@ impl Cursor<'_, '_> {
                 Some(expression) => inner = format!("({expression})"),
                 None => {
                     let from = self.at;
-                    if self.tokens.get(self.at).is_some_and(|token| token.is_mark('-') || token.is_mark('+')) {
+                    if self.tokens.get(self.at).is_some_and(|token| token.is_mark('-') || token.is_mark('+'))
+                    {
                         self.at += 1;
                     }
                     // x'ff' is a word and a string.
-                    if self.peek("x") && self.tokens.get(self.at + 1).is_some_and(|token| token.text.starts_with('\'')) {
+                    if self.peek("x")
+                        && self.tokens.get(self.at + 1).is_some_and(|token| token.text.starts_with('\''))
+                    {
                         self.at += 1;
                     }
                     self.at += 1;
@@ -417,7 +446,8 @@ impl Cursor<'_, '_> {
                 } else if self.take("MATCH") {
                     self.at += 1;
                 } else if self.peek("DEFERRABLE")
-                    || (self.peek("NOT") && self.tokens.get(self.at + 1).is_some_and(|token| token.is("DEFERRABLE")))
+                    || (self.peek("NOT")
+                        && self.tokens.get(self.at + 1).is_some_and(|token| token.is("DEFERRABLE")))
                 {
                     self.take("NOT");
                     self.at += 1;
@@ -480,7 +510,10 @@ mod tests {
     #[test]
     fn names_are_replaced_where_they_are_names() {
         let names = [("a".to_owned(), "b".to_owned())];
-        assert_eq!(renamed("a > 'a' AND \"A\" < a(1) COLLATE a", &names), "\"b\" > 'a' AND \"b\" < a(1) COLLATE a");
+        assert_eq!(
+            renamed("a > 'a' AND \"A\" < a(1) COLLATE a", &names),
+            "\"b\" > 'a' AND \"b\" < a(1) COLLATE a"
+        );
         assert!(mentions("SELECT [x y] FROM t", "X Y"));
         assert!(!mentions("SELECT 'x' FROM t", "x"));
     }

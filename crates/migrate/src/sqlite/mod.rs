@@ -76,11 +76,17 @@ impl Sqlite {
     }
 
     fn number(&self, sql: &str) -> Result<i64, Error> {
-        self.connection.query_row(sql, [], |row| row.get(0)).map_err(|error| Error::Sql(sql_error(error, sql)))
+        self.connection
+            .query_row(sql, [], |row| row.get(0))
+            .map_err(|error| Error::Sql(sql_error(error, sql)))
     }
 
     /// Runs `body` in one transaction with the write lock, after the fence.
-    fn fenced<T>(&mut self, epoch: u64, body: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+    fn fenced<T>(
+        &mut self,
+        epoch: u64,
+        body: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         in_transaction(self, |engine| {
             state::fence(engine, epoch)?;
             body(engine)
@@ -94,9 +100,14 @@ fn sql_error(error: rusqlite::Error, statement: &str) -> SqlError {
         rusqlite::Error::SqliteFailure(failure, _) => {
             let kind = match (failure.code, failure.extended_code) {
                 (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => SqlErrorKind::Busy,
-                (_, rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => SqlErrorKind::Unique,
+                (
+                    _,
+                    rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY,
+                ) => SqlErrorKind::Unique,
                 (ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch, _) => SqlErrorKind::Data,
-                (ErrorCode::CannotOpen | ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt, _) => SqlErrorKind::Connection,
+                (ErrorCode::CannotOpen | ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt, _) => {
+                    SqlErrorKind::Connection
+                }
                 _ => SqlErrorKind::Other,
             };
             (kind, failure.extended_code.to_string())
@@ -136,7 +147,9 @@ impl Sql for Sqlite {
             if parameters.is_empty() {
                 self.connection.execute_batch(sql)?;
             } else {
-                self.connection.prepare_cached(sql)?.execute(rusqlite::params_from_iter(parameters.iter().map(bind)))?;
+                self.connection
+                    .prepare_cached(sql)?
+                    .execute(rusqlite::params_from_iter(parameters.iter().map(bind)))?;
             }
             Ok(self.connection.changes())
         };
@@ -150,7 +163,11 @@ impl Sql for Sqlite {
             let mut rows = statement.query(rusqlite::params_from_iter(parameters.iter().map(bind)))?;
             let mut all = Vec::new();
             while let Some(row) = rows.next()? {
-                all.push((0..width).map(|at| row.get_ref(at).map(value_of)).collect::<rusqlite::Result<Vec<_>>>()?);
+                all.push(
+                    (0..width)
+                        .map(|at| row.get_ref(at).map(value_of))
+                        .collect::<rusqlite::Result<Vec<_>>>()?,
+                );
             }
             Ok(all)
         };
@@ -183,7 +200,10 @@ impl Engine for Sqlite {
             .iter()
             .filter_map(|check| {
                 let error = self.connection.prepare(&check.query).err()?;
-                Some(Refusal::new(format!("{}: {error}", check.what), "Mend the expression; `lint` tells which names it may use."))
+                Some(Refusal::new(
+                    format!("{}: {error}", check.what),
+                    "Mend the expression; `lint` tells which names it may use.",
+                ))
             })
             .collect();
         if refused.is_empty() { Ok(()) } else { Err(Error::Refused(refused)) }

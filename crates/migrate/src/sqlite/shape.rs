@@ -89,7 +89,10 @@ impl<'c> Shape<'c> {
             .ok_or_else(|| Error::Damaged(format!("the definition of `{}` cannot be read", change.table)))?;
         let indexes = catalog::indexes(connection, old_name)?;
         let then = |name: &str| -> Result<String, Error> {
-            let found = change.columns.iter().find(|column| column.now.as_ref().is_some_and(|now| now.as_str() == name));
+            let found = change
+                .columns
+                .iter()
+                .find(|column| column.now.as_ref().is_some_and(|now| now.as_str() == name));
             let then = found.and_then(|column| column.then.as_ref());
             then.map(Ident::quoted).ok_or_else(|| Error::Damaged(format!("the key column `{name}` is gone")))
         };
@@ -98,8 +101,10 @@ impl<'c> Shape<'c> {
             "SELECT name, type FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk",
             &[old_name],
         )?;
-        let pk: Vec<(String, String)> =
-            pk.into_iter().map(|row| (row[0].clone().unwrap_or_default(), row[1].clone().unwrap_or_default())).collect();
+        let pk: Vec<(String, String)> = pk
+            .into_iter()
+            .map(|row| (row[0].clone().unwrap_or_default(), row[1].clone().unwrap_or_default()))
+            .collect();
         // `INTEGER PRIMARY KEY DESC` on the column is no row number; then there is an index for the key.
         let alias = !def.without_rowid()
             && pk.len() == 1
@@ -114,17 +119,32 @@ impl<'c> Shape<'c> {
         } else {
             let taken = |word: &str| {
                 let in_old = def.columns.iter().any(|column| column.name.eq_ignore_ascii_case(word));
-                in_old || change.columns.iter().filter_map(|column| column.then.as_ref()).any(|name| name.as_str().eq_ignore_ascii_case(word))
+                in_old
+                    || change
+                        .columns
+                        .iter()
+                        .filter_map(|column| column.then.as_ref())
+                        .any(|name| name.as_str().eq_ignore_ascii_case(word))
             };
-            let word = ["rowid", "_rowid_", "oid"].into_iter().find(|word| !taken(word)).ok_or_else(|| {
-                Error::refused(
-                    format!("`{}` has columns called rowid, _rowid_ and oid", change.table),
-                    "Rename one of them with your own statements first.",
-                )
-            })?;
+            let word =
+                ["rowid", "_rowid_", "oid"].into_iter().find(|word| !taken(word)).ok_or_else(|| {
+                    Error::refused(
+                        format!("`{}` has columns called rowid, _rowid_ and oid", change.table),
+                        "Rename one of them with your own statements first.",
+                    )
+                })?;
             (vec![word.to_owned()], vec![word.to_owned()], true)
         };
-        Ok(Self { change, names: Names::of(task, change), def, indexes, key_now, key_then, numbered, unstable: numbered })
+        Ok(Self {
+            change,
+            names: Names::of(task, change),
+            def,
+            indexes,
+            key_now,
+            key_then,
+            numbered,
+            unstable: numbered,
+        })
     }
 
     /// The keys as the projections pass them: expressions over a source made by [`source_now`](Self::source_now) and the like.
@@ -133,7 +153,8 @@ impl<'c> Shape<'c> {
     }
 
     fn source(table: &str, keys: &[String], condition: &str) -> String {
-        let keys: Vec<String> = keys.iter().enumerate().map(|(at, key)| format!("{key} AS {}", key_name(at))).collect();
+        let keys: Vec<String> =
+            keys.iter().enumerate().map(|(at, key)| format!("{key} AS {}", key_name(at))).collect();
         format!("(SELECT {}, * FROM {table} WHERE {condition}) AS _cutover_source", keys.join(", "))
     }
 
@@ -158,14 +179,20 @@ impl<'c> Shape<'c> {
     }
 
     fn equal(keys: &[String], values: &[String]) -> String {
-        keys.iter().zip(values).map(|(key, value)| format!("{key} IS {value}")).collect::<Vec<_>>().join(" AND ")
+        keys.iter()
+            .zip(values)
+            .map(|(key, value)| format!("{key} IS {value}"))
+            .collect::<Vec<_>>()
+            .join(" AND ")
     }
 
     /// The columns of an INSERT into the new table, and how they are called in the projection.
     pub(super) fn insert_columns(&self) -> (String, String) {
         let columns: Vec<String> = self.change.written_then().into_iter().map(Ident::quoted).collect();
         if self.numbered {
-            let with = |key: String| std::iter::once(key).chain(columns.iter().cloned()).collect::<Vec<_>>().join(", ");
+            let with = |key: String| {
+                std::iter::once(key).chain(columns.iter().cloned()).collect::<Vec<_>>().join(", ")
+            };
             (with(self.key_then[0].clone()), with(key_name(0)))
         } else {
             (columns.join(", "), columns.join(", "))
@@ -175,8 +202,12 @@ impl<'c> Shape<'c> {
     /// `INSERT` into the shadow of all rows that satisfy a condition over the old table.
     pub(super) fn copy(&self, condition: &str) -> String {
         let (columns, select) = self.insert_columns();
-        let up = self.change.up_query(&self.source_now(&self.change.table.quoted(), condition), &self.passed());
-        format!("INSERT INTO {} ({columns}) SELECT {select} FROM ({up}) AS _cutover_up", quote(&self.names.shadow))
+        let up =
+            self.change.up_query(&self.source_now(&self.change.table.quoted(), condition), &self.passed());
+        format!(
+            "INSERT INTO {} ({columns}) SELECT {select} FROM ({up}) AS _cutover_up",
+            quote(&self.names.shadow)
+        )
     }
 
     fn renames(&self) -> Vec<(String, String)> {
@@ -191,12 +222,17 @@ impl<'c> Shape<'c> {
     pub(super) fn create(&self, position: u64) -> Result<Vec<String>, Error> {
         let renames = self.renames();
         let dropped = |rule: &ddl::Constraint| {
-            rule.name.as_deref().is_some_and(|name| self.change.drop_constraints.iter().any(|dropped| dropped.as_str() == name))
+            rule.name.as_deref().is_some_and(|name| {
+                self.change.drop_constraints.iter().any(|dropped| dropped.as_str() == name)
+            })
         };
         let mut items = Vec::new();
         for column in &self.change.columns {
             let Some(then) = &column.then else { continue };
-            let declared = column.now.as_ref().and_then(|now| self.def.columns.iter().find(|found| found.name == now.as_str()));
+            let declared = column
+                .now
+                .as_ref()
+                .and_then(|now| self.def.columns.iter().find(|found| found.name == now.as_str()));
             let mut text = format!("{} {}", then.quoted(), column.type_then.clone().unwrap_or_default());
             let altered = column.fate != ColumnFate::Keep;
             if altered {
@@ -230,17 +266,20 @@ impl<'c> Shape<'c> {
             }
         }
         let shadow = quote(&self.names.shadow);
-        let mut statements = vec![format!("CREATE TABLE {shadow} ({}) {}", items.join(", "), self.def.options)];
+        let mut statements =
+            vec![format!("CREATE TABLE {shadow} ({}) {}", items.join(", "), self.def.options)];
         for index in &self.indexes {
             let (Some(sql), public) = (&index.sql, catalog::logical(&index.name)) else { continue };
             if self.change.drop_indexes.iter().any(|dropped| dropped.as_str() == public) {
                 continue;
             }
-            let body = ddl::index_body(sql)
-                .ok_or_else(|| Error::Damaged(format!("the definition of index `{public}` cannot be read")))?;
+            let body = ddl::index_body(sql).ok_or_else(|| {
+                Error::Damaged(format!("the definition of index `{public}` cannot be read"))
+            })?;
             let unique = if index.unique { "UNIQUE " } else { "" };
             let name = quote(&format!("{public}__c{position}"));
-            statements.push(format!("CREATE {unique}INDEX {name} ON {shadow} {}", ddl::renamed(body, &renames)));
+            statements
+                .push(format!("CREATE {unique}INDEX {name} ON {shadow} {}", ddl::renamed(body, &renames)));
         }
         statements.extend(new_indexes(self.change, &shadow));
         Ok(statements)
@@ -249,9 +288,9 @@ impl<'c> Shape<'c> {
     /// A condition over `table` that is true for rows which a new row would push out by REPLACE.
     fn collisions(&self, indexes: &[Vec<(String, String)>]) -> Option<String> {
         let one = |columns: &Vec<(String, String)>| {
-            let parts = columns.iter().map(|(name, collation)| {
-                format!("{0} = NEW.{0} COLLATE {1}", quote(name), quote(collation))
-            });
+            let parts = columns
+                .iter()
+                .map(|(name, collation)| format!("{0} = NEW.{0} COLLATE {1}", quote(name), quote(collation)));
             format!("({})", parts.collect::<Vec<_>>().join(" AND "))
         };
         (!indexes.is_empty()).then(|| indexes.iter().map(one).collect::<Vec<_>>().join(" OR "))
@@ -262,7 +301,11 @@ impl<'c> Shape<'c> {
         let unique = self.indexes.iter().filter(|index| index.unique);
         unique
             .map(|index| {
-                index.columns.iter().filter_map(|(name, collation)| Some((name.clone()?, collation.clone()))).collect()
+                index
+                    .columns
+                    .iter()
+                    .filter_map(|(name, collation)| Some((name.clone()?, collation.clone())))
+                    .collect()
             })
             .filter(|columns: &Vec<_>| !columns.is_empty())
             .collect()
@@ -277,12 +320,19 @@ impl<'c> Shape<'c> {
         let old = prefixed("OLD", &self.key_now);
         // A row of T that still points to a parent would block the parent's deletion: with foreign keys T follows at once,
         // by losing the row. The drain brings it back.
-        let follows = self.def.has_references() || self.change.add_constraints.iter().any(|added| matches!(added, NewConstraint::ForeignKey { .. }));
+        let follows = self.def.has_references()
+            || self
+                .change
+                .add_constraints
+                .iter()
+                .any(|added| matches!(added, NewConstraint::ForeignKey { .. }));
         let forget = |values: &[String]| match follows {
             true => format!("DELETE FROM {shadow} WHERE {};", Self::equal(&self.key_then, values)),
             false => String::new(),
         };
-        let note = |values: &[String]| format!("INSERT INTO {log} VALUES ({}); {}", values.join(", "), forget(values));
+        let note = |values: &[String]| {
+            format!("INSERT INTO {log} VALUES ({}); {}", values.join(", "), forget(values))
+        };
         let mut triggers = vec![
             self.trigger("insert", "AFTER INSERT", &table, "", &note(&new)),
             self.trigger("update", "AFTER UPDATE", &table, "", &format!("{} {}", note(&old), note(&new))),
@@ -304,12 +354,16 @@ impl<'c> Shape<'c> {
         triggers
     }
 
-    pub(super) const FORWARD: [&'static str; 5] = ["insert", "update", "delete", "before_insert", "before_update"];
+    pub(super) const FORWARD: [&'static str; 5] =
+        ["insert", "update", "delete", "before_insert", "before_update"];
     pub(super) const REVERSE: [&'static str; 5] =
         ["back_insert", "back_update", "back_delete", "back_before_insert", "back_before_update"];
 
     fn trigger(&self, what: &str, when: &str, table: &str, condition: &str, body: &str) -> String {
-        format!("CREATE TRIGGER {} {when} ON {table} {condition} BEGIN {body} END", quote(&self.names.trigger(what)))
+        format!(
+            "CREATE TRIGGER {} {when} ON {table} {condition} BEGIN {body} END",
+            quote(&self.names.trigger(what))
+        )
     }
 
     /// A query of the row that the old table should have for a key of the new one: its key and all its written columns. Empty
@@ -320,7 +374,8 @@ impl<'c> Shape<'c> {
         let down = self.change.down_query(&source, &self.passed());
         let old = quote(&self.names.old);
         let old_key: Vec<String> = prefixed("_cutover_o", &self.key_now);
-        let down_key: Vec<String> = (0..self.key_now.len()).map(|at| format!("_cutover_d.{}", key_name(at))).collect();
+        let down_key: Vec<String> =
+            (0..self.key_now.len()).map(|at| format!("_cutover_d.{}", key_name(at))).collect();
         let here = Self::equal(&old_key, &down_key);
         let kept_back: Vec<&Ident> = self.change.kept_back();
         let mut items: Vec<String> = (0..self.key_now.len()).map(key_name).collect();
@@ -330,7 +385,11 @@ impl<'c> Shape<'c> {
             let is_kept = column.then.as_ref().is_some_and(|then| kept_back.contains(&then));
             let fresh = match &column.then {
                 Some(_) => format!("_cutover_d.{name}"),
-                None => column.down.clone().or_else(|| column.default_now.clone()).map_or("NULL".to_owned(), |value| format!("({value})")),
+                None => column
+                    .down
+                    .clone()
+                    .or_else(|| column.default_now.clone())
+                    .map_or("NULL".to_owned(), |value| format!("({value})")),
             };
             items.push(match column.then.is_none() || is_kept {
                 true => format!(
@@ -369,7 +428,8 @@ impl<'c> Shape<'c> {
             let same = unique.iter().map(|(name, collation)| {
                 format!("_cutover_o.{0} = _cutover_g.{0} COLLATE {1}", quote(name), quote(collation))
             });
-            let g_key: Vec<String> = (0..self.key_now.len()).map(|at| format!("_cutover_g.{}", key_name(at))).collect();
+            let g_key: Vec<String> =
+                (0..self.key_now.len()).map(|at| format!("_cutover_g.{}", key_name(at))).collect();
             guards.push(format!(
                 "NOT EXISTS (SELECT 1 FROM {old} AS _cutover_o WHERE {} AND NOT ({}))",
                 same.collect::<Vec<_>>().join(" AND "),
@@ -391,8 +451,13 @@ impl<'c> Shape<'c> {
         let at_old = Self::equal(&self.key_now, key);
         let at_then = Self::equal(&self.key_then, key);
         let at_back = Self::equal(&(0..key.len()).map(key_name).collect::<Vec<_>>(), key);
-        let written: Vec<&Ident> =
-            self.change.columns.iter().filter(|column| !column.generated).filter_map(|column| column.now.as_ref()).collect();
+        let written: Vec<&Ident> = self
+            .change
+            .columns
+            .iter()
+            .filter(|column| !column.generated)
+            .filter_map(|column| column.now.as_ref())
+            .collect();
         let settable: Vec<String> =
             written.iter().map(|name| name.quoted()).filter(|name| !self.key_now.contains(name)).collect();
         let mut statements = vec![
@@ -401,7 +466,9 @@ impl<'c> Shape<'c> {
                 "INSERT INTO {back} SELECT {} WHERE EXISTS (SELECT 1 FROM {then_table} WHERE {at_then}) AND NOT EXISTS ({fitting})",
                 key.join(", ")
             ),
-            format!("DELETE FROM {old} WHERE {at_old} AND NOT EXISTS (SELECT 1 FROM {then_table} WHERE {at_then})"),
+            format!(
+                "DELETE FROM {old} WHERE {at_old} AND NOT EXISTS (SELECT 1 FROM {then_table} WHERE {at_then})"
+            ),
         ];
         if self.def.has_references() {
             statements.push(format!(
@@ -432,7 +499,9 @@ impl<'c> Shape<'c> {
         let back = quote(&self.names.back);
         let new_key = prefixed("NEW", &self.key_then);
         let old_key = prefixed("OLD", &self.key_then);
-        let block = |statements: Vec<String>| statements.into_iter().map(|statement| format!("{statement}; ")).collect::<String>();
+        let block = |statements: Vec<String>| {
+            statements.into_iter().map(|statement| format!("{statement}; ")).collect::<String>()
+        };
         // Rows that REPLACE pushed out: noted before, gone now. What was noted and is still there is synced by the drain.
         let pushed = format!(
             "DELETE FROM {old} WHERE {} IN (SELECT {} FROM {back}) AND {} NOT IN (SELECT {} FROM {table});",
@@ -460,7 +529,13 @@ impl<'c> Shape<'c> {
         let sync_old = block(self.back_one(table, &old_key, &old));
         let mut triggers = vec![
             self.trigger("back_insert", "AFTER INSERT", table, "", &format!("{pushed} {sync_new}")),
-            self.trigger("back_update", "AFTER UPDATE", table, "", &format!("{pushed} {moved} {sync_old} {sync_new}")),
+            self.trigger(
+                "back_update",
+                "AFTER UPDATE",
+                table,
+                "",
+                &format!("{pushed} {moved} {sync_old} {sync_new}"),
+            ),
             self.trigger("back_delete", "AFTER DELETE", table, "", &sync_old),
         ];
         if let Some(collisions) = collides {
@@ -484,11 +559,19 @@ pub(super) fn new_indexes(change: &TableChange, table: &str) -> Vec<String> {
     for index in &change.add_indexes {
         let unique = if index.unique { "UNIQUE " } else { "" };
         let filter = index.filter.as_ref().map_or(String::new(), |filter| format!(" WHERE {filter}"));
-        statements.push(format!("CREATE {unique}INDEX {} ON {table} ({}){filter}", index.name.quoted(), quoted(&index.columns)));
+        statements.push(format!(
+            "CREATE {unique}INDEX {} ON {table} ({}){filter}",
+            index.name.quoted(),
+            quoted(&index.columns)
+        ));
     }
     for constraint in &change.add_constraints {
         if let NewConstraint::Unique { name, columns } = constraint {
-            statements.push(format!("CREATE UNIQUE INDEX {} ON {table} ({})", name.quoted(), quoted(columns)));
+            statements.push(format!(
+                "CREATE UNIQUE INDEX {} ON {table} ({})",
+                name.quoted(),
+                quoted(columns)
+            ));
         }
     }
     statements
@@ -498,8 +581,12 @@ pub(super) fn new_indexes(change: &TableChange, table: &str) -> Vec<String> {
 pub(super) fn literal_or_expression(default: &str) -> String {
     let text = default.trim();
     let number = text.parse::<f64>().is_ok();
-    let string = text.len() >= 2 && text.starts_with('\'') && text.ends_with('\'') && !text[1..text.len() - 1].replace("''", "").contains('\'');
-    let word = ["null", "true", "false", "current_timestamp", "current_date", "current_time"].contains(&text.to_ascii_lowercase().as_str());
+    let string = text.len() >= 2
+        && text.starts_with('\'')
+        && text.ends_with('\'')
+        && !text[1..text.len() - 1].replace("''", "").contains('\'');
+    let word = ["null", "true", "false", "current_timestamp", "current_date", "current_time"]
+        .contains(&text.to_ascii_lowercase().as_str());
     if number || string || word || text.starts_with('(') { text.to_owned() } else { format!("({text})") }
 }
 
@@ -523,7 +610,10 @@ pub(super) fn version_view(
         let name = now.quoted();
         if column.generated && column.then.is_some() {
             let then = column.then.as_ref().map(Ident::quoted).unwrap_or_default();
-            let at = Shape::equal(key_then, &keys.iter().map(|(_, key)| format!("_cutover_d.{key}")).collect::<Vec<_>>());
+            let at = Shape::equal(
+                key_then,
+                &keys.iter().map(|(_, key)| format!("_cutover_d.{key}")).collect::<Vec<_>>(),
+            );
             shown.push(format!("(SELECT {then} FROM {table} WHERE {at}) AS {name}"));
         } else if column.then.is_some() {
             shown.push(format!("_cutover_d.{name} AS {name}"));
@@ -541,8 +631,10 @@ pub(super) fn version_view(
         None => String::new(),
     };
     let view_quoted = quote(view);
-    let mut statements =
-        vec![format!("CREATE VIEW {view_quoted} AS SELECT {} FROM ({down}) AS _cutover_d{join}", shown.join(", "))];
+    let mut statements = vec![format!(
+        "CREATE VIEW {view_quoted} AS SELECT {} FROM ({down}) AS _cutover_d{join}",
+        shown.join(", ")
+    )];
     // What NEW would be as a row of the old table.
     let new_row: Vec<String> = change
         .columns
@@ -557,7 +649,8 @@ pub(super) fn version_view(
         .collect();
     let up = change.up_query(&format!("(SELECT {}) AS _cutover_new", new_row.join(", ")), &[]);
     let written: Vec<String> = change.written_then().into_iter().map(Ident::quoted).collect();
-    let hidden: Vec<String> = change.hidden().iter().filter_map(|column| column.now.as_ref().map(Ident::quoted)).collect();
+    let hidden: Vec<String> =
+        change.hidden().iter().filter_map(|column| column.now.as_ref().map(Ident::quoted)).collect();
     let pk: Vec<(String, String)> = change
         .primary_key
         .iter()
@@ -572,7 +665,8 @@ pub(super) fn version_view(
     };
     let mut insert = format!("INSERT INTO {table} ({0}) SELECT {0} FROM ({up});", written.join(", "));
     if let (Some(old), false) = (old, hidden.is_empty()) {
-        let set: Vec<String> = hidden.iter().map(|name| format!("{name} = coalesce(NEW.{name}, {name})")).collect();
+        let set: Vec<String> =
+            hidden.iter().map(|name| format!("{name} = coalesce(NEW.{name}, {name})")).collect();
         let at = match (pk.is_empty(), key_now.len() == 1 && !pk.iter().any(|(now, _)| *now == key_now[0])) {
             // Rows with a number: the trigger's own insert was the last one.
             (true, _) | (_, true) => format!("{} = last_insert_rowid()", key_now[0]),
@@ -595,7 +689,10 @@ pub(super) fn version_view(
             let then = column.then.as_ref()?.quoted();
             let value = format!("(SELECT {then} FROM ({up}))");
             Some(match &column.now {
-                Some(now) => format!("{then} = CASE WHEN NEW.{0} IS OLD.{0} THEN {then} ELSE {value} END", now.quoted()),
+                Some(now) => format!(
+                    "{then} = CASE WHEN NEW.{0} IS OLD.{0} THEN {then} ELSE {value} END",
+                    now.quoted()
+                ),
                 None if column.up.is_some() => {
                     format!("{then} = CASE WHEN {} THEN {value} ELSE {then} END", any_changed.join(" OR "))
                 }
@@ -610,7 +707,11 @@ pub(super) fn version_view(
         update.push_str(&format!(" UPDATE {old} SET {} WHERE {};", set.join(", "), at.join(" AND ")));
     }
     statements.push(trigger("update", "UPDATE", update));
-    statements.push(trigger("delete", "DELETE", format!("DELETE FROM {table} WHERE {};", at_old.join(" AND "))));
+    statements.push(trigger(
+        "delete",
+        "DELETE",
+        format!("DELETE FROM {table} WHERE {};", at_old.join(" AND ")),
+    ));
     statements
 }
 

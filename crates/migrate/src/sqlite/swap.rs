@@ -84,7 +84,7 @@ impl Sqlite {
             (Fate::Alter, Tactic::Shadow) => self.swap_shadow(task, change, &view),
             (Fate::Alter, _) => {
                 self.run(&format!("DROP VIEW IF EXISTS {}", quote(&view)))?;
-                self.alter_in_place(change)?;
+                self.alter_in_place(task, change)?;
                 if change.tactic != Tactic::Instant {
                     let then = change.name_then().quoted();
                     self.old_view(change, &view, &then, None)?;
@@ -115,7 +115,10 @@ impl Sqlite {
         if shape.def.counts() {
             self.take_counter(change.table.as_str(), &names.shadow)?;
         }
-        self.run(&format!("ALTER TABLE {table} RENAME TO {old}; ALTER TABLE {shadow} RENAME TO {table}; DROP TABLE {}", quote(&names.log)))?;
+        self.run(&format!(
+            "ALTER TABLE {table} RENAME TO {old}; ALTER TABLE {shadow} RENAME TO {table}; DROP TABLE {}",
+            quote(&names.log)
+        ))?;
         let keys: Vec<String> = (0..shape.key_now.len()).map(key_name).collect();
         let keys = keys.join(", ");
         let index = quote(&format!("{}_k", names.back));
@@ -147,7 +150,13 @@ impl Sqlite {
         let indexes = catalog::indexes(&self.connection, table)?;
         let unique = indexes.into_iter().filter(|index| index.unique);
         Ok(unique
-            .map(|index| index.columns.into_iter().filter_map(|(name, collation)| Some((name?, collation))).collect::<Vec<_>>())
+            .map(|index| {
+                index
+                    .columns
+                    .into_iter()
+                    .filter_map(|(name, collation)| Some((name?, collation)))
+                    .collect::<Vec<_>>()
+            })
             .filter(|columns| !columns.is_empty())
             .collect())
     }
@@ -157,8 +166,13 @@ impl Sqlite {
         let sql = "SELECT coalesce(max(seq), 0) FROM main.sqlite_sequence WHERE name IN (?1, ?2)";
         let run = || -> rusqlite::Result<()> {
             let seq: i64 = self.connection.query_row(sql, [from, to], |row| row.get(0))?;
-            if self.connection.execute("UPDATE main.sqlite_sequence SET seq = ?1 WHERE name = ?2", (seq, to))? == 0 {
-                self.connection.execute("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?1, ?2)", (to, seq))?;
+            if self
+                .connection
+                .execute("UPDATE main.sqlite_sequence SET seq = ?1 WHERE name = ?2", (seq, to))?
+                == 0
+            {
+                self.connection
+                    .execute("INSERT INTO main.sqlite_sequence (name, seq) VALUES (?1, ?2)", (to, seq))?;
             }
             Ok(())
         };
@@ -196,7 +210,10 @@ impl Sqlite {
 
     fn create_table(&self, change: &TableChange) -> Result<(), Error> {
         if self.has(change.table.as_str())? {
-            return Err(Error::refused(format!("table `{}` exists already", change.table), "Choose another name."));
+            return Err(Error::refused(
+                format!("table `{}` exists already", change.table),
+                "Choose another name.",
+            ));
         }
         let mut items = Vec::new();
         // The one column of an integer key is the row number: its type has to be spelt so.
@@ -214,23 +231,41 @@ impl Sqlite {
             items.push(format!("PRIMARY KEY ({})", crate::change::quoted(&change.primary_key)));
         }
         let plain = change.add_constraints.iter();
-        items.extend(plain.filter(|added| !matches!(added, crate::change::NewConstraint::Unique { .. })).map(|added| added.print()));
+        items.extend(
+            plain
+                .filter(|added| !matches!(added, crate::change::NewConstraint::Unique { .. }))
+                .map(|added| added.print()),
+        );
         self.run(&format!("CREATE TABLE {} ({})", change.table.quoted(), items.join(", ")))?;
-        shape::new_indexes(change, &change.table.quoted()).iter().try_for_each(|statement| self.run(statement))
+        shape::new_indexes(change, &change.table.quoted())
+            .iter()
+            .try_for_each(|statement| self.run(statement))
     }
 
     /// What needs no copy: new columns, renames, indexes.
-    fn alter_in_place(&self, change: &TableChange) -> Result<(), Error> {
+    fn alter_in_place(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let table = change.table.as_str();
         for index in &change.drop_indexes {
-            self.run(&format!("DROP INDEX {}", quote(&self.physical(table, index)?)))?;
+            let physical = self.physical(table, index)?;
+            let found =
+                catalog::indexes(&self.connection, table)?.into_iter().find(|found| found.name == physical);
+            let definition = found.and_then(|found| found.sql).unwrap_or_default();
+            let keep = "INSERT OR IGNORE INTO _cutover_undo (migration, table_name, row_key, columns) VALUES ($1, $2, $3, $4)";
+            let values =
+                [task.migration.into(), table.into(), format!("index {index}").into(), definition.into()];
+            self.execute(keep, &values)?;
+            self.run(&format!("DROP INDEX {}", quote(&physical)))?;
         }
         for column in &change.columns {
             match (column.fate, &column.now, &column.then) {
                 (ColumnFate::Add, _, Some(then)) => {
                     let kind = column.type_then.as_deref().unwrap_or("");
                     let rules = added_rules(column);
-                    self.run(&format!("ALTER TABLE {} ADD COLUMN {} {kind}{rules}", quote(table), then.quoted()))?;
+                    self.run(&format!(
+                        "ALTER TABLE {} ADD COLUMN {} {kind}{rules}",
+                        quote(table),
+                        then.quoted()
+                    ))?;
                 }
                 (_, Some(now), Some(then)) if now != then => self.rename_column(table, now, then)?,
                 _ => {}
@@ -265,13 +300,21 @@ impl Sqlite {
         same.primary_key = change
             .primary_key
             .iter()
-            .filter_map(|then| change.columns.iter().find(|column| column.then.as_ref() == Some(then))?.now.clone())
+            .filter_map(|then| {
+                change.columns.iter().find(|column| column.then.as_ref() == Some(then))?.now.clone()
+            })
             .collect();
         self.old_view(&same, view, &change.table.quoted(), None)
     }
 
     /// A view in the old shape over `table`, where there is no second table.
-    fn old_view(&self, change: &TableChange, view: &str, table: &str, old: Option<&str>) -> Result<(), Error> {
+    fn old_view(
+        &self,
+        change: &TableChange,
+        view: &str,
+        table: &str,
+        old: Option<&str>,
+    ) -> Result<(), Error> {
         let (now, then): (Vec<String>, Vec<String>) = match change.primary_key.is_empty() {
             true => (vec!["rowid".to_owned()], vec!["rowid".to_owned()]),
             false => change
@@ -283,7 +326,9 @@ impl Sqlite {
                 })
                 .unzip(),
         };
-        shape::version_view(change, &now, &then, view, table, old).iter().try_for_each(|statement| self.run(statement))
+        shape::version_view(change, &now, &then, view, table, old)
+            .iter()
+            .try_for_each(|statement| self.run(statement))
     }
 
     /// Removes everything a migration made before its swap.
@@ -299,7 +344,11 @@ impl Sqlite {
             for what in Shape::FORWARD {
                 engine.run(&format!("DROP TRIGGER IF EXISTS {}", quote(&names.trigger(what))))?;
             }
-            engine.run(&format!("DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}", quote(&view), quote(&names.log)))?;
+            engine.run(&format!(
+                "DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}",
+                quote(&view),
+                quote(&names.log)
+            ))?;
             if engine.has(&names.shadow)? {
                 engine.discard(&names.shadow, &names.trash)?;
             }
@@ -335,7 +384,11 @@ impl Sqlite {
             for what in Shape::REVERSE {
                 engine.run(&format!("DROP TRIGGER IF EXISTS {}", quote(&names.trigger(what))))?;
             }
-            engine.run(&format!("DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}", quote(&view), quote(&names.back)))?;
+            engine.run(&format!(
+                "DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}",
+                quote(&view),
+                quote(&names.back)
+            ))?;
             if change.rename_to.is_some() && engine.exists("view", change.table.as_str())? {
                 engine.run(&format!("DROP VIEW {}", change.table.quoted()))?;
             }
@@ -364,7 +417,10 @@ impl Sqlite {
                 continue;
             }
             let gone = change.fate == Fate::Drop || change.rename_to.is_some();
-            if ddl::mentions(sql, &names.old) || ddl::mentions(sql, &own[0]) || (gone && ddl::mentions(sql, change.table.as_str())) {
+            if ddl::mentions(sql, &names.old)
+                || ddl::mentions(sql, &own[0])
+                || (gone && ddl::mentions(sql, change.table.as_str()))
+            {
                 uses.push(format!("{kind} `{name}` still names what goes with `{}`", change.table));
             }
         }
@@ -385,10 +441,14 @@ impl Sqlite {
         let kept = "temp._cutover_kept";
         let here = format!("{} IN ({noted})", Shape::tuple(&shape.key_now));
         let select = match shape.numbered {
-            true => format!("SELECT {} AS {}, * FROM {old} WHERE {here}", shape.key_now[0], quote("_cutover_n")),
+            true => {
+                format!("SELECT {} AS {}, * FROM {old} WHERE {here}", shape.key_now[0], quote("_cutover_n"))
+            }
             false => format!("SELECT * FROM {old} WHERE {here}"),
         };
-        self.run(&format!("DROP TABLE IF EXISTS {kept}; CREATE TABLE {kept} AS {select}; DELETE FROM {old} WHERE {here}"))?;
+        self.run(&format!(
+            "DROP TABLE IF EXISTS {kept}; CREATE TABLE {kept} AS {select}; DELETE FROM {old} WHERE {here}"
+        ))?;
         if shape.numbered {
             // The copy has row numbers of its own: give it those of the old rows.
             self.run(&format!("UPDATE {kept} SET {} = {}", shape.key_now[0], quote("_cutover_n")))?;
@@ -406,7 +466,9 @@ impl Sqlite {
         let run = || -> rusqlite::Result<Vec<Vec<Cell>>> {
             let mut statement = self.connection.prepare(sql)?;
             let width = statement.column_count();
-            let rows = statement.query_map([], |row| (0..width).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<Cell>>>())?;
+            let rows = statement.query_map([], |row| {
+                (0..width).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<Cell>>>()
+            })?;
             rows.collect()
         };
         run().map_err(|error| Error::Sql(sql_error(error, sql)))
@@ -417,7 +479,11 @@ impl Sqlite {
         run().map(drop).map_err(|error| Error::Sql(sql_error(error, sql)))
     }
 
-    pub(super) fn would_lose(&mut self, task: &Task<'_>, changes: &[TableChange]) -> Result<Vec<Refusal>, Error> {
+    pub(super) fn would_lose(
+        &mut self,
+        task: &Task<'_>,
+        changes: &[TableChange],
+    ) -> Result<Vec<Refusal>, Error> {
         let accept = "Give `--accept-loss` to lose them.";
         let mut lost = Vec::new();
         for change in changes {
@@ -425,22 +491,33 @@ impl Sqlite {
             let then = change.name_then();
             match (change.fate, change.tactic) {
                 (Fate::Create, _) => {
-                    let count = self.number(&format!("SELECT count(*) FROM (SELECT 1 FROM {} LIMIT 1000)", then.quoted()))?;
+                    let count = self.number(&format!(
+                        "SELECT count(*) FROM (SELECT 1 FROM {} LIMIT 1000)",
+                        then.quoted()
+                    ))?;
                     if count > 0 {
                         lost.push(Refusal::new(format!("rows of the new table `{then}`"), accept));
                     }
                 }
                 (Fate::Drop, _) => {}
                 (_, Tactic::Shadow) if !change.is_reversible() => {
-                    lost.push(Refusal::new(format!("every write to `{then}` since the swap: there is no `down`"), accept));
+                    lost.push(Refusal::new(
+                        format!("every write to `{then}` since the swap: there is no `down`"),
+                        accept,
+                    ));
                 }
                 (_, Tactic::Shadow) => {
                     let shape = Shape::read(&self.connection, task, change, &names.old)?;
                     let table = then.quoted();
                     let keys = self.fenced(task.epoch, |engine| engine.drain_back(&shape, &table))?;
                     if !keys.is_empty() {
-                        let sample: Vec<String> = keys.iter().take(task.policy.sample).map(|key| format!("{key:?}")).collect();
-                        let what = format!("{} row(s) of `{then}` do not fit the old shape: {}", keys.len(), sample.join(", "));
+                        let sample: Vec<String> =
+                            keys.iter().take(task.policy.sample).map(|key| format!("{key:?}")).collect();
+                        let what = format!(
+                            "{} row(s) of `{then}` do not fit the old shape: {}",
+                            keys.len(),
+                            sample.join(", ")
+                        );
                         lost.push(Refusal::new(what, accept));
                     }
                 }
@@ -454,7 +531,10 @@ impl Sqlite {
                             name.quoted()
                         );
                         if self.number(&sql)? > 0 {
-                            lost.push(Refusal::new(format!("values of the new column `{then}.{name}`"), accept));
+                            lost.push(Refusal::new(
+                                format!("values of the new column `{then}.{name}`"),
+                                accept,
+                            ));
                         }
                     }
                 }
@@ -499,7 +579,10 @@ impl Sqlite {
                 let lost = self.drain_back(&shape, &then)?;
                 if !lost.is_empty() && loss == Loss::Refuse {
                     let what = format!("{} row(s) of `{then}` do not fit the old shape", lost.len());
-                    return Err(Error::Locked(vec![Refusal::new(what, "Give `--accept-loss` to lose them.")]));
+                    return Err(Error::Locked(vec![Refusal::new(
+                        what,
+                        "Give `--accept-loss` to lose them.",
+                    )]));
                 }
                 if let Some(to) = &change.rename_to {
                     self.rename_table(to.as_str(), change.table.as_str())?;
@@ -534,9 +617,15 @@ impl Sqlite {
                         (ColumnFate::Add, _, Some(then)) => {
                             self.run(&format!("ALTER TABLE {table} DROP COLUMN {}", then.quoted()))?;
                         }
-                        (_, Some(now), Some(then)) if now != then => self.rename_column(change.table.as_str(), then, now)?,
+                        (_, Some(now), Some(then)) if now != then => {
+                            self.rename_column(change.table.as_str(), then, now)?
+                        }
                         _ => {}
                     }
+                }
+                let kept = "SELECT columns FROM _cutover_undo WHERE migration = $1 AND table_name = $2 AND row_key LIKE 'index %'";
+                for row in self.query(kept, &[task.migration.into(), change.table.as_str().into()])? {
+                    self.run(row[0].text()?)?;
                 }
                 Ok(())
             }

@@ -4,10 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Sqlite, shape::quote};
-use crate::{
-    error::Error,
-    state::sql::in_transaction,
-};
+use crate::{error::Error, state::sql::in_transaction};
 
 /// How long one transaction of the sweep deletes.
 const HOLD: Duration = Duration::from_millis(4);
@@ -39,12 +36,14 @@ impl Sqlite {
         let key = if rowid {
             "rowid".to_owned()
         } else {
-            let names: Vec<String> = keys.into_iter().filter_map(|row| row[0].as_deref().map(quote)).collect();
+            let names: Vec<String> =
+                keys.into_iter().filter_map(|row| row[0].as_deref().map(quote)).collect();
             format!("({})", names.join(", "))
         };
         let inner = key.trim_matches(['(', ')']).to_owned();
         let quoted = quote(table);
-        let delete = format!("DELETE FROM {quoted} WHERE {key} IN (SELECT {inner} FROM {quoted} LIMIT {ROWS})");
+        let delete =
+            format!("DELETE FROM {quoted} WHERE {key} IN (SELECT {inner} FROM {quoted} LIMIT {ROWS})");
         loop {
             let done = in_transaction(self, |engine| {
                 let started = Instant::now();

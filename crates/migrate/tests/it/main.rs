@@ -1,0 +1,7 @@
+//! Migrations against real databases, through the public API.
+
+#![allow(clippy::disallowed_methods, missing_docs)]
+
+mod oracle;
+mod sqlite;
+mod support;

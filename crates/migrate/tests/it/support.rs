@@ -1,0 +1,64 @@
+//! What tests of both engines share: migrations from text, a migrator over an engine, watches that record or break off.
+
+use std::sync::Mutex;
+
+use cutover_migrate::{
+    Error, engine::Engine, engine::Watch, file, ir::Migration, run::Applied, run::Migrator, run::Report,
+    run::Settings, run::no_functions, state::Phase,
+};
+
+/// A migration from the text of a file without its head.
+pub(crate) fn migration(id: &str, after: Option<&str>, body: &str) -> Migration {
+    let after = after.map_or(String::new(), |after| format!("after = \"{after}\"\n"));
+    file::parse(&format!("format = 1\nid = \"{id}\"\n{after}{body}")).unwrap()
+}
+
+/// Settings for tests: small chunks, so that several are made.
+pub(crate) fn settings() -> Settings {
+    let mut settings = Settings { author: "tester".to_owned(), ..Settings::default() };
+    settings.policy.chunk_rows = 300;
+    settings.probe = false;
+    settings
+}
+
+/// Remembers phases and places.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    pub(crate) phases: Mutex<Vec<Phase>>,
+    pub(crate) points: Mutex<Vec<String>>,
+}
+
+impl Watch for Recorder {
+    fn phase(&self, phase: Phase) {
+        self.phases.lock().unwrap().push(phase);
+    }
+
+    fn point(&self, name: &str) {
+        self.points.lock().unwrap().push(name.to_owned());
+    }
+}
+
+/// A migrator without row functions.
+pub(crate) fn migrator<'a>(engine: Box<dyn Engine>, watch: &'a dyn Watch) -> Migrator<'a> {
+    Migrator::new(engine, settings(), watch, &no_functions)
+}
+
+/// The report of an apply that did something.
+pub(crate) fn done(applied: Result<Applied, Error>) -> Report {
+    match applied {
+        Ok(Applied::Done(report)) => *report,
+        Ok(Applied::Already) => panic!("it had been applied before"),
+        Err(error) => panic!("{}", chain(&error)),
+    }
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
