@@ -4,16 +4,19 @@ mod bundle;
 mod config;
 mod delta;
 mod delta_release;
+mod describe;
 mod documents;
 mod gate;
 mod node;
 mod offers;
+mod outcome;
 mod pki;
 mod repo;
 mod run;
 mod site;
 mod source;
 mod trust;
+mod update;
 
 use std::{
     ffi::OsString,
@@ -134,8 +137,8 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
         }
         Command::Repo(command) => repo::run(command, context),
         Command::Check(command) => source::check(&command, context),
-        Command::Plan(command) => node::plan(&command, context),
-        Command::Apply(command) => node::apply(&command, context),
+        Command::Plan(command) => update::plan(&command, context),
+        Command::Apply(command) => update::apply(&command, context),
         Command::Status(at) => node::status(&at, context),
         Command::History(command) => node::history(&command, context),
         Command::Verify(command) => node::verify(&command, context),

@@ -3,24 +3,19 @@
 use std::{
     process::{Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use cutover_core::plan::Layout;
 use cutover_host::service::{
-    ServiceMode, ServiceState,
+    ServiceMode,
     supervisor::{self, Current, Start, SupervisorOptions},
 };
 
 use super::{
-    Context, node,
+    Context,
     site::{Missing, Site},
 };
 use crate::{args::AtRoot, exit::Exit, failure::Failure, output};
-
-/// How long recovery waits for the supervisor that started it.
-const WAIT_MAX: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) fn run(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
     let settings = context.settings(Some(&at.root), [])?.settings;
@@ -45,7 +40,7 @@ fn current(site: &Site) -> Result<Option<Current>, Failure> {
     if status.layout == Some(Layout::InPlace) && status.in_flight.is_some() {
         return Ok(None);
     }
-    Ok(node::current_tree(site)?.map(|(release, tree, manifest)| (release, tree, manifest.service)))
+    Ok(site.current()?.map(|(release, tree, manifest)| (release, tree, manifest.service)))
 }
 
 /// Ends an interrupted run in a process of its own: it may have to ask this supervisor to hand over and to probe the
@@ -58,16 +53,4 @@ fn recover_beside(site: &Site, context: &Context) -> Result<(), Failure> {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     output::note("an interrupted run is ended beside the supervisor");
     command.spawn().map(drop).map_err(|source| Failure::io("start", program, source))
-}
-
-/// Waits until the supervisor of this root answers; recovery goes on without it when it does not.
-pub(super) fn wait_for_supervisor(site: &Site) {
-    let started = Instant::now();
-    while started.elapsed() < WAIT_MAX {
-        match site.service.status() {
-            Ok(status) if status.state == ServiceState::NoSupervisor => std::thread::sleep(LOOK_EVERY),
-            Ok(_) => return,
-            Err(_) => std::thread::sleep(LOOK_EVERY),
-        }
-    }
 }

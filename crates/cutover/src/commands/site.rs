@@ -5,11 +5,12 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use cutover_core::{
-    model::{Instant, Manifest, Name, Version},
-    plan::{OnProbeFailure, Plan, Policy, Step},
+    model::{Instant, Manifest, Name, ReleaseRef, Version},
+    plan::{Layout, OnProbeFailure, Plan, Policy, Step},
 };
 use cutover_host::{
     clock::Clock,
@@ -20,11 +21,15 @@ use cutover_host::{
         WritableCheck, available_memory, disk_space, run_checks,
     },
     probe::{OnFailure, Probes},
-    service::{ServiceManager, service_manager},
+    service::{ServiceManager, ServiceState, service_manager},
 };
 
-use super::Context;
+use super::{Context, outcome};
 use crate::{clock, exit::Exit, failure::Failure, output, progress, settings::Settings};
+
+/// How long recovery waits for the supervisor that started it.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) struct WallClock;
 
@@ -141,10 +146,41 @@ impl Site {
             ));
             let exit = crate::failure::exit_of_outcome(&report.outcome);
             if exit == Exit::RestoreFailed {
-                return Err(super::node::failure_of(&report));
+                return Err(outcome::failure_of(&report));
             }
         }
         Ok(lock)
+    }
+
+    /// What the supervisor runs: the release, where it lies, and its manifest.
+    ///
+    /// # Errors
+    /// Damaged state.
+    pub(super) fn current(&self) -> Result<Option<(ReleaseRef, PathBuf, Manifest)>, Failure> {
+        let status = self.node.status()?;
+        let (Some(release), Some(manifest), Some(layout)) =
+            (status.installed, status.manifest, status.layout)
+        else {
+            return Ok(None);
+        };
+        let tree = match layout {
+            Layout::InPlace => self.root.clone(),
+            Layout::Exchange => self.root.join("current"),
+            Layout::Versioned => self.root.join("releases").join(release.name().as_str()),
+        };
+        Ok(Some((release, tree, manifest)))
+    }
+
+    /// Waits until the supervisor of this root answers; recovery goes on without it when it does not.
+    pub(super) fn wait_for_supervisor(&self) {
+        let started = std::time::Instant::now();
+        while started.elapsed() < WAIT_MAX {
+            match self.service.status() {
+                Ok(status) if status.state == ServiceState::NoSupervisor => std::thread::sleep(LOOK_EVERY),
+                Ok(_) => return,
+                Err(_) => std::thread::sleep(LOOK_EVERY),
+            }
+        }
     }
 
     /// Checks this host before anything changes.

@@ -1,0 +1,108 @@
+//! How an execution ended: printed, and as the exit code of a run.
+
+use cutover_host::node::Report;
+
+use super::Context;
+use crate::{
+    exit::Exit,
+    failure::{self, Failure},
+    output::{self, Form},
+};
+
+/// What an update by delta spared the network.
+#[derive(serde::Serialize)]
+pub(super) struct DeltaSaved {
+    /// The delta bundle's size.
+    pub(super) downloaded_bytes: u64,
+    /// What the full bundle's payload has.
+    pub(super) full_bytes: u64,
+    /// What the release has when it is laid out.
+    pub(super) raw_bytes: u64,
+    /// `full_bytes` without what was downloaded.
+    pub(super) saved_bytes: u64,
+    /// `raw_bytes` without what was downloaded.
+    pub(super) saved_raw_bytes: u64,
+    /// Objects made by a patch, taken from the full bundle, and patches that were of no use.
+    pub(super) patched: u64,
+    pub(super) from_full: u64,
+    pub(super) patches_failed: u64,
+}
+
+impl DeltaSaved {
+    fn line(&self) -> String {
+        format!(
+            "delta of {}: {} saved against the full bundle, {} against the files; {} made by patches, {} taken from the \
+             full bundle, {} patches failed",
+            output::bytes(self.downloaded_bytes),
+            output::bytes(self.saved_bytes),
+            output::bytes(self.saved_raw_bytes),
+            self.patched,
+            self.from_full,
+            self.patches_failed,
+        )
+    }
+}
+
+/// Prints what an execution did, and says how the run ends.
+pub(super) fn finish(
+    report: &Report,
+    delta: Option<&DeltaSaved>,
+    context: &Context,
+) -> Result<Exit, Failure> {
+    let exit = failure::exit_of_outcome(&report.outcome);
+    match context.form {
+        Form::Json => {
+            let mut value = with_exit(serde_json::to_value(report), exit)?;
+            if let (serde_json::Value::Object(map), Some(delta)) = (&mut value, delta) {
+                map.insert("delta".to_owned(), serde_json::json!(delta));
+            }
+            output::json(&value)?;
+        }
+        Form::Text if exit == Exit::Done => {
+            output::line(output::printable(&report.message));
+            if let Some(delta) = delta {
+                output::line(delta.line());
+            }
+            if let Some(point) = &report.restore_point {
+                output::line(format!("restore point {point}: `cutover rollback {point}` goes back"));
+            }
+        }
+        Form::Text => {}
+    }
+    for warning in &report.warnings {
+        output::note(format!("warning: {}", output::printable(warning)));
+    }
+    if exit != Exit::Done {
+        output::failure(&failure_of(report), Form::Text);
+    }
+    Ok(exit)
+}
+
+/// A document with `exit_code` and `kind` in it.
+pub(super) fn with_exit(
+    value: Result<serde_json::Value, serde_json::Error>,
+    exit: Exit,
+) -> Result<serde_json::Value, Failure> {
+    let mut value =
+        value.map_err(|error| Failure::new(Exit::Failed, "failed to write JSON").because(error))?;
+    if let serde_json::Value::Object(map) = &mut value {
+        map.insert("exit_code".to_owned(), exit.code().into());
+        map.insert("ended".to_owned(), exit.word().into());
+    }
+    Ok(value)
+}
+
+/// An execution that did not succeed, as a failure with hints.
+pub(super) fn failure_of(report: &Report) -> Failure {
+    let exit = failure::exit_of_outcome(&report.outcome);
+    let mut failure = Failure::new(exit, report.message.clone());
+    if let Some(log) = &report.failed_log {
+        failure = failure.hint(format!("the failed release's output is in `{}`", log.display()));
+    }
+    let next = match exit {
+        Exit::RestoreFailed => "act now: mend what the message names, then run `cutover recover`",
+        Exit::ProbeFailedKept => "`cutover rollback` brings the old release back",
+        _ => "`cutover history` lists what happened; nothing needs to be cleaned up",
+    };
+    failure.hint(next)
+}
