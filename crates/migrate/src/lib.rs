@@ -18,6 +18,7 @@ pub mod ir;
 pub mod plan;
 pub mod run;
 pub mod sqlite;
+pub mod postgres;
 pub mod state;
 pub mod throttle;
 

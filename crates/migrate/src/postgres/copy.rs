@@ -1,0 +1,455 @@
+//! BACKFILL: rows of S into T, in chunks by key, by several workers on ranges of their own.
+//!
+//! One chunk is one statement in one transaction: it locks the rows FOR SHARE (without that, a row deleted meanwhile would
+//! come back), writes those that T does not have yet, and moves the range's cursor in the ledger. It waits for a row lock
+//! shorter than `deadlock_timeout`: the copier gives way, never the application.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    PostgresEngine,
+    polite::{fence, unfence},
+    session::{Row, Session, kind, literal},
+    shape::Shape,
+    sync::Sync as Dual,
+};
+use crate::{
+    engine::{ChunkDone, Pace, Task, Work},
+    error::{Error, SqlErrorKind},
+    ir::OnReject,
+};
+
+/// Fixed for workers: keyset scans, whatever the statistics say.
+const WORKER: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off; \
+     SET max_parallel_workers_per_gather = 0";
+
+/// A range of keys and how far it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Range {
+    pub(crate) number: u64,
+    pub(crate) low: Option<Vec<String>>,
+    pub(crate) high: Option<Vec<String>>,
+    pub(crate) at: Option<Vec<String>>,
+}
+
+/// The two walks over the ranges of a change; each has a cursor of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Walk {
+    /// Rows are copied.
+    Copy,
+    /// Rows are compared.
+    Verify,
+}
+
+impl Walk {
+    fn columns(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Copy => ("copied_at", "copied"),
+            Self::Verify => ("verified_at", "verified"),
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+/// A key as it is kept: a JSON array of texts, spelt as the server's `json_build_array` spells it.
+pub(crate) fn key_json(key: &[String]) -> String {
+    let items: Vec<String> = key.iter().map(|part| serde_json::to_string(part).unwrap_or_default()).collect();
+    format!("[{}]", items.join(", "))
+}
+
+pub(crate) fn key_of(text: Option<&String>) -> Option<Vec<String>> {
+    serde_json::from_str(text?).ok()
+}
+
+/// Creates the table of ranges.
+pub(crate) fn range_table(shape: &Shape<'_>) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} (number bigint PRIMARY KEY, low text, high text, copied_at text, copied boolean NOT NULL DEFAULT false, \
+         verified_at text, verified boolean NOT NULL DEFAULT false)",
+        shape.artefacts.own("range")
+    )
+}
+
+/// Cuts the keys that exist now into disjoint ranges, once. Rows with later keys come through dual write alone.
+pub(crate) fn make_ranges(
+    session: &mut Session,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    dual: &Dual<'_>,
+    rows: u64,
+) -> Result<(), Error> {
+    let table = shape.artefacts.own("range");
+    if session.is_true(&format!("SELECT EXISTS (SELECT 1 FROM {table})"))? {
+        return Ok(());
+    }
+    let wanted = if rows < 4 * task.policy.chunk_rows { 1 } else { task.policy.workers.max(1) as u64 * 8 };
+    let mut bounds: Vec<Vec<String>> = Vec::new();
+    if wanted > 1 {
+        let percent = (40_000.0 * 100.0 / rows as f64).min(100.0);
+        let order = dual.order("s");
+        let sampled = session.run(&format!(
+            "SELECT {} FROM (SELECT s.*, row_number() OVER (ORDER BY {order}) AS _cutover_at, count(*) OVER () AS _cutover_of FROM {} AS s TABLESAMPLE SYSTEM ({percent})) AS s \
+             WHERE _cutover_at % greatest(_cutover_of / {wanted}, 1) = 0 ORDER BY {order}",
+            dual.key_text("s"),
+            dual.source
+        ))?;
+        bounds = sampled.into_iter().filter_map(|row| row.into_iter().collect()).collect();
+        bounds.truncate(wanted as usize - 1);
+        bounds.dedup();
+    }
+    let mut low: Option<Vec<String>> = None;
+    let mut values = Vec::new();
+    let text =
+        |key: &Option<Vec<String>>| key.as_ref().map_or("NULL".to_owned(), |key| literal(&key_json(key)));
+    for (number, high) in bounds.into_iter().map(Some).chain([None]).enumerate() {
+        values.push(format!("({number}, {}, {})", text(&low), text(&high)));
+        low = high;
+    }
+    session
+        .transaction(&format!(
+            "{}; LOCK TABLE {table}; INSERT INTO {table} (number, low, high) SELECT v.* FROM (VALUES {}) AS v(number, low, high) WHERE NOT EXISTS (SELECT 1 FROM {table})",
+            fence(task.epoch),
+            values.join(", ").replacen("NULL, NULL", "NULL::text, NULL::text", 1)
+        ))
+        .map(drop)
+        .map_err(unfence(task.epoch))
+}
+
+/// The ranges that are not done.
+pub(crate) fn open_ranges(session: &mut Session, shape: &Shape<'_>, walk: Walk) -> Result<Vec<Range>, Error> {
+    let (at, done) = walk.columns();
+    let rows = session.run(&format!(
+        "SELECT number, low, high, {at} FROM {} WHERE NOT {done} ORDER BY number DESC",
+        shape.artefacts.own("range")
+    ))?;
+    Ok(rows
+        .iter()
+        .map(|row| Range {
+            number: row[0].as_deref().and_then(|text| text.parse().ok()).unwrap_or(0),
+            low: key_of(row[1].as_ref()),
+            high: key_of(row[2].as_ref()),
+            at: key_of(row[3].as_ref()),
+        })
+        .collect())
+}
+
+/// Whether ranges were made and all are done.
+pub(crate) fn is_walked(session: &mut Session, shape: &Shape<'_>, walk: Walk) -> Result<bool, Error> {
+    if super::relation::find(session, &shape.artefacts.base, "range")?.is_none() {
+        return Ok(false);
+    }
+    let (_, done) = walk.columns();
+    session
+        .is_true(&format!("SELECT coalesce(bool_and({done}), false) FROM {}", shape.artefacts.own("range")))
+}
+
+/// Moves a range's cursor; part of the chunk's transaction.
+pub(crate) fn advance(
+    shape: &Shape<'_>,
+    walk: Walk,
+    range: &Range,
+    at: Option<&[String]>,
+    is_done: bool,
+) -> String {
+    let (cursor, done) = walk.columns();
+    let at = at.map_or(cursor.to_owned(), |key| literal(&key_json(key)));
+    format!(
+        "UPDATE {} SET {cursor} = {at}, {done} = {is_done} WHERE number = {}",
+        shape.artefacts.own("range"),
+        range.number
+    )
+}
+
+/// The ledger's line of a chunk; part of its transaction.
+pub(crate) fn ledger(
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    walk: Walk,
+    part: u64,
+    numbers: &str,
+    low: Option<&[String]>,
+    high: &str,
+) -> String {
+    let low = low.map_or("NULL".to_owned(), |key| literal(&key_json(key)));
+    let migration = literal(task.migration);
+    let table = literal(shape.change.table.as_str());
+    let kind = literal(walk.word());
+    format!(
+        "INSERT INTO cutover.chunk (migration, table_name, kind, part, number, low, high, seen, copied, present, rejected, at_ms) \
+         SELECT {migration}, {table}, {kind}, {part}, \
+           coalesce((SELECT max(number) FROM cutover.chunk WHERE migration = {migration} AND table_name = {table} AND kind = {kind} AND part = {part}), 0) + 1, \
+           {low}, {high}, {numbers}, (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    )
+}
+
+/// Runs `walk` over the open ranges with the policy's workers. `step` does one chunk; it returns what it did and the range's
+/// new place, `None` when the range is done. The first error ends all workers.
+pub(crate) fn each_chunk(
+    engine: &PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    pace: &dyn Pace,
+    ranges: Vec<Range>,
+    step: &(
+         dyn Fn(&mut PostgresEngine, &Range, u64) -> Result<(ChunkDone, Option<Vec<String>>), Error> + Sync
+     ),
+) -> Result<Work, Error> {
+    let total = AtomicU64::new(0);
+    let done = AtomicU64::new(0);
+    let longest = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let first_error: Mutex<Option<Error>> = Mutex::new(None);
+    let workers = task.policy.workers.clamp(1, ranges.len().max(1));
+    let queue = Mutex::new(ranges);
+    let work = || -> Result<(), Error> {
+        let mut engine = engine.sibling()?;
+        engine.session.run(WORKER)?;
+        let mut go = pace.between(&mut engine, &shape.change.table, &ChunkDone::default())?;
+        let mut shrink: u32 = 0;
+        loop {
+            let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+            let Some(mut range) = next else { return Ok(()) };
+            loop {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let rows = (go.rows >> shrink.min(16)).max(1);
+                match step(&mut engine, &range, rows) {
+                    Ok((chunk, place)) => {
+                        shrink = shrink.saturating_sub(1);
+                        total.fetch_add(chunk.seen, Ordering::Relaxed);
+                        done.fetch_add(chunk.copied, Ordering::Relaxed);
+                        longest.fetch_max(chunk.held_us, Ordering::Relaxed);
+                        go = pace.between(&mut engine, &shape.change.table, &chunk)?;
+                        match place {
+                            Some(key) => range.at = Some(key),
+                            None => break,
+                        }
+                    }
+                    // Somebody holds a row of the chunk: smaller chunks pass by more of the table meanwhile.
+                    Err(error) if error.is_busy() => {
+                        shrink = (shrink + 2).min(12);
+                        std::thread::sleep(Duration::from_millis(rand::random_range(20..=80)));
+                        let waited = ChunkDone {
+                            waited_us: task.policy.lock_timeout_ms * 1000,
+                            ..ChunkDone::default()
+                        };
+                        go = pace.between(&mut engine, &shape.change.table, &waited)?;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                if let Err(error) = work() {
+                    failed.store(true, Ordering::Relaxed);
+                    first_error
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .get_or_insert(error);
+                }
+            });
+        }
+    });
+    match first_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(Work {
+            seen: total.into_inner(),
+            done: done.into_inner(),
+            resynced: 0,
+            longest_hold_us: longest.into_inner(),
+        }),
+    }
+}
+
+/// Copies what is not copied yet.
+pub(crate) fn copy(
+    engine: &PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    pace: &dyn Pace,
+    ranges: Vec<Range>,
+) -> Result<Work, Error> {
+    each_chunk(engine, task, shape, pace, ranges, &|engine, range, rows| {
+        copy_chunk(engine, task, shape, range, rows)
+    })
+}
+
+fn number(row: &Row, at: usize) -> u64 {
+    row.get(at).and_then(Option::as_deref).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn copy_chunk(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    range: &Range,
+    rows: u64,
+) -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+    let dual = Dual::new(shape, super::sync::Way::Forward);
+    let low = range.at.as_deref().or(range.low.as_deref());
+    let filter = dual.between("s", false, low, range.high.as_deref());
+    let columns = super::shape::columns_of(shape);
+    let order = dual.order("s");
+    let descending =
+        dual.source_key.iter().map(|name| format!("s.{name} DESC")).collect::<Vec<_>>().join(", ");
+    let ledger = ledger(
+        task,
+        shape,
+        Walk::Copy,
+        range.number,
+        "(SELECT count(*) FROM src), (SELECT count(*) FROM written), (SELECT count(*) FROM src) - (SELECT count(*) FROM written), 0",
+        low,
+        "(SELECT json_build_array(%KEY%)::text FROM src AS s ORDER BY %DESC% LIMIT 1)",
+    )
+    .replace("%KEY%", &dual.key_text("s"))
+    .replace("%DESC%", &descending);
+    let (cursor, done) = Walk::Copy.columns();
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '{timeout}ms'; {fence}; \
+         WITH src AS MATERIALIZED (SELECT {columns} FROM {source} AS s WHERE {filter} ORDER BY {order} LIMIT {rows} FOR SHARE OF s), \
+         written AS ({write} RETURNING 1), \
+         line AS ({ledger} RETURNING high, seen, copied), \
+         moved AS (UPDATE {range_table} SET {cursor} = coalesce((SELECT high FROM line), {cursor}), {done} = (SELECT seen < {rows} FROM line) WHERE number = {number} RETURNING 1) \
+         SELECT high, seen, copied FROM line; COMMIT",
+        timeout = task.policy.lock_timeout_ms,
+        fence = fence(task.epoch),
+        source = dual.source,
+        write = dual.write_from("src AS s"),
+        range_table = shape.artefacts.own("range"),
+        number = range.number,
+    );
+    task.point("backfill.before");
+    let since = Instant::now();
+    let outcome = engine.session.run(&sql);
+    let held = since.elapsed();
+    match outcome {
+        Ok(found) => {
+            task.point("backfill.after");
+            let row = found.into_iter().next().unwrap_or_default();
+            let (seen, copied) = (number(&row, 1), number(&row, 2));
+            let chunk = ChunkDone {
+                seen,
+                copied,
+                present: seen - copied.min(seen),
+                rejected: 0,
+                held_us: u64::try_from(held.as_micros()).unwrap_or(u64::MAX),
+                waited_us: 0,
+            };
+            let place = if seen < rows { None } else { key_of(row.first().and_then(Option::as_ref)) };
+            Ok((chunk, place))
+        }
+        Err(error) => {
+            engine.session.roll_back();
+            let error = unfence(task.epoch)(error);
+            match kind(&error) {
+                // A row does not fit: find it by halves.
+                Some(SqlErrorKind::Data | SqlErrorKind::Unique) if rows > 1 => {
+                    copy_chunk(engine, task, shape, range, rows.div_ceil(2).min(rows - 1))
+                }
+                Some(SqlErrorKind::Data | SqlErrorKind::Unique) => {
+                    reject_one(engine, task, shape, range, &error)
+                }
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+/// The next row of the range does not fit: listed, and passed by when the migration says so.
+fn reject_one(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    range: &Range,
+    cause: &Error,
+) -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+    let dual = Dual::new(shape, super::sync::Way::Forward);
+    let low = range.at.as_deref().or(range.low.as_deref());
+    let filter = dual.between("s", false, low, range.high.as_deref());
+    let order = dual.order("s");
+    let found = engine.session.value(&format!(
+        "SELECT json_build_array({})::text FROM {} AS s WHERE {filter} ORDER BY {order} LIMIT 1",
+        dual.key_text("s"),
+        dual.source
+    ))?;
+    let Some(key) = key_of(found.as_ref()) else { return Ok((ChunkDone::default(), None)) };
+    let reason = match cause {
+        Error::Sql(error) => error.message.clone(),
+        other => other.to_string(),
+    };
+    if shape.change.on_reject == OnReject::Abort {
+        return Err(Error::Rejected {
+            table: shape.change.table.clone(),
+            count: 1,
+            sample: vec![format!("{} = {}: {reason}", shape.key.join(", "), key.join(", "))],
+        });
+    }
+    let line = ledger(task, shape, Walk::Copy, range.number, "1, 0, 0, 1", low, &literal(&key_json(&key)));
+    engine
+        .session
+        .transaction(&format!(
+            "{}; INSERT INTO cutover.reject (migration, table_name, row_key, reason, row_text, approved) \
+               SELECT {}, {}, {}, {}, s::text, 0 FROM {} AS s WHERE {} ON CONFLICT DO NOTHING; {line}; {}",
+            fence(task.epoch),
+            literal(task.migration),
+            literal(shape.change.table.as_str()),
+            literal(&key_json(&key)),
+            literal(&reason),
+            dual.source,
+            dual.between("s", false, low, Some(&key)),
+            advance(shape, Walk::Copy, range, Some(&key), false),
+        ))
+        .map_err(unfence(task.epoch))?;
+    Ok((ChunkDone { seen: 1, rejected: 1, ..ChunkDone::default() }, Some(key)))
+}
+
+/// Drains remembered keys until none is left that can be synced; how many.
+pub(crate) fn drain(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    dual: &Dual<'_>,
+    again: bool,
+) -> Result<u64, Error> {
+    let deadline = Instant::now() + Duration::from_millis(task.policy.lock_patience_ms);
+    let mut total = 0;
+    let mut first = again;
+    loop {
+        let sql = format!(
+            "SET LOCAL lock_timeout = '{}ms'; {}; {}",
+            task.policy.lock_timeout_ms,
+            fence(task.epoch),
+            dual.drain(if first { 100_000 } else { 500 }, first)
+        );
+        match engine.session.transaction(&sql) {
+            Ok(rows) => {
+                let done = rows.first().map_or(0, |row| number(row, 0));
+                total += done;
+                // What did not fit is tried once per call: it stays in the list.
+                first = false;
+                if done == 0 {
+                    return Ok(total);
+                }
+            }
+            Err(error) if error.is_busy() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(rand::random_range(20..=80)));
+            }
+            Err(error) => return Err(unfence(task.epoch)(error)),
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Dual write: the functions and triggers that keep one table equal to the other.
+//!
+//! The one primitive is `sync(k)`: remove k from the target, and if the source has k *now*, write it again. It never
+//! looks at NEW: a trigger that copies NEW goes stale when another trigger updates the row again, and loses a row when one
+//! statement swaps two keys. `ON CONFLICT DO NOTHING` instead of an upsert, because the target may be narrower: a row that
+//! does not fit is remembered in `dirty`, and the application's statement goes on.
+//!
+//! Above READ COMMITTED the snapshot of a writer may be older than a copied row, which it then could not remove; there keys
+//! are only remembered, and the drain syncs them.
+
+use super::{
+    session::{ident, literal},
+    shape::Shape,
+};
+
+/// Which way rows flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From S to T, before the swap.
+    Forward,
+    /// From T to S, after it.
+    Back,
+}
+
+impl Way {
+    /// The part of names that tells the two apart.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Back => "back",
+        }
+    }
+
+    /// The row trigger's name. It sorts last among AFTER triggers of the same event.
+    pub(crate) fn trigger(self) -> String {
+        format!("~cutover_{}", self.word())
+    }
+
+    /// The TRUNCATE trigger's name.
+    pub(crate) fn truncate_trigger(self) -> String {
+        format!("~cutover_{}_truncate", self.word())
+    }
+
+    /// The table of keys to sync.
+    pub(crate) fn dirty(self) -> String {
+        format!("dirty_{}", self.word())
+    }
+
+    fn function(self, what: &str) -> String {
+        format!("{}_{what}", self.word())
+    }
+}
+
+/// How a shape is synced one way: the names on both sides.
+pub(crate) struct Sync<'a> {
+    shape: &'a Shape<'a>,
+    way: Way,
+    /// Qualified.
+    pub(crate) source: String,
+    /// Qualified.
+    pub(crate) target: String,
+    /// Key columns in the source, quoted.
+    pub(crate) source_key: Vec<String>,
+    /// Key columns in the target, quoted.
+    pub(crate) target_key: Vec<String>,
+    /// Types of the key in the source.
+    pub(crate) types: Vec<String>,
+    target_types: Vec<String>,
+    /// Whether only keys are remembered, because a row needs more than SQL.
+    deferred: bool,
+}
+
+impl<'a> Sync<'a> {
+    /// The sync of a shape, one way. Forward: T has its names of the time it is built.
+    pub(crate) fn new(shape: &'a Shape<'a>, way: Way) -> Self {
+        let old_key: Vec<String> = shape.key.iter().map(|name| ident(name)).collect();
+        let (old_types, new_types) = shape.key_types().into_iter().unzip();
+        let target = |name: &String| shape.key_target(name);
+        match way {
+            Way::Forward => Self {
+                shape,
+                way,
+                source: shape.name_now(),
+                target: shape.shadow(),
+                target_key: shape
+                    .key
+                    .iter()
+                    .map(|name| ident(target(name).map_or(name, |t| &t.build)))
+                    .collect(),
+                source_key: old_key,
+                types: old_types,
+                target_types: new_types,
+                deferred: !shape.change.functions().is_empty(),
+            },
+            Way::Back => Self {
+                shape,
+                way,
+                source: shape.name_then(),
+                target: shape.retired(),
+                source_key: shape
+                    .key
+                    .iter()
+                    .map(|name| ident(target(name).map_or(name, |t| &t.name)))
+                    .collect(),
+                target_key: old_key,
+                types: new_types,
+                target_types: old_types,
+                deferred: false,
+            },
+        }
+    }
+
+    /// Parameters `_k1`, `_k2` ... as conditions on a table's key.
+    fn is(&self, alias: &str, key: &[String], types: &[String]) -> String {
+        let parts = key.iter().zip(types).enumerate().map(|(at, (name, kind))| match *types == *self.types {
+            true => format!("{alias}.{name} = _k{}", at + 1),
+            false => format!("{alias}.{name} = _k{}::{kind}", at + 1),
+        });
+        parts.collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// The table of keys to sync, with its columns `k1`, `k2` ...
+    pub(crate) fn dirty(&self) -> String {
+        self.shape.artefacts.own(&self.way.dirty())
+    }
+
+    /// The columns of [`dirty`](Self::dirty) that hold the key.
+    pub(crate) fn dirty_columns(&self) -> String {
+        (1..=self.types.len()).map(|at| format!("k{at}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What writes rows of the source that satisfy `filter` into the target; `filter` names the source by `s`.
+    pub(crate) fn write(&self, filter: &str) -> String {
+        let source = format!("(SELECT s.* FROM {} AS s WHERE {filter}) AS s", self.source);
+        self.write_from(&source)
+    }
+
+    /// What writes rows of `source` (what follows FROM) into the target.
+    pub(crate) fn write_from(&self, source: &str) -> String {
+        let (columns, query): (Vec<String>, String) = match self.way {
+            Way::Forward => (
+                self.shape.written().map(|target| ident(&target.build)).collect(),
+                self.shape.forward(source),
+            ),
+            Way::Back => (
+                self.shape.written_back().map(|column| ident(&column.name)).collect(),
+                self.shape.backward(source),
+            ),
+        };
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {query} ON CONFLICT DO NOTHING",
+            self.target,
+            columns.join(", ")
+        )
+    }
+
+    /// Creates the table of keys to sync and the functions; idempotent. Bodies are not checked until they run, so the
+    /// tables need not have their names yet.
+    pub(crate) fn functions(&self) -> String {
+        let parameters: Vec<String> =
+            self.types.iter().enumerate().map(|(at, kind)| format!("_k{} {kind}", at + 1)).collect();
+        let parameters = parameters.join(", ");
+        let dirty_definition: Vec<String> =
+            self.types.iter().enumerate().map(|(at, kind)| format!("k{} {kind}", at + 1)).collect();
+        let dirty = self.dirty();
+        let dirty_columns = self.dirty_columns();
+        let one = self.shape.artefacts.own(&self.way.function("one"));
+        let fitting = self.way == Way::Forward && self.shape.is_as_wide();
+        let in_source = self.is("s", &self.source_key, &self.types);
+        let in_target = self.is("t", &self.target_key, &self.target_types);
+        let delete = format!("DELETE FROM {} AS t WHERE {in_target};", self.target);
+        let body = format!(
+            "{delete} {write}; GET DIAGNOSTICS _n = ROW_COUNT; \
+             IF _n = 0 AND EXISTS (SELECT 1 FROM {source} AS s WHERE {in_source}) THEN RETURN 'another row is in its way'; END IF; RETURN NULL;",
+            write = self.write(&in_source),
+            source = self.source,
+        );
+        let one_body = if fitting {
+            format!("BEGIN {body} END")
+        } else {
+            format!(
+                "BEGIN {body} EXCEPTION WHEN OTHERS THEN BEGIN {delete} EXCEPTION WHEN OTHERS THEN NULL; END; RETURN SQLERRM; END"
+            )
+        };
+        let keys = |row: &str| {
+            self.source_key.iter().map(|name| format!("{row}.{name}")).collect::<Vec<_>>().join(", ")
+        };
+        let remember = |row: &str, reason: &str| {
+            format!("INSERT INTO {dirty} ({dirty_columns}, reason) VALUES ({}, {reason});", keys(row))
+        };
+        let sync = |row: &str| {
+            if self.deferred {
+                remember(row, "NULL")
+            } else {
+                format!("_m := {one}({}); IF _m IS NOT NULL THEN {} END IF;", keys(row), remember(row, "_m"))
+            }
+        };
+        let header = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET row_security = off";
+        let trigger_body = format!(
+            "DECLARE _m text; BEGIN \
+               IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN \
+                 IF TG_OP <> 'INSERT' THEN {old_remember} END IF; \
+                 IF TG_OP <> 'DELETE' THEN {new_remember} END IF; \
+               ELSE \
+                 IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND ROW({old_keys}) IS DISTINCT FROM ROW({new_keys})) THEN {old_sync} END IF; \
+                 IF TG_OP <> 'DELETE' THEN {new_sync} END IF; \
+               END IF; RETURN NULL; END",
+            old_remember = remember("OLD", "NULL"),
+            new_remember = remember("NEW", "NULL"),
+            old_keys = keys("OLD"),
+            new_keys = keys("NEW"),
+            old_sync = sync("OLD"),
+            new_sync = sync("NEW"),
+        );
+        let truncate_body = format!("BEGIN TRUNCATE {}; RETURN NULL; END", self.target);
+        let drain_one = match self.deferred {
+            true => String::new(),
+            false => format!(
+                "_m := {one}({});",
+                self.types
+                    .iter()
+                    .enumerate()
+                    .map(|(at, _)| format!("_row.k{}", at + 1))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        };
+        let lock_source: String = self
+            .source_key
+            .iter()
+            .enumerate()
+            .map(|(at, name)| format!("s.{name} = _row.k{}", at + 1))
+            .collect::<Vec<_>>()
+            .join(" AND ");
+        // Each key once, its row locked first: whoever writes it meanwhile has either ended or comes after us.
+        let drain_body = format!(
+            "DECLARE _row record; _m text; _done bigint := 0; BEGIN \
+               FOR _row IN WITH d AS (DELETE FROM {dirty} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {dirty} WHERE reason IS NULL OR _again LIMIT _limit)) RETURNING {dirty_columns}) SELECT DISTINCT {dirty_columns} FROM d LOOP \
+                 PERFORM 1 FROM {source} AS s WHERE {lock_source} FOR SHARE; \
+                 {drain_one} _done := _done + 1; \
+                 IF _m IS NOT NULL THEN INSERT INTO {dirty} ({dirty_columns}, reason) VALUES ({row_keys}, _m); END IF; \
+               END LOOP; RETURN _done; END",
+            source = self.source,
+            row_keys = (1..=self.types.len()).map(|at| format!("_row.k{at}")).collect::<Vec<_>>().join(", "),
+        );
+        format!(
+            "SET LOCAL check_function_bodies = off; \
+             CREATE TABLE IF NOT EXISTS {dirty} ({}, reason text); \
+             CREATE OR REPLACE FUNCTION {one}({parameters}) RETURNS text {header} AS {}; \
+             CREATE OR REPLACE FUNCTION {}() RETURNS trigger {header} AS {}; \
+             CREATE OR REPLACE FUNCTION {}() RETURNS trigger {header} AS {}; \
+             CREATE OR REPLACE FUNCTION {}(_limit bigint, _again boolean) RETURNS bigint {header} AS {}",
+            dirty_definition.join(", "),
+            literal(&format!("#variable_conflict use_column\nDECLARE _n bigint; {one_body}")),
+            self.shape.artefacts.own(&self.way.function("row")),
+            literal(&format!("#variable_conflict use_column\n{trigger_body}")),
+            self.shape.artefacts.own(&self.way.function("truncate")),
+            literal(&truncate_body),
+            self.shape.artefacts.own(&self.way.function("drain")),
+            literal(&format!("#variable_conflict use_column\n{drain_body}")),
+        )
+    }
+
+    /// Creates the triggers on the source. They fire for replicated rows and in replica mode too.
+    pub(crate) fn triggers(&self) -> String {
+        let name = ident(&self.way.trigger());
+        let truncate = ident(&self.way.truncate_trigger());
+        let table = &self.source;
+        format!(
+            "CREATE OR REPLACE TRIGGER {name} AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {}(); \
+             CREATE OR REPLACE TRIGGER {truncate} AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {}(); \
+             ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}, ENABLE ALWAYS TRIGGER {truncate}",
+            self.shape.artefacts.own(&self.way.function("row")),
+            self.shape.artefacts.own(&self.way.function("truncate")),
+        )
+    }
+
+    /// Drops the triggers from a table, if they are there.
+    pub(crate) fn drop_triggers(&self, table: &str) -> String {
+        format!(
+            "DROP TRIGGER IF EXISTS {} ON {table}; DROP TRIGGER IF EXISTS {} ON {table}",
+            ident(&self.way.trigger()),
+            ident(&self.way.truncate_trigger())
+        )
+    }
+
+    /// A query that is true while both triggers are on the table and always fire.
+    pub(crate) fn has_triggers(&self, oid: &str) -> String {
+        format!(
+            "SELECT count(*) = 2 FROM pg_trigger WHERE tgrelid = {oid} AND tgenabled = 'A' AND tgname IN ({}, {})",
+            literal(&self.way.trigger()),
+            literal(&self.way.truncate_trigger())
+        )
+    }
+
+    /// Syncs at most `limit` remembered keys; a query of how many. `again`: those too that did not fit before.
+    pub(crate) fn drain(&self, limit: u64, again: bool) -> String {
+        format!("SELECT {}({limit}, {again})", self.shape.artefacts.own(&self.way.function("drain")))
+    }
+
+    /// Syncs one key, given as literals; a query of why it does not fit, or NULL.
+    pub(crate) fn one(&self, key: &[String]) -> String {
+        let values: Vec<String> =
+            key.iter().zip(&self.types).map(|(value, kind)| format!("{}::{kind}", literal(value))).collect();
+        format!("SELECT {}({})", self.shape.artefacts.own(&self.way.function("one")), values.join(", "))
+    }
+
+    /// `(a, b)` of a table's key, for comparisons and ORDER BY.
+    pub(crate) fn tuple(alias: &str, key: &[String]) -> String {
+        let parts: Vec<String> = key.iter().map(|name| format!("{alias}.{name}")).collect();
+        if parts.len() == 1 { parts[0].clone() } else { format!("({})", parts.join(", ")) }
+    }
+
+    /// The condition `lo < key <= hi` on the source's rows (`alias`), or on the target's.
+    pub(crate) fn between(
+        &self,
+        alias: &str,
+        on_target: bool,
+        low: Option<&[String]>,
+        high: Option<&[String]>,
+    ) -> String {
+        let (key, types) =
+            if on_target { (&self.target_key, &self.target_types) } else { (&self.source_key, &self.types) };
+        let tuple = Self::tuple(alias, key);
+        let values = |bound: &[String]| {
+            let parts: Vec<String> = bound
+                .iter()
+                .zip(&self.types)
+                .zip(types)
+                .map(|((value, kind), other)| match kind == other {
+                    true => format!("{}::{kind}", literal(value)),
+                    false => format!("{}::{kind}::{other}", literal(value)),
+                })
+                .collect();
+            if parts.len() == 1 { parts[0].clone() } else { format!("({})", parts.join(", ")) }
+        };
+        let mut parts = Vec::new();
+        if let Some(low) = low {
+            parts.push(format!("{tuple} > {}", values(low)));
+        }
+        if let Some(high) = high {
+            parts.push(format!("{tuple} <= {}", values(high)));
+        }
+        if parts.is_empty() { "true".to_owned() } else { parts.join(" AND ") }
+    }
+
+    /// The key columns of the source, in order, for ORDER BY.
+    pub(crate) fn order(&self, alias: &str) -> String {
+        self.source_key.iter().map(|name| format!("{alias}.{name}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The key of the source's rows as text, one item per column.
+    pub(crate) fn key_text(&self, alias: &str) -> String {
+        self.source_key.iter().map(|name| format!("{alias}.{name}::text")).collect::<Vec<_>>().join(", ")
+    }
+}
