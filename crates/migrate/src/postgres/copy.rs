@@ -206,6 +206,7 @@ pub(crate) fn each_chunk(
          dyn Fn(&mut PostgresEngine, &Range, u64) -> Result<(ChunkDone, Option<Vec<String>>), Error> + Sync
      ),
 ) -> Result<Work, Error> {
+    let dial = &engine.dial;
     let total = AtomicU64::new(0);
     let done = AtomicU64::new(0);
     let longest = AtomicU64::new(0);
@@ -214,7 +215,7 @@ pub(crate) fn each_chunk(
     let workers = task.policy.workers.clamp(1, ranges.len().max(1));
     let queue = Mutex::new(ranges);
     let work = || -> Result<(), Error> {
-        let mut engine = engine.sibling()?;
+        let mut engine = dial.engine()?;
         engine.session.run(WORKER)?;
         let mut go = pace.between(&mut engine, &shape.change.table, &ChunkDone::default())?;
         let mut shrink: u32 = 0;

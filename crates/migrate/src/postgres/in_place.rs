@@ -20,7 +20,7 @@ use super::{
     views::{self, Shown},
 };
 use crate::{
-    change::{ColumnChange, ColumnFate, Fate, NewConstraint, RowStep},
+    change::{ColumnChange, ColumnFate, Fate, NewConstraint, RowStep, Tactic},
     engine::{ChunkDone, Pace, RowChunk, Task, Work},
     error::Error,
     ir::Ident,
@@ -54,7 +54,7 @@ pub(crate) fn has_walk(shape: &Shape<'_>) -> bool {
 }
 
 /// Columns that become NOT NULL by way of a validated check.
-fn becoming_not_null(shape: &Shape<'_>) -> Vec<&Ident> {
+fn becoming_not_null<'s>(shape: &'s Shape<'_>) -> Vec<&'s Ident> {
     let columns = shape.change.columns.iter().filter(|column| !column.nullable_then);
     let columns = columns.filter(|column| match column.fate {
         ColumnFate::Add => is_filled(column) || (column.default_then.is_none() && !column.generated),
@@ -73,6 +73,11 @@ fn here(shape: &Shape<'_>) -> String {
     shape.name_now()
 }
 
+/// Whether everything happens in the swap's transaction, and nothing has to be kept for later.
+fn is_instant(shape: &Shape<'_>) -> bool {
+    shape.change.tactic == Tactic::Instant
+}
+
 /// SHADOW_CREATE: new tables and columns.
 pub(crate) fn expand(
     engine: &mut PostgresEngine,
@@ -82,14 +87,13 @@ pub(crate) fn expand(
 ) -> Result<(), Error> {
     let art = &shape.artefacts;
     let session = &mut engine.session;
-    if read_note(session, art, "expanded")?.is_some() {
+    if is_instant(shape) || read_note(session, art, "expanded")?.is_some() {
         return Ok(());
     }
     let table = here(shape);
-    let mut sql = vec![
-        format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&art.base)),
+    let mut sql = note_table(shape);
+    sql.extend([
         format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&art.old)),
-        format!("CREATE TABLE IF NOT EXISTS {} (key text PRIMARY KEY, value text NOT NULL)", art.own("note")),
         format!(
             "CREATE TABLE IF NOT EXISTS {} (row_key text PRIMARY KEY, before text NOT NULL, after text NOT NULL)",
             art.own("image")
@@ -97,34 +101,14 @@ pub(crate) fn expand(
         range_table(shape),
         note(art, "expanded", "yes"),
         note(art, "schema", &shape.schema),
-    ];
+    ]);
     sql.extend(source.map(|source| note(art, "source", &source.oid)));
     let mut locks = Locks::default();
     match shape.change.fate {
-        Fate::Create => {
-            let mut parts: Vec<String> =
-                shape.change.columns.iter().filter_map(|column| column_text(column, true)).collect();
-            if !shape.change.primary_key.is_empty() {
-                parts.push(format!("PRIMARY KEY ({})", crate::change::quoted(&shape.change.primary_key)));
-            }
-            sql.push(format!("CREATE TABLE {table} ({})", parts.join(", ")));
-        }
+        Fate::Create => sql.push(create_table(shape)),
         Fate::Alter => {
-            let columns: Vec<String> = shape
-                .change
-                .columns
-                .iter()
-                .filter(|column| column.fate == ColumnFate::Add)
-                .filter_map(|column| {
-                    column_text(
-                        column,
-                        !is_filled(column) && !becoming_not_null(shape).contains(&column.then.as_ref()?),
-                    )
-                })
-                .map(|text| format!("ADD COLUMN {text}"))
-                .collect();
-            if !columns.is_empty() {
-                sql.push(format!("ALTER TABLE {table} {}", columns.join(", ")));
+            if let Some(statement) = add_columns(shape) {
+                sql.push(statement);
                 locks = Locks::exclusive(&table);
             }
             for column in filled(shape) {
@@ -135,19 +119,7 @@ pub(crate) fn expand(
                     ));
                 }
             }
-            let before = Before {
-                constraints: source
-                    .iter()
-                    .flat_map(|source| source.checks.iter().chain(&source.foreign_keys))
-                    .filter(|one| shape.change.drop_constraints.iter().any(|name| name.as_str() == one.name))
-                    .map(|one| (one.name.clone(), one.definition.clone(), one.valid))
-                    .collect(),
-            };
-            sql.push(note(
-                art,
-                "before",
-                &serde_json::to_string(&before).map_err(|error| Error::Damaged(error.to_string()))?,
-            ));
+            sql.push(before_note(shape, source)?);
         }
         Fate::Drop => {}
     }
@@ -156,6 +128,54 @@ pub(crate) fn expand(
     ddl(session, task, &locks, &mut |_| Ok(statements.clone()))?;
     task.point("expand.after");
     Ok(())
+}
+
+fn create_table(shape: &Shape<'_>) -> String {
+    let mut parts: Vec<String> = shape.change.columns.iter().filter_map(|column| column_text(column, true)).collect();
+    if !shape.change.primary_key.is_empty() {
+        parts.push(format!("PRIMARY KEY ({})", crate::change::quoted(&shape.change.primary_key)));
+    }
+    format!("CREATE TABLE {} ({})", here(shape), parts.join(", "))
+}
+
+/// New columns: whole when their values come at once, bare when they are filled in later.
+fn add_columns(shape: &Shape<'_>) -> Option<String> {
+    let later = becoming_not_null(shape);
+    let columns: Vec<String> = shape
+        .change
+        .columns
+        .iter()
+        .filter(|column| column.fate == ColumnFate::Add)
+        .filter_map(|column| {
+            let whole = is_instant(shape) || (!is_filled(column) && !later.contains(&column.then.as_ref()?));
+            column_text(column, whole)
+        })
+        .map(|text| format!("ADD COLUMN {text}"))
+        .collect();
+    if columns.is_empty() { None } else { Some(format!("ALTER TABLE {} {}", here(shape), columns.join(", "))) }
+}
+
+/// What the way back has to know of constraints that go.
+fn before_note(shape: &Shape<'_>, source: Option<&Relation>) -> Result<String, Error> {
+    let before = Before {
+        constraints: source
+            .iter()
+            .flat_map(|source| source.checks.iter().chain(&source.foreign_keys))
+            .filter(|one| shape.change.drop_constraints.iter().any(|name| name.as_str() == one.name))
+            .map(|one| (one.name.clone(), one.definition.clone(), one.valid))
+            .collect(),
+    };
+    let text = serde_json::to_string(&before).map_err(|error| Error::Damaged(error.to_string()))?;
+    Ok(note(&shape.artefacts, "before", &text))
+}
+
+/// Where notes are kept.
+fn note_table(shape: &Shape<'_>) -> Vec<String> {
+    let art = &shape.artefacts;
+    vec![
+        format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&art.base)),
+        format!("CREATE TABLE IF NOT EXISTS {} (key text PRIMARY KEY, value text NOT NULL)", art.own("note")),
+    ]
 }
 
 /// A column definition; `whole`: with NOT NULL and the default.
@@ -186,7 +206,7 @@ pub(crate) fn dual_write(
         .filter(|column| is_filled(column))
         .filter_map(|column| Some((column, column.up.as_ref()?)))
         .collect();
-    if ups.is_empty() || shape.change.fate != Fate::Alter {
+    if ups.is_empty() || is_instant(shape) || shape.change.fate != Fate::Alter {
         return Ok(());
     }
     let table = here(shape);
@@ -224,6 +244,9 @@ pub(crate) fn backfill(
     pace: &dyn Pace,
 ) -> Result<Work, Error> {
     let mut work = Work::default();
+    if is_instant(shape) || shape.change.fate != Fate::Alter {
+        return Ok(work);
+    }
     if has_walk(shape) {
         let dual = Dual::new(shape, Way::Forward);
         make_ranges(&mut engine.session, task, shape, &dual, source.rows_estimate)?;
@@ -574,6 +597,9 @@ pub(crate) fn verify(
 ) -> Result<Work, Error> {
     let table = here(shape);
     let mut work = Work::default();
+    if is_instant(shape) || shape.change.fate != Fate::Alter {
+        return Ok(work);
+    }
     let mut conditions: Vec<String> =
         shape.change.checks().iter().map(|check| format!("({check}) IS NOT TRUE")).collect();
     conditions.extend(becoming_not_null(shape).iter().map(|name| format!("{} IS NULL", name.quoted())));
@@ -613,7 +639,7 @@ pub(crate) fn verify(
         )?;
         constraints.push((table.clone(), constraint));
     }
-    if shape.change.fate == Fate::Alter {
+    {
         for constraint in &shape.change.add_constraints {
             let others = match constraint {
                 NewConstraint::Unique { .. } => continue,
@@ -712,7 +738,7 @@ fn add_constraint(
 }
 
 /// Every column with its name until the swap and after it.
-fn names(shape: &Shape<'_>) -> impl Iterator<Item = (&ColumnChange, &Ident, &Ident)> {
+fn names<'s>(shape: &'s Shape<'_>) -> impl Iterator<Item = (&'s ColumnChange, &'s Ident, &'s Ident)> {
     shape
         .change
         .columns
@@ -721,52 +747,45 @@ fn names(shape: &Shape<'_>) -> impl Iterator<Item = (&ColumnChange, &Ident, &Ide
 }
 
 /// The statements of the swap.
-pub(crate) fn swap_statements(
-    session: &mut Session,
-    task: &Task<'_>,
-    shape: &Shape<'_>,
-    source: &Relation,
-) -> Result<Vec<String>, Error> {
+pub(crate) fn swap_statements(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>, source: Option<&Relation>) -> Result<Vec<String>, Error> {
     let art = &shape.artefacts;
     let table = here(shape);
     let then = shape.name_then();
-    let mut sql = vec![note(art, "primary", "target")];
-    match shape.change.fate {
-        Fate::Create => {
-            for constraint in &shape.change.add_constraints {
-                if matches!(constraint, NewConstraint::Unique { .. }) {
-                    let name = constraint.name().quoted();
-                    sql.push(format!("ALTER TABLE {table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}"));
-                } else {
-                    sql.push(format!("ALTER TABLE {table} ADD {}", definition(shape, constraint)));
-                }
-            }
-            return Ok(sql);
+    let mut sql = Vec::new();
+    if !is_instant(shape) {
+        sql.push(note(art, "primary", "target"));
+    }
+    if shape.change.fate == Fate::Create {
+        if is_instant(shape) {
+            sql.push(create_table(shape));
         }
-        Fate::Drop => {
-            sql.push(format!("ALTER TABLE {table} SET SCHEMA {}", ident(&art.old)));
-            let shown: Vec<Shown> = source
-                .columns
-                .iter()
-                .map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None })
-                .collect();
-            sql.extend(views::create(
-                session,
-                &task.versions.old,
-                shape.change.table.as_str(),
-                &shape.retired(),
-                source,
-                &shown,
-            )?);
-            sql.push(views::drop(&task.versions.new, shape.change.table.as_str()));
-            return Ok(sql);
+        for index in &shape.change.add_indexes {
+            sql.push(index_now(index, &table));
         }
-        Fate::Alter => {}
+        sql.extend(shape.change.add_constraints.iter().map(|constraint| format!("ALTER TABLE {table} ADD {}", definition(shape, constraint))));
+        return Ok(sql);
+    }
+    let source = source.ok_or_else(|| Error::Damaged(format!("table `{}` is gone", shape.change.table)))?;
+    if shape.change.fate == Fate::Drop {
+        sql.push(format!("ALTER TABLE {table} SET SCHEMA {}", ident(&art.old)));
+        let shown: Vec<Shown> =
+            source.columns.iter().map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None }).collect();
+        sql.extend(views::create(session, &task.versions.old, shape.change.table.as_str(), &shape.retired(), source, &shown)?);
+        sql.push(views::drop(&task.versions.new, shape.change.table.as_str()));
+        return Ok(sql);
+    }
+    if is_instant(shape) {
+        if !shape.change.drop_constraints.is_empty() {
+            sql.extend(note_table(shape));
+            sql.push(before_note(shape, Some(source))?);
+        }
+        sql.extend(add_columns(shape));
+        sql.extend(shape.change.add_indexes.iter().map(|index| index_now(index, &table)));
     }
     for name in &shape.change.drop_constraints {
         sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {}", name.quoted()));
     }
-    for name in becoming_not_null(shape) {
+    for name in becoming_not_null(shape).into_iter().filter(|_| !is_instant(shape)) {
         sql.push(format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL", name.quoted()));
         sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT {}", ident(&not_null_check(name))));
     }
@@ -862,6 +881,13 @@ pub(crate) fn swap_statements(
     Ok(sql)
 }
 
+/// An index that is built while writers wait, as the migration says, or on a table that nobody knows yet.
+fn index_now(index: &crate::change::NewIndex, table: &str) -> String {
+    let unique = if index.unique { "UNIQUE " } else { "" };
+    let filter = index.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
+    format!("CREATE {unique}INDEX {} ON {table} ({}){filter}", index.name.quoted(), crate::change::quoted(&index.columns))
+}
+
 fn default_statement(table: &str, column: &str, default: Option<&str>) -> String {
     match default {
         Some(default) => format!("ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {default}"),
@@ -896,7 +922,10 @@ pub(crate) fn swap_back_statements(
     let art = &shape.artefacts;
     let table = here(shape);
     let then = shape.name_then();
-    let mut sql = vec![note(art, "primary", "source"), note(art, "rolled_back", "yes")];
+    let mut sql = Vec::new();
+    if !is_instant(shape) {
+        sql = vec![note(art, "primary", "source"), note(art, "rolled_back", "yes")];
+    }
     match shape.change.fate {
         Fate::Create => {
             sql.push(format!("DROP TABLE {table}"));
@@ -1105,7 +1134,7 @@ pub(crate) fn after_swap_back(
     task: &Task<'_>,
     shape: &Shape<'_>,
 ) -> Result<(), Error> {
-    if find(&mut engine.session, &shape.artefacts.base, "note")?.is_none() {
+    if !is_instant(shape) && find(&mut engine.session, &shape.artefacts.base, "note")?.is_none() {
         return Ok(());
     }
     if shape.change.fate == Fate::Alter {

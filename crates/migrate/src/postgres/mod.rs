@@ -51,18 +51,32 @@ const VERSION_MIN: u32 = 140_000;
 /// How long the barrier waits for snapshots that are older than the triggers. What they write is remembered either way.
 const BARRIER: Duration = Duration::from_secs(30);
 
-/// A PostgreSQL database, on one connection; workers open more.
-pub struct PostgresEngine {
+/// How further connections are made: shared by workers.
+#[derive(Clone)]
+struct Dial {
     config: Config,
     tls: tls::Tls,
-    session: Session,
     /// The schemas in which unqualified tables are looked for, in order.
     schemas: Vec<String>,
 }
 
+impl Dial {
+    /// A connection of its own.
+    fn engine(&self) -> Result<PostgresEngine, Error> {
+        let session = Session::open(&self.config, &self.tls)?;
+        Ok(PostgresEngine { dial: self.clone(), session })
+    }
+}
+
+/// A PostgreSQL database, on one connection; workers open more.
+pub struct PostgresEngine {
+    dial: Dial,
+    session: Session,
+}
+
 impl std::fmt::Debug for PostgresEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PostgresEngine").field("schemas", &self.schemas).finish_non_exhaustive()
+        f.debug_struct("PostgresEngine").field("schemas", &self.dial.schemas).finish_non_exhaustive()
     }
 }
 
@@ -90,28 +104,17 @@ impl PostgresEngine {
         let schemas = session.run("RESET search_path; SELECT unnest(current_schemas(false))");
         session.run("SET search_path = ''")?;
         let schemas = schemas?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
-        Ok(Self { config, tls, session, schemas })
-    }
-
-    /// Another connection to the same database.
-    fn sibling(&self) -> Result<Self, Error> {
-        let session = Session::open(&self.config, &self.tls)?;
-        Ok(Self {
-            config: self.config.clone(),
-            tls: self.tls.clone(),
-            session,
-            schemas: self.schemas.clone(),
-        })
+        Ok(Self { dial: Dial { config, tls, schemas }, session })
     }
 
     /// The schema that has the table; the first one of the path when none has.
     fn schema_of(&mut self, table: &str) -> Result<String, Error> {
-        for schema in self.schemas.clone() {
+        for schema in self.dial.schemas.clone() {
             if find(&mut self.session, &schema, table)?.is_some() {
                 return Ok(schema);
             }
         }
-        Ok(self.schemas.first().cloned().unwrap_or_else(|| "public".to_owned()))
+        Ok(self.dial.schemas.first().cloned().unwrap_or_else(|| "public".to_owned()))
     }
 
     /// The shape of a change. Before the swap its source is the table itself; afterwards the notes say which it was.
@@ -339,11 +342,11 @@ impl Engine for PostgresEngine {
     }
 
     fn another(&self) -> Result<Box<dyn Sql + Send>, Error> {
-        Ok(Box::new(self.sibling()?))
+        Ok(Box::new(self.dial.engine()?))
     }
 
     fn another_engine(&self) -> Result<Box<dyn Engine>, Error> {
-        Ok(Box::new(self.sibling()?))
+        Ok(Box::new(self.dial.engine()?))
     }
 
     fn observe(&mut self, tables: &[Ident]) -> Result<Catalog, Error> {
@@ -399,6 +402,9 @@ impl Engine for PostgresEngine {
     }
 
     fn backfill(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
+        if !is_shadow(change) && (change.tactic == Tactic::Instant || change.fate != Fate::Alter) {
+            return Ok(Work::default());
+        }
         let (shape, source) = self.shape_of(task, change)?;
         if self.is_swapped(&shape)? {
             return Ok(Work::default());
@@ -420,6 +426,9 @@ impl Engine for PostgresEngine {
     }
 
     fn verify(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
+        if !is_shadow(change) && (change.tactic == Tactic::Instant || change.fate != Fate::Alter) {
+            return Ok(Work::default());
+        }
         let (shape, source) = self.shape_of(task, change)?;
         if self.is_swapped(&shape)? {
             return Ok(Work::default());
@@ -456,12 +465,7 @@ impl Engine for PostgresEngine {
     ) -> Result<Work, Error> {
         let mut shapes = Vec::new();
         for change in changes {
-            let (shape, source) = self.shape(task, change)?;
-            let source = match source {
-                Some(source) => source,
-                None => return Err(Error::Damaged(format!("table `{}` is gone", change.table))),
-            };
-            shapes.push((shape, source));
+            shapes.push(self.shape(task, change)?);
         }
         let mut locks = Locks::default();
         for (shape, _) in &shapes {
@@ -472,6 +476,7 @@ impl Engine for PostgresEngine {
         let mut tables = Vec::new();
         let mut resynced = 0;
         for (shape, source) in &shapes {
+            let Some(source) = source else { continue };
             locks.gentle.push(shape.name_now());
             tables.push(shape.name_now());
             if is_shadow(shape.change) {
@@ -490,7 +495,7 @@ impl Engine for PostgresEngine {
                     let reading = swap::read(session, task, shape)?;
                     statements.extend(swap::exchange(session, task, shape, &reading)?);
                 } else {
-                    statements.extend(in_place::swap_statements(session, task, shape, source)?);
+                    statements.extend(in_place::swap_statements(session, task, shape, source.as_ref())?);
                 }
             }
             Ok(statements.join("; "))
@@ -602,7 +607,7 @@ impl Engine for PostgresEngine {
         let mut locks = Locks::default();
         for change in changes {
             let (shape, _) = self.shape(task, change)?;
-            if self.is_swapped(&shape)? {
+            if change.tactic == Tactic::Instant || self.is_swapped(&shape)? {
                 for view in views::existing(&mut self.session, task.versions, change)? {
                     locks.strong.push((view, "ACCESS EXCLUSIVE"));
                 }
@@ -656,7 +661,11 @@ impl Engine for PostgresEngine {
                     .collect();
                 swap::validate(&mut self.session, task, &pending)?;
             }
-            self.undo_before_swap(task, shape.change)?;
+            if is_shadow(shape.change) {
+                self.undo_before_swap(task, shape.change)?;
+            } else {
+                in_place::after_swap_back(self, task, shape)?;
+            }
         }
         Ok(())
     }

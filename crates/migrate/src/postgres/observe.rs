@@ -63,7 +63,7 @@ fn facts(engine: &mut PostgresEngine) -> Result<Facts, Error> {
 
 /// Free bytes where the database lies, when that is this machine and we may know.
 fn disk_free(engine: &mut PostgresEngine) -> Result<Option<u64>, Error> {
-    let local = engine.config.get_hosts().iter().all(|host| matches!(host, postgres::config::Host::Unix(_)));
+    let local = engine.dial.config.get_hosts().iter().all(|host| matches!(host, postgres::config::Host::Unix(_)));
     if !local || !engine.session.is_true("SELECT pg_has_role('pg_read_all_settings', 'MEMBER')")? {
         return Ok(None);
     }
@@ -219,7 +219,7 @@ fn table(engine: &mut PostgresEngine, name: &Ident, oid: &str) -> Result<Table, 
 pub(super) fn validate(engine: &mut PostgresEngine, checks: &[ExprCheck]) -> Result<(), Error> {
     let mut refusals = Vec::new();
     // Tables as the connection finds them; functions as our own functions will: pg_catalog first.
-    let path: Vec<String> = engine.schemas.iter().map(|schema| ident(schema)).collect();
+    let path: Vec<String> = engine.dial.schemas.iter().map(|schema| ident(schema)).collect();
     for check in checks {
         let sql = format!(
             "BEGIN READ ONLY; SET LOCAL search_path = {}; PREPARE _cutover_check AS {}; DEALLOCATE _cutover_check; ROLLBACK",

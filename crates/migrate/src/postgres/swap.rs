@@ -123,13 +123,15 @@ pub(crate) fn read(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) ->
             _ => {}
         }
     }
+    let columns_and_filter = match session.is_true("SELECT current_setting('server_version_num')::int >= 150000")? {
+        true => {
+            "coalesce((SELECT ' (' || string_agg(quote_ident(a.attname), ', ') || ')' FROM pg_attribute a WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs)), '') || coalesce(' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')', '')"
+        }
+        false => "''",
+    };
     let rows = session.run(&format!(
         "SELECT 's', n.nspname, e.stxname FROM pg_statistic_ext e JOIN pg_namespace n ON n.oid = e.stxnamespace WHERE e.stxrelid = {source_oid} \
-         UNION ALL SELECT 'p', p.pubname, {tail} FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = {source_oid}",
-        tail = match session.is_true("SELECT current_setting('server_version_num')::int >= 150000")? {
-            true => "coalesce((SELECT ' (' || string_agg(quote_ident(a.attname), ', ') || ')' FROM pg_attribute a WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs)), '') || coalesce(' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')', '')",
-            false => "''",
-        }
+         UNION ALL SELECT 'p', p.pubname, {columns_and_filter} FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = {source_oid}"
     ))?;
     for row in rows {
         let part = |at: usize| row.get(at).cloned().flatten().unwrap_or_default();
