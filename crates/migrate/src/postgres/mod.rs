@@ -331,14 +331,20 @@ impl Engine for PostgresEngine {
             ));
         }
         // IF NOT EXISTS still asks for the right to create.
-        if find_schema(&mut self.session, "cutover")? {
-            return Ok(());
+        if !find_schema(&mut self.session, "cutover")? {
+            match self.session.run("CREATE SCHEMA IF NOT EXISTS cutover") {
+                // Two at once.
+                Err(Error::Sql(error)) if error.code == "23505" || error.code == "42P06" => {}
+                other => drop(other?),
+            }
         }
-        match self.session.run("CREATE SCHEMA IF NOT EXISTS cutover") {
-            // Two at once.
-            Err(Error::Sql(error)) if error.code == "23505" || error.code == "42P06" => Ok(()),
-            other => other.map(drop),
+        for _ in 0..10 {
+            match crate::state::install(self) {
+                Err(Error::Sql(error)) if error.code == "23505" || error.code == "42P07" => {}
+                other => return other,
+            }
         }
+        crate::state::install(self)
     }
 
     fn another(&self) -> Result<Box<dyn Sql + Send>, Error> {

@@ -205,7 +205,7 @@ fn read_columns(session: &mut Session, oid: &str) -> Result<Vec<Attribute>, Erro
 fn read_indexes(session: &mut Session, oid: &str) -> Result<Vec<IndexDef>, Error> {
     let rows = session.run(&format!(
         "SELECT c.oid, c.relname, i.indisunique, i.indisvalid AND i.indisready AND i.indislive, pg_get_indexdef(c.oid), \
-           format('CREATE %sINDEX %I ON %I.%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, c.relname, tn.nspname, t.relname), \
+           format('CREATE %sINDEX %I ON %s%I.%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, c.relname, CASE WHEN t.relkind = 'p' THEN 'ONLY ' ELSE '' END, tn.nspname, t.relname), \
            CASE WHEN i.indexprs IS NULL AND i.indpred IS NULL AND am.amname = 'btree' AND NOT (0 <> ANY (i.indoption)) \
                  AND (SELECT bool_and(o.opcdefault) FROM unnest(i.indclass) k JOIN pg_opclass o ON o.oid = k) \
                  AND (SELECT bool_and(a.attcollation = k.coll) FROM unnest(i.indkey, i.indcollation) WITH ORDINALITY k(att, coll, at) JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.att WHERE k.at <= i.indnkeyatts) \
@@ -507,9 +507,6 @@ pub(crate) fn trappings(
          UNION ALL SELECT format('COMMENT ON POLICY %I ON %s IS %L', p.polname, {here}, d.description), NULL FROM pg_policy p JOIN pg_description d ON d.classoid = 'pg_policy'::regclass AND d.objoid = p.oid WHERE p.polrelid = {oid} \
          UNION ALL SELECT format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', {here}), NULL FROM pg_class c WHERE c.oid = {oid} AND c.relrowsecurity \
          UNION ALL SELECT format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', {here}), NULL FROM pg_class c WHERE c.oid = {oid} AND c.relforcerowsecurity \
-         UNION ALL SELECT rtrim(pg_get_ruledef(r.oid), ';'), NULL FROM pg_rewrite r WHERE r.ev_class = {oid} \
-         UNION ALL SELECT format('ALTER TABLE %s %s RULE %I', {here}, CASE r.ev_enabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, r.rulename), NULL FROM pg_rewrite r WHERE r.ev_class = {oid} AND r.ev_enabled <> 'O' \
-         UNION ALL SELECT format('COMMENT ON RULE %I ON %s IS %L', r.rulename, {here}, d.description), NULL FROM pg_rewrite r JOIN pg_description d ON d.classoid = 'pg_rewrite'::regclass AND d.objoid = r.oid WHERE r.ev_class = {oid} \
          UNION ALL SELECT format('COMMENT ON TRIGGER %I ON %s IS %L', t.tgname, {here}, d.description), NULL FROM pg_trigger t JOIN pg_description d ON d.classoid = 'pg_trigger'::regclass AND d.objoid = t.oid WHERE t.tgrelid = {oid} \
          UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %s IS %L', t.conname, {here}, d.description), NULL FROM pg_constraint t JOIN pg_description d ON d.classoid = 'pg_constraint'::regclass AND d.objoid = t.oid WHERE t.conrelid = {oid} \
          UNION ALL SELECT format('ALTER TABLE %s REPLICA IDENTITY %s', {here}, CASE c.relreplident WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END), NULL FROM pg_class c WHERE c.oid = {oid} AND c.relreplident IN ('f', 'n')"
@@ -529,4 +526,17 @@ pub(crate) fn trappings(
         }
     }
     Ok(statements)
+}
+
+/// The rules of a table: name, and the statements that make it again on a table of the same name.
+pub(crate) fn rules(session: &mut Session, relation: &Relation) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let here = literal(&relation.qualified());
+    let rows = session.run(&format!(
+        "SELECT r.rulename, rtrim(pg_get_ruledef(r.oid), ';'), \
+           CASE WHEN r.ev_enabled <> 'O' THEN format('ALTER TABLE %s %s RULE %I', {here}, CASE r.ev_enabled WHEN 'D' THEN 'DISABLE' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE ALWAYS' END, r.rulename) END, \
+           (SELECT format('COMMENT ON RULE %I ON %s IS %L', r.rulename, {here}, d.description) FROM pg_description d WHERE d.classoid = 'pg_rewrite'::regclass AND d.objoid = r.oid) \
+         FROM pg_rewrite r WHERE r.ev_class = {} ORDER BY r.rulename",
+        relation.oid
+    ))?;
+    Ok(rows.into_iter().map(|row| (text(&row, 0), row.into_iter().skip(1).flatten().collect())).collect())
 }

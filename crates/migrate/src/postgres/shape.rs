@@ -74,6 +74,8 @@ pub(crate) struct Shape<'a> {
     pub(crate) targets: Vec<Target>,
     /// The key by its old names.
     pub(crate) key: Vec<String>,
+    /// Whether there are deferrable constraints: then ON CONFLICT has to name the key.
+    pub(crate) is_deferrable: bool,
 }
 
 /// The name of the hidden column for an old one.
@@ -152,6 +154,7 @@ impl<'a> Shape<'a> {
             old_columns: source.columns.clone(),
             targets,
             key,
+            is_deferrable: source.indexes.iter().any(|index| index.constraint.as_ref().is_some_and(|(_, rest)| rest.contains(" DEFERRABLE"))),
         })
     }
 
@@ -164,6 +167,7 @@ impl<'a> Shape<'a> {
             old_columns: Vec::new(),
             targets: Vec::new(),
             key: Vec::new(),
+            is_deferrable: false,
         }
     }
 
@@ -212,7 +216,7 @@ impl<'a> Shape<'a> {
                 })
                 || (target.default.is_some() && self.change.columns.iter().all(|column| column.up.is_none()))
         });
-        every && self.change.add_constraints.is_empty() && self.change.rows.is_empty()
+        every && !self.is_deferrable && self.change.add_constraints.is_empty() && self.change.rows.is_empty()
     }
 
     /// `SELECT` of the rows of T (columns in the order of [`written`](Self::written)) over rows of S.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     build::{constraints_using_indexes, keeps},
-    relation::{Dependent, Relation, TriggerDef, dependents, trappings, triggers},
+    relation::{Dependent, Relation, TriggerDef, dependents, rules, trappings, triggers},
     session::{MOVED, Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
     sync::{Sync as Dual, Way},
@@ -37,6 +37,8 @@ pub(crate) struct Retired {
     pub(crate) publications: Vec<(String, String)>,
     /// Statistics objects: schema and name.
     pub(crate) statistics: Vec<(String, String)>,
+    /// Rules: name, and the statements that make it. A table with rules takes no ON CONFLICT, which dual write needs.
+    pub(crate) rules: Vec<(String, Vec<String>)>,
     /// The old version's view as it was, when an earlier migration made one.
     pub(crate) old_view: bool,
 }
@@ -114,6 +116,7 @@ pub(crate) fn read(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) ->
     for key in &source.referenced_by {
         retired.foreign_keys.push((key.table.clone(), key.name.clone(), key.definition.clone(), key.valid));
     }
+    retired.rules = rules(session, &source)?;
     retired.triggers = triggers.iter().map(|one| (one.name.clone(), one.state.clone())).collect();
     retired.rebind = dependents.iter().map(|one| one.rebind.clone()).collect();
     for column in &source.columns {
@@ -224,6 +227,9 @@ pub(crate) fn exchange(
         let table = if table.is_empty() { &now } else { table };
         sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT {}", ident(name)));
     }
+    for (rule, _) in &retired.rules {
+        sql.push(format!("DROP RULE {} ON {now}", ident(rule)));
+    }
     for (publication, _) in &retired.publications {
         sql.push(format!("ALTER PUBLICATION {} DROP TABLE {now}", ident(publication)));
     }
@@ -291,6 +297,7 @@ pub(crate) fn exchange(
             ));
         }
     }
+    sql.extend(retired.rules.iter().flat_map(|(_, statements)| statements.clone()));
     for key in source.foreign_keys.iter().filter(|key| keeps(shape, &key.name, &key.columns)) {
         sql.push(format!(
             "ALTER TABLE {now} ADD CONSTRAINT {} {} NOT VALID",
@@ -490,6 +497,7 @@ pub(crate) fn exchange_back(
     for (publication, tail) in &retired.publications {
         sql.push(format!("ALTER PUBLICATION {} ADD TABLE {now}{tail}", ident(publication)));
     }
+    sql.extend(retired.rules.iter().flat_map(|(_, statements)| statements.clone()));
     sql.extend(retired.rebind.iter().cloned());
     Ok(sql)
 }

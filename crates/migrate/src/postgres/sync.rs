@@ -147,8 +147,11 @@ impl<'a> Sync<'a> {
                 self.shape.backward(source),
             ),
         };
+        // Any unique index may be in the way; but with deferrable ones the server accepts only a named arbiter.
+        let arbiter =
+            if self.shape.is_deferrable { format!("({}) ", self.target_key.join(", ")) } else { String::new() };
         format!(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {query} ON CONFLICT DO NOTHING",
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {query} ON CONFLICT {arbiter}DO NOTHING",
             self.target,
             columns.join(", ")
         )

@@ -1,0 +1,75 @@
+//! Running migrations in tests.
+
+use cutover_migrate::{
+    Error,
+    engine::{Loss, Policy, Unwatched, Watch},
+    grace::Floor,
+    ir::Migration,
+    postgres::PostgresEngine,
+    run::{Applied, Migrator, Report, Settings, no_functions},
+};
+
+use crate::server::Database;
+
+pub(crate) fn settings() -> Settings {
+    let policy = Policy { chunk_rows: 500, lock_patience_ms: 60_000, ..Policy::default() };
+    Settings { author: "tester".to_owned(), probe: false, policy, ..Settings::default() }
+}
+
+pub(crate) fn migration(text: &str) -> Migration {
+    cutover_migrate::file::parse(text).expect("a valid migration")
+}
+
+pub(crate) fn with_migrator<T>(database: &Database, watch: &dyn Watch, work: impl FnOnce(&mut Migrator<'_>) -> T) -> T {
+    let engine = PostgresEngine::connect(&database.url()).expect("connected");
+    let mut migrator = Migrator::new(Box::new(engine), settings(), watch, &no_functions);
+    work(&mut migrator)
+}
+
+pub(crate) fn try_apply(database: &Database, text: &str) -> Result<Applied, Error> {
+    with_migrator(database, &Unwatched, |migrator| migrator.apply(&migration(text), None))
+}
+
+pub(crate) fn apply(database: &Database, text: &str) -> Report {
+    match try_apply(database, text) {
+        Ok(Applied::Done(report)) => *report,
+        Ok(Applied::Already) => panic!("it was applied before"),
+        Err(error) => panic!("{}", chain(&error)),
+    }
+}
+
+pub(crate) fn rollback(database: &Database, id: &str) -> Result<(), Error> {
+    with_migrator(database, &Unwatched, |migrator| migrator.rollback(id, Loss::Refuse))
+}
+
+pub(crate) fn complete(database: &Database, id: &str) -> Result<Applied, Error> {
+    let everywhere = Floor { lowest: "99.0.0".parse().expect("a version"), rollback_open: false };
+    with_migrator(database, &Unwatched, |migrator| migrator.complete(id, &everywhere, 1_000_000))
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
+
+/// The dump of a database without our state and without what pg_dump says at random.
+pub(crate) fn schema_only(database: &Database) -> String {
+    let dump = database.dump();
+    let mut kept = Vec::new();
+    let dump = dump.split("\n--\n-- PostgreSQL database dump complete").next().unwrap_or_default();
+    for part in dump.split("\n--\n-- Name: ") {
+        let ours = part.contains("Schema: cutover;") || part.starts_with("cutover; Type: SCHEMA");
+        let noise = part.contains("\\restrict");
+        if !ours && !noise {
+            kept.push(part.trim_end().lines().filter(|line| !line.starts_with("\\")).collect::<Vec<_>>().join("\n"));
+        }
+    }
+    kept.sort();
+    kept.join("\n\n")
+}
