@@ -16,9 +16,9 @@ pub mod file;
 pub mod grace;
 pub mod ir;
 pub mod plan;
+pub mod postgres;
 pub mod run;
 pub mod sqlite;
-pub mod postgres;
 pub mod state;
 pub mod throttle;
 

@@ -1,11 +1,16 @@
 //! SHADOW_CREATE and the indexes of BACKFILL: T, as S is, but for the change.
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
 use super::{
     PostgresEngine,
-    copy::range_table,
+    copy::{drain, range_table},
     polite::{fence, unfence},
     relation::{IndexDef, Relation},
-    session::{Session, code, ident, literal, qualified},
+    session::{Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
     sync::{Sync as Dual, Way},
 };
@@ -15,6 +20,9 @@ use crate::{
     error::{Error, Refusal, SqlErrorKind},
     ir::Ident,
 };
+
+/// How often a unique index is tried while writers above READ COMMITTED leave rows behind for a moment.
+const UNIQUE_ATTEMPTS: u32 = 20;
 
 /// Creates T with its key and everything that has to hold from its first row; one transaction.
 pub(crate) fn create(
@@ -261,15 +269,8 @@ pub(crate) fn indexes(
     let table = shape.shadow();
     for wanted in wanted_indexes(shape, source) {
         task.point("index.before");
-        concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &|| {
-            format!(
-                "CREATE {}INDEX CONCURRENTLY {} ON {table} {}",
-                if wanted.unique { "UNIQUE " } else { "" },
-                ident(&wanted.name),
-                wanted.tail
-            )
-        })
-        .map_err(|error| duplicates(error, shape.change.table.clone()))?;
+        build_wanted(engine, task, shape, target_oid, &wanted)
+            .map_err(|error| duplicates(error, shape.change.table.clone()))?;
         task.point("index.after");
     }
     let statistics = engine.session.run(&format!(
@@ -296,6 +297,50 @@ pub(crate) fn indexes(
     let done = engine.session.run(&format!("VACUUM ANALYZE {table}"));
     engine.session.run("SET lock_timeout = '5s'")?;
     done.map(drop)
+}
+
+/// Builds one index of T. Rows that a writer above READ COMMITTED left stale may collide with newer ones until they are
+/// drained; so for a unique index a second connection drains while it is built, and a collision is a reason to try again.
+fn build_wanted(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    target_oid: &str,
+    wanted: &Wanted,
+) -> Result<(), Error> {
+    let table = shape.shadow();
+    let statement = || {
+        let unique = if wanted.unique { "UNIQUE " } else { "" };
+        format!("CREATE {unique}INDEX CONCURRENTLY {} ON {table} {}", ident(&wanted.name), wanted.tail)
+    };
+    if !wanted.unique {
+        return concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &statement);
+    }
+    let stop = AtomicBool::new(false);
+    let mut second = engine.dial.engine()?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let dual = Dual::new(shape, Way::Forward);
+            while !stop.load(Ordering::Relaxed) {
+                // What this cannot drain, the next drain does, and says why not.
+                if !matches!(drain(&mut second, task, &dual, false), Ok(1..)) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        });
+        let dual = Dual::new(shape, Way::Forward);
+        let mut result = Ok(());
+        for _ in 0..UNIQUE_ATTEMPTS {
+            result = drain(engine, task, &dual, false).and_then(|_| {
+                concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &statement)
+            });
+            if !matches!(&result, Err(Error::Sql(error)) if error.kind == SqlErrorKind::Unique) {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
 }
 
 /// Builds one index with CREATE INDEX CONCURRENTLY, unless a valid one of the name is on the table; what an attempt left
@@ -390,9 +435,4 @@ pub(crate) fn drop_artefacts(shape: &Shape<'_>, tables: &[String]) -> String {
         sql.push(format!("DROP SCHEMA IF EXISTS {} CASCADE", ident(schema)));
     }
     sql.join("; ")
-}
-
-/// Whether an error says that there is nothing of the name.
-pub(crate) fn is_absent(error: &Error) -> bool {
-    matches!(code(error), Some("42P01" | "3F000" | "42704"))
 }

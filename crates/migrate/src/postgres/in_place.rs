@@ -131,7 +131,8 @@ pub(crate) fn expand(
 }
 
 fn create_table(shape: &Shape<'_>) -> String {
-    let mut parts: Vec<String> = shape.change.columns.iter().filter_map(|column| column_text(column, true)).collect();
+    let mut parts: Vec<String> =
+        shape.change.columns.iter().filter_map(|column| column_text(column, true)).collect();
     if !shape.change.primary_key.is_empty() {
         parts.push(format!("PRIMARY KEY ({})", crate::change::quoted(&shape.change.primary_key)));
     }
@@ -152,7 +153,11 @@ fn add_columns(shape: &Shape<'_>) -> Option<String> {
         })
         .map(|text| format!("ADD COLUMN {text}"))
         .collect();
-    if columns.is_empty() { None } else { Some(format!("ALTER TABLE {} {}", here(shape), columns.join(", "))) }
+    if columns.is_empty() {
+        None
+    } else {
+        Some(format!("ALTER TABLE {} {}", here(shape), columns.join(", ")))
+    }
 }
 
 /// What the way back has to know of constraints that go.
@@ -747,7 +752,12 @@ fn names<'s>(shape: &'s Shape<'_>) -> impl Iterator<Item = (&'s ColumnChange, &'
 }
 
 /// The statements of the swap.
-pub(crate) fn swap_statements(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>, source: Option<&Relation>) -> Result<Vec<String>, Error> {
+pub(crate) fn swap_statements(
+    session: &mut Session,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    source: Option<&Relation>,
+) -> Result<Vec<String>, Error> {
     let art = &shape.artefacts;
     let table = here(shape);
     let then = shape.name_then();
@@ -762,15 +772,31 @@ pub(crate) fn swap_statements(session: &mut Session, task: &Task<'_>, shape: &Sh
         for index in &shape.change.add_indexes {
             sql.push(index_now(index, &table));
         }
-        sql.extend(shape.change.add_constraints.iter().map(|constraint| format!("ALTER TABLE {table} ADD {}", definition(shape, constraint))));
+        sql.extend(
+            shape
+                .change
+                .add_constraints
+                .iter()
+                .map(|constraint| format!("ALTER TABLE {table} ADD {}", definition(shape, constraint))),
+        );
         return Ok(sql);
     }
     let source = source.ok_or_else(|| Error::Damaged(format!("table `{}` is gone", shape.change.table)))?;
     if shape.change.fate == Fate::Drop {
         sql.push(format!("ALTER TABLE {table} SET SCHEMA {}", ident(&art.old)));
-        let shown: Vec<Shown> =
-            source.columns.iter().map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None }).collect();
-        sql.extend(views::create(session, &task.versions.old, shape.change.table.as_str(), &shape.retired(), source, &shown)?);
+        let shown: Vec<Shown> = source
+            .columns
+            .iter()
+            .map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None })
+            .collect();
+        sql.extend(views::create(
+            session,
+            &task.versions.old,
+            shape.change.table.as_str(),
+            &shape.retired(),
+            source,
+            &shown,
+        )?);
         sql.push(views::drop(&task.versions.new, shape.change.table.as_str()));
         return Ok(sql);
     }
@@ -885,7 +911,11 @@ pub(crate) fn swap_statements(session: &mut Session, task: &Task<'_>, shape: &Sh
 fn index_now(index: &crate::change::NewIndex, table: &str) -> String {
     let unique = if index.unique { "UNIQUE " } else { "" };
     let filter = index.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
-    format!("CREATE {unique}INDEX {} ON {table} ({}){filter}", index.name.quoted(), crate::change::quoted(&index.columns))
+    format!(
+        "CREATE {unique}INDEX {} ON {table} ({}){filter}",
+        index.name.quoted(),
+        crate::change::quoted(&index.columns)
+    )
 }
 
 fn default_statement(table: &str, column: &str, default: Option<&str>) -> String {

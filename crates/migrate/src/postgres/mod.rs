@@ -68,6 +68,9 @@ impl Dial {
     }
 }
 
+/// How often rows that do not fit are tried again before they count as such.
+const MISFIT_ATTEMPTS: u32 = 20;
+
 /// A PostgreSQL database, on one connection; workers open more.
 pub struct PostgresEngine {
     dial: Dial,
@@ -457,7 +460,14 @@ impl Engine for PostgresEngine {
             work.done = compared.done;
             work.resynced += compared.resynced;
         }
-        work.resynced += drain(self, task, &dual, true)?;
+        // A row may be in another's way for a moment, while a writer above READ COMMITTED has moved on.
+        for _ in 0..MISFIT_ATTEMPTS {
+            work.resynced += drain(self, task, &dual, true)?;
+            if !self.session.is_true(&format!("SELECT EXISTS (SELECT 1 FROM {} WHERE reason IS NOT NULL)", dual.dirty()))? {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         self.settle_misfits(task, &shape, &dual)?;
         self.check_new_constraints(task, &shape)?;
         Ok(work)

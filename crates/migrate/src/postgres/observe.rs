@@ -63,7 +63,8 @@ fn facts(engine: &mut PostgresEngine) -> Result<Facts, Error> {
 
 /// Free bytes where the database lies, when that is this machine and we may know.
 fn disk_free(engine: &mut PostgresEngine) -> Result<Option<u64>, Error> {
-    let local = engine.dial.config.get_hosts().iter().all(|host| matches!(host, postgres::config::Host::Unix(_)));
+    let local =
+        engine.dial.config.get_hosts().iter().all(|host| matches!(host, postgres::config::Host::Unix(_)));
     if !local || !engine.session.is_true("SELECT pg_has_role('pg_read_all_settings', 'MEMBER')")? {
         return Ok(None);
     }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::{MOVED, Row, Session, code};
+use super::session::{MOVED, Session, code};
 use crate::{
     engine::{Policy, Task},
     error::Error,
@@ -31,9 +31,7 @@ impl Locks {
 
 /// What a locked transaction did.
 #[derive(Debug)]
-pub(crate) struct Held<T> {
-    /// What the body returned.
-    pub(crate) value: T,
+pub(crate) struct Held {
     /// From the grant of the first strong lock to the end of COMMIT.
     pub(crate) hold: Duration,
 }
@@ -65,18 +63,18 @@ pub(crate) fn ddl(
     task: &Task<'_>,
     locks: &Locks,
     prepare: &mut dyn FnMut(&mut Session) -> Result<String, Error>,
-) -> Result<Held<Vec<Row>>, Error> {
-    locked(session, task, locks, prepare, &mut |session, statements| session.run(statements))
+) -> Result<Held, Error> {
+    locked(session, task, locks, prepare, &mut |session, statements| session.run(statements).map(drop))
 }
 
 /// As [`ddl`], with a body that may take more than one round trip under the locks: it is handed what `prepare` returned.
-pub(crate) fn locked<T>(
+pub(crate) fn locked(
     session: &mut Session,
     task: &Task<'_>,
     locks: &Locks,
     prepare: &mut dyn FnMut(&mut Session) -> Result<String, Error>,
-    body: &mut dyn FnMut(&mut Session, &str) -> Result<T, Error>,
-) -> Result<Held<T>, Error> {
+    body: &mut dyn FnMut(&mut Session, &str) -> Result<(), Error>,
+) -> Result<Held, Error> {
     let deadline = Instant::now() + Duration::from_millis(task.policy.lock_patience_ms);
     let result = attempts(session, task.policy, task.epoch, deadline, locks, prepare, body);
     if result.is_err() {
@@ -85,15 +83,15 @@ pub(crate) fn locked<T>(
     result.map_err(unfence(task.epoch))
 }
 
-fn attempts<T>(
+fn attempts(
     session: &mut Session,
     policy: &Policy,
     epoch: u64,
     deadline: Instant,
     locks: &Locks,
     prepare: &mut dyn FnMut(&mut Session) -> Result<String, Error>,
-    body: &mut dyn FnMut(&mut Session, &str) -> Result<T, Error>,
-) -> Result<Held<T>, Error> {
+    body: &mut dyn FnMut(&mut Session, &str) -> Result<(), Error>,
+) -> Result<Held, Error> {
     let strong: String =
         locks.strong.iter().map(|(table, mode)| format!("LOCK TABLE {table} IN {mode} MODE; ")).collect();
     loop {
@@ -114,9 +112,9 @@ fn attempts<T>(
             );
             let granted = session.run(&take);
             let since = Instant::now();
-            let outcome = granted.and_then(|_| body(session, &statements)).and_then(|value| {
+            let outcome = granted.and_then(|_| body(session, &statements)).and_then(|()| {
                 session.run("COMMIT")?;
-                Ok(Held { value, hold: since.elapsed() })
+                Ok(Held { hold: since.elapsed() })
             });
             match outcome {
                 Ok(held) => return Ok(held),

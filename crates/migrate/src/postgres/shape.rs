@@ -154,7 +154,10 @@ impl<'a> Shape<'a> {
             old_columns: source.columns.clone(),
             targets,
             key,
-            is_deferrable: source.indexes.iter().any(|index| index.constraint.as_ref().is_some_and(|(_, rest)| rest.contains(" DEFERRABLE"))),
+            is_deferrable: source
+                .indexes
+                .iter()
+                .any(|index| index.constraint.as_ref().is_some_and(|(_, rest)| rest.contains(" DEFERRABLE"))),
         })
     }
 

@@ -74,11 +74,11 @@ fn guard(
     Ok(format!(
         "DO $cutover$ DECLARE _n bigint; BEGIN \
            IF NOT ({triggers}) THEN RAISE EXCEPTION 'somebody removed or disabled a trigger of the migration' USING ERRCODE = 'CUT04'; END IF; \
-           {rejects} _n := ({drain}); {more} {misfits} END $cutover$",
+           {rejects} {more} _n := ({drain}); {misfits} END $cutover$",
         triggers = dual.has_triggers(oid),
         drain = dual.drain(limit, true),
         more = moved(
-            &format!("EXISTS (SELECT 1 FROM {dirty} WHERE reason IS NULL)"),
+            &format!("(SELECT count(*) FROM {dirty}) > {limit}"),
             "more keys to sync than may be synced under the lock"
         ),
     ))
@@ -126,7 +126,9 @@ pub(crate) fn read(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) ->
             _ => {}
         }
     }
-    let columns_and_filter = match session.is_true("SELECT current_setting('server_version_num')::int >= 150000")? {
+    let columns_and_filter = match session
+        .is_true("SELECT current_setting('server_version_num')::int >= 150000")?
+    {
         true => {
             "coalesce((SELECT ' (' || string_agg(quote_ident(a.attname), ', ') || ')' FROM pg_attribute a WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs)), '') || coalesce(' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')', '')"
         }

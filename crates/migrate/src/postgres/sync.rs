@@ -148,8 +148,11 @@ impl<'a> Sync<'a> {
             ),
         };
         // Any unique index may be in the way; but with deferrable ones the server accepts only a named arbiter.
-        let arbiter =
-            if self.shape.is_deferrable { format!("({}) ", self.target_key.join(", ")) } else { String::new() };
+        let arbiter = if self.shape.is_deferrable {
+            format!("({}) ", self.target_key.join(", "))
+        } else {
+            String::new()
+        };
         format!(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {query} ON CONFLICT {arbiter}DO NOTHING",
             self.target,
@@ -235,16 +238,27 @@ impl<'a> Sync<'a> {
             .map(|(at, name)| format!("s.{name} = _row.k{}", at + 1))
             .collect::<Vec<_>>()
             .join(" AND ");
-        // Each key once, its row locked first: whoever writes it meanwhile has either ended or comes after us.
+        // Each key once, its row locked first: whoever writes it meanwhile has either ended or comes after us. All keys are
+        // removed before any is written, so that none is in another's way.
+        let row_keys = (1..=self.types.len()).map(|at| format!("_row.k{at}")).collect::<Vec<_>>().join(", ");
+        let in_target_row = (1..=self.types.len())
+            .rev()
+            .fold(in_target.clone(), |text, at| text.replace(&format!("_k{at}"), &format!("_row.k{at}")));
         let drain_body = format!(
-            "DECLARE _row record; _m text; _done bigint := 0; BEGIN \
-               FOR _row IN WITH d AS (DELETE FROM {dirty} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {dirty} WHERE reason IS NULL OR _again LIMIT _limit)) RETURNING {dirty_columns}) SELECT DISTINCT {dirty_columns} FROM d LOOP \
+            "DECLARE _rows {dirty}[]; _row {dirty}; _m text; _done bigint := 0; BEGIN \
+               WITH d AS (DELETE FROM {dirty} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {dirty} WHERE reason IS NULL OR _again LIMIT _limit)) RETURNING {dirty_columns}) \
+                 SELECT array_agg(DISTINCT ROW({dirty_columns}, NULL::text)::{dirty}) INTO _rows FROM d; \
+               IF _rows IS NULL THEN RETURN 0; END IF; \
+               FOREACH _row IN ARRAY _rows LOOP \
                  PERFORM 1 FROM {source} AS s WHERE {lock_source} FOR SHARE; \
+                 DELETE FROM {target} AS t WHERE {in_target_row}; \
+               END LOOP; \
+               FOREACH _row IN ARRAY _rows LOOP \
                  {drain_one} _done := _done + 1; \
                  IF _m IS NOT NULL THEN INSERT INTO {dirty} ({dirty_columns}, reason) VALUES ({row_keys}, _m); END IF; \
                END LOOP; RETURN _done; END",
             source = self.source,
-            row_keys = (1..=self.types.len()).map(|at| format!("_row.k{at}")).collect::<Vec<_>>().join(", "),
+            target = self.target,
         );
         format!(
             "SET LOCAL check_function_bodies = off; \

@@ -3,5 +3,6 @@
 #![allow(clippy::disallowed_methods, missing_docs)]
 
 mod oracle;
+mod postgres;
 mod sqlite;
 mod support;

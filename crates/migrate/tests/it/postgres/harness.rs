@@ -9,7 +9,7 @@ use cutover_migrate::{
     run::{Applied, Migrator, Report, Settings, no_functions},
 };
 
-use crate::server::Database;
+use super::server::Database;
 
 pub(crate) fn settings() -> Settings {
     let policy = Policy { chunk_rows: 500, lock_patience_ms: 60_000, ..Policy::default() };
@@ -20,7 +20,11 @@ pub(crate) fn migration(text: &str) -> Migration {
     cutover_migrate::file::parse(text).expect("a valid migration")
 }
 
-pub(crate) fn with_migrator<T>(database: &Database, watch: &dyn Watch, work: impl FnOnce(&mut Migrator<'_>) -> T) -> T {
+pub(crate) fn with_migrator<T>(
+    database: &Database,
+    watch: &dyn Watch,
+    work: impl FnOnce(&mut Migrator<'_>) -> T,
+) -> T {
     let engine = PostgresEngine::connect(&database.url()).expect("connected");
     let mut migrator = Migrator::new(Box::new(engine), settings(), watch, &no_functions);
     work(&mut migrator)
@@ -67,7 +71,9 @@ pub(crate) fn schema_only(database: &Database) -> String {
         let ours = part.contains("Schema: cutover;") || part.starts_with("cutover; Type: SCHEMA");
         let noise = part.contains("\\restrict");
         if !ours && !noise {
-            kept.push(part.trim_end().lines().filter(|line| !line.starts_with("\\")).collect::<Vec<_>>().join("\n"));
+            kept.push(
+                part.trim_end().lines().filter(|line| !line.starts_with("\\")).collect::<Vec<_>>().join("\n"),
+            );
         }
     }
     kept.sort();

@@ -1,8 +1,8 @@
 //! What hangs on a table is there afterwards: the dumps before and after differ exactly by the migration.
 
-use crate::{
+use super::{
+    harness::{apply, chain, complete, rollback, schema_only, try_apply},
     server::{Database, have_server},
-    support::{apply, chain, complete, rollback, schema_only, try_apply},
 };
 
 /// A table with everything that the copy has to carry over.
@@ -86,11 +86,16 @@ fn the_dump_differs_by_the_migration_alone() {
     assert_eq!(database.value("SELECT count(*) FROM other.bigger"), "300");
     // Numbers go on where they were; defaults, triggers and foreign keys work.
     assert_eq!(database.value("INSERT INTO orders (customer, amount, code) VALUES (3, 7, 'new') RETURNING id || ' ' || number || ' ' || note || ' ' || doubled"), "301 2500 stamped 5000");
-    let error = database.client().batch_execute("INSERT INTO items VALUES (500, 999, 1)").expect_err("a foreign key");
+    let error =
+        database.client().batch_execute("INSERT INTO items VALUES (500, 999, 1)").expect_err("a foreign key");
     assert_eq!(error.code().map(|code| code.code()), Some("23503"));
     database.run("DELETE FROM items; DELETE FROM customers WHERE id = 7");
     assert_eq!(database.value("SELECT count(*) FROM orders WHERE customer = 7"), "0");
-    assert_eq!(database.value("SELECT count(*) FROM pg_constraint WHERE NOT convalidated AND conname <> 'note_short'"), "0");
+    assert_eq!(
+        database
+            .value("SELECT count(*) FROM pg_constraint WHERE NOT convalidated AND conname <> 'note_short'"),
+        "0"
+    );
     complete(&database, "0001_rich").expect("completed");
     let after = schema_only(&database);
     let expected = before
@@ -113,12 +118,16 @@ fn a_rollback_leaves_the_dump_as_it_was() {
     let database = rich();
     let before = schema_only(&database);
     apply(&database, TO_DECIMAL);
-    let number = database.value("INSERT INTO orders (customer, amount, code) VALUES (3, 7, 'new') RETURNING number");
+    let number =
+        database.value("INSERT INTO orders (customer, amount, code) VALUES (3, 7, 'new') RETURNING number");
     rollback(&database, "0001_rich").expect("rolled back");
     assert_eq!(schema_only(&database), before);
     assert_eq!(database.value("SELECT count_orders()"), "301");
     assert_eq!(database.value(&format!("SELECT amount FROM orders WHERE number = {number}")), "700");
-    assert_eq!(database.value("INSERT INTO orders (customer, code) VALUES (3, 'x') RETURNING number"), "2505");
+    assert_eq!(
+        database.value("INSERT INTO orders (customer, code) VALUES (3, 'x') RETURNING number"),
+        "2505"
+    );
 }
 
 #[test]
@@ -129,12 +138,30 @@ fn what_cannot_be_carried_over_is_refused() {
     let _keeps_the_server = Database::new();
     for (setup, says) in [
         ("CREATE TABLE orders (id int, amount bigint)", "no key"),
-        ("CREATE TABLE orders (id int, amount bigint, PRIMARY KEY (id)) PARTITION BY RANGE (id)", "no ordinary table"),
-        ("CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE TABLE child () INHERITS (orders)", "inherits"),
-        ("CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE MATERIALIZED VIEW m AS SELECT id FROM orders", "cannot be carried over"),
-        ("CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE FUNCTION f() RETURNS SETOF orders LANGUAGE sql AS 'SELECT * FROM orders'", "cannot be carried over"),
-        ("CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE VIEW v AS SELECT amount FROM orders", "which changes"),
-        ("CREATE TABLE p (id int PRIMARY KEY, o int) PARTITION BY RANGE (id); CREATE TABLE orders (id int PRIMARY KEY, amount bigint); ALTER TABLE p ADD CONSTRAINT pk FOREIGN KEY (o) REFERENCES orders (id)", "partitioned table"),
+        (
+            "CREATE TABLE orders (id int, amount bigint, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
+            "no ordinary table",
+        ),
+        (
+            "CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE TABLE child () INHERITS (orders)",
+            "inherits",
+        ),
+        (
+            "CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE MATERIALIZED VIEW m AS SELECT id FROM orders",
+            "cannot be carried over",
+        ),
+        (
+            "CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE FUNCTION f() RETURNS SETOF orders LANGUAGE sql AS 'SELECT * FROM orders'",
+            "cannot be carried over",
+        ),
+        (
+            "CREATE TABLE orders (id int PRIMARY KEY, amount bigint); CREATE VIEW v AS SELECT amount FROM orders",
+            "which changes",
+        ),
+        (
+            "CREATE TABLE p (id int PRIMARY KEY, o int) PARTITION BY RANGE (id); CREATE TABLE orders (id int PRIMARY KEY, amount bigint); ALTER TABLE p ADD CONSTRAINT pk FOREIGN KEY (o) REFERENCES orders (id)",
+            "partitioned table",
+        ),
     ] {
         let database = Database::with(setup);
         let before = schema_only(&database);

@@ -1,8 +1,8 @@
 //! The shadow protocol from one end to the other.
 
-use crate::{
+use super::{
+    harness::{apply, chain, complete, rollback, schema_only},
     server::{Database, have_server},
-    support::{apply, chain, complete, rollback, schema_only},
 };
 
 const ORDERS: &str = "CREATE TABLE orders (id bigserial PRIMARY KEY, customer int NOT NULL, amount bigint, note text DEFAULT 'none'); \
@@ -41,12 +41,22 @@ fn a_column_gets_another_type_and_both_versions_write() {
     // The old version writes cents through its view, the new one money.
     database.run("SET search_path = app_v0, public; INSERT INTO orders (id, customer, amount) VALUES (9001, 1, 250); UPDATE orders SET amount = 1000 WHERE id = 1");
     database.run("SET search_path = app_v1_1_0, public; INSERT INTO orders (id, customer, amount) VALUES (9002, 1, 2.50); UPDATE orders SET amount = 7.77 WHERE id = 2; DELETE FROM orders WHERE id = 3");
-    assert_eq!(database.value("SELECT string_agg(amount::text, ' ' ORDER BY id) FROM orders WHERE id IN (1, 2, 3, 9001, 9002)"), "10.00 7.77 2.50 2.50");
+    assert_eq!(
+        database.value(
+            "SELECT string_agg(amount::text, ' ' ORDER BY id) FROM orders WHERE id IN (1, 2, 3, 9001, 9002)"
+        ),
+        "10.00 7.77 2.50 2.50"
+    );
     assert_eq!(database.value("SELECT string_agg(amount::text, ' ' ORDER BY id) FROM app_v0.orders WHERE id IN (1, 2, 3, 9001, 9002)"), "1000 777 250 250");
     let early = complete(&database, "0001_money").map(drop).expect_err("the old version wrote");
     assert!(chain(&early).contains("were written in the old shape"), "{}", chain(&early));
     complete(&database, "0001_money").expect("completed");
-    assert_eq!(database.value("SELECT count(*) FROM pg_namespace WHERE nspname LIKE '\\_cutover%' OR nspname = 'app_v0'"), "0");
+    assert_eq!(
+        database.value(
+            "SELECT count(*) FROM pg_namespace WHERE nspname LIKE '\\_cutover%' OR nspname = 'app_v0'"
+        ),
+        "0"
+    );
     assert_eq!(database.value("SELECT count(*) FROM pg_attribute WHERE attrelid = 'orders'::regclass AND attnum > 0 AND NOT attisdropped"), "4");
 }
 

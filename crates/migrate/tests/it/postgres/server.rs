@@ -49,7 +49,11 @@ pub(crate) fn have_server() -> bool {
         eprint!("not run: {line}");
         if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
             let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            std::io::Write::write_all(&mut file.expect("the list of tests that were not run"), line.as_bytes()).expect("written");
+            std::io::Write::write_all(
+                &mut file.expect("the list of tests that were not run"),
+                line.as_bytes(),
+            )
+            .expect("written");
         }
         assert!(std::env::var_os("CI").is_none(), "in CI the server has to be there");
     }
@@ -88,7 +92,8 @@ impl Server {
             chown(&base, Some(uid), Some(gid)).expect("owned by postgres");
         }
         let server = Self { directory: base, bin, user, process: Mutex::new(None) };
-        let copied = Command::new("cp").arg("-a").arg(server.template()).arg(server.directory.join("data")).status();
+        let copied =
+            Command::new("cp").arg("-a").arg(server.template()).arg(server.directory.join("data")).status();
         assert!(copied.expect("cp runs").success(), "the template cannot be copied");
         server.launch();
         server
@@ -97,15 +102,24 @@ impl Server {
     /// What initdb makes, made once for all test processes and kept beside the build.
     fn template(&self) -> PathBuf {
         let version = Command::new(self.bin.join("postgres")).arg("--version").output().expect("a version");
-        let version = String::from_utf8_lossy(&version.stdout).replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("initdb_{}", version.trim_end_matches('_')));
+        let version =
+            String::from_utf8_lossy(&version.stdout).replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        let place =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("initdb_{}", version.trim_end_matches('_')));
         let lock = std::fs::File::create(place.with_extension("lock")).expect("a lock");
         lock.lock().expect("locked");
         if !place.exists() {
             let data = self.directory.join("data");
             let done = self
                 .command("initdb")
-                .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "-D"])
+                .args([
+                    "--no-sync",
+                    "--auth=trust",
+                    "--username=postgres",
+                    "--encoding=UTF8",
+                    "--locale=C.UTF-8",
+                    "-D",
+                ])
                 .arg(&data)
                 .stdout(Stdio::null())
                 .output()
@@ -134,7 +148,11 @@ impl Server {
 
     /// Starts the server on its data, and waits until it answers.
     pub(crate) fn launch(&self) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.directory.join("log")).expect("a log");
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("log"))
+            .expect("a log");
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.directory.join("data")).arg("-k").arg(&self.directory);
         for setting in [
@@ -163,7 +181,12 @@ impl Server {
         *self.process.lock().expect("lock") = Some(child);
         let deadline = Instant::now() + Duration::from_secs(60);
         while Client::connect(&self.url("postgres"), NoTls).is_err() {
-            let ended = self.process.lock().expect("lock").as_mut().is_some_and(|child| child.try_wait().expect("a child").is_some());
+            let ended = self
+                .process
+                .lock()
+                .expect("lock")
+                .as_mut()
+                .is_some_and(|child| child.try_wait().expect("a child").is_some());
             assert!(!ended && Instant::now() < deadline, "postgres does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -267,7 +290,8 @@ impl Database {
     /// The first value of a query, as text.
     pub(crate) fn value(&self, sql: &str) -> String {
         let mut client = self.client();
-        let messages = client.simple_query(sql).unwrap_or_else(|error| panic!("{:?} in {sql}", error.as_db_error()));
+        let messages =
+            client.simple_query(sql).unwrap_or_else(|error| panic!("{:?} in {sql}", error.as_db_error()));
         messages
             .iter()
             .find_map(|message| match message {
