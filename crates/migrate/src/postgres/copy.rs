@@ -194,6 +194,9 @@ pub(crate) fn ledger(
     )
 }
 
+/// What one chunk did and the range's new place; `None` when the range is done.
+pub(crate) type Stepped = Result<(ChunkDone, Option<Vec<String>>), Error>;
+
 /// Runs `walk` over the open ranges with the policy's workers. `step` does one chunk; it returns what it did and the range's
 /// new place, `None` when the range is done. The first error ends all workers.
 pub(crate) fn each_chunk(
@@ -202,9 +205,7 @@ pub(crate) fn each_chunk(
     shape: &Shape<'_>,
     pace: &dyn Pace,
     ranges: Vec<Range>,
-    step: &(
-         dyn Fn(&mut PostgresEngine, &Range, u64) -> Result<(ChunkDone, Option<Vec<String>>), Error> + Sync
-     ),
+    step: &(dyn Fn(&mut PostgresEngine, &Range, u64) -> Stepped + Sync),
 ) -> Result<Work, Error> {
     let dial = &engine.dial;
     let total = AtomicU64::new(0);
@@ -301,7 +302,7 @@ fn copy_chunk(
     shape: &Shape<'_>,
     range: &Range,
     rows: u64,
-) -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+) -> Stepped {
     let dual = Dual::new(shape, super::sync::Way::Forward);
     let low = range.at.as_deref().or(range.low.as_deref());
     let filter = dual.between("s", false, low, range.high.as_deref());
@@ -379,7 +380,7 @@ fn reject_one(
     shape: &Shape<'_>,
     range: &Range,
     cause: &Error,
-) -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+) -> Stepped {
     let dual = Dual::new(shape, super::sync::Way::Forward);
     let low = range.at.as_deref().or(range.low.as_deref());
     let filter = dual.between("s", false, low, range.high.as_deref());

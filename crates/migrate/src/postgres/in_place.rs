@@ -9,7 +9,8 @@ use super::{
     PostgresEngine,
     build::{concurrently, drop_artefacts, duplicates},
     copy::{
-        Range, Walk, advance, each_chunk, key_json, key_of, ledger, make_ranges, open_ranges, range_table,
+        Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger, make_ranges, open_ranges,
+        range_table,
     },
     polite::{Locks, ddl, fence, unfence},
     relation::{Relation, find},
@@ -337,13 +338,13 @@ fn fill_chunk(
     range: &Range,
     rows: u64,
     only: Option<&str>,
-) -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+) -> Stepped {
     let low = range.at.as_deref().or(range.low.as_deref());
     let filter = dual.between("s", false, low, range.high.as_deref());
     let order = dual.order("s");
     let table = here(shape);
     let since = Instant::now();
-    let result = (|| -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+    let result = (|| -> Stepped {
         let session = &mut engine.session;
         session.run(&format!(
             "BEGIN; SET LOCAL lock_timeout = '{}ms'; {}",
@@ -977,16 +978,13 @@ pub(crate) fn swap_back_statements(
     }
     sql.extend(rename_columns(&table, names(shape).map(|(_, now, then)| (then.clone(), now.clone()))));
     for column in &shape.change.columns {
-        match (&column.now, &column.then) {
-            (Some(now), Some(_)) => {
-                if column.nullable_now && !column.nullable_then {
-                    sql.push(format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", now.quoted()));
-                }
-                if column.default_now != column.default_then {
-                    sql.push(default_statement(&table, &now.quoted(), column.default_now.as_deref()));
-                }
+        if let (Some(now), Some(_)) = (&column.now, &column.then) {
+            if column.nullable_now && !column.nullable_then {
+                sql.push(format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", now.quoted()));
             }
-            (Some(_), None) | (None, None) | (None, Some(_)) => {}
+            if column.default_now != column.default_then {
+                sql.push(default_statement(&table, &now.quoted(), column.default_now.as_deref()));
+            }
         }
     }
     sql.push(remove_added(shape, &table));

@@ -463,7 +463,10 @@ impl Engine for PostgresEngine {
         // A row may be in another's way for a moment, while a writer above READ COMMITTED has moved on.
         for _ in 0..MISFIT_ATTEMPTS {
             work.resynced += drain(self, task, &dual, true)?;
-            if !self.session.is_true(&format!("SELECT EXISTS (SELECT 1 FROM {} WHERE reason IS NOT NULL)", dual.dirty()))? {
+            if !self.session.is_true(&format!(
+                "SELECT EXISTS (SELECT 1 FROM {} WHERE reason IS NOT NULL)",
+                dual.dirty()
+            ))? {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{
     PostgresEngine,
-    copy::{Range, Walk, advance, each_chunk, key_json, key_of, ledger},
+    copy::{Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger},
     polite::{fence, unfence},
     relation::Relation,
     session::{ident, literal},
@@ -104,7 +104,7 @@ fn verify_chunk(
     range: &Range,
     rows: u64,
     resynced: &std::sync::atomic::AtomicU64,
-) -> Result<(ChunkDone, Option<Vec<String>>), Error> {
+) -> Stepped {
     let dual = Dual::new(shape, Way::Forward);
     let low = range.at.as_deref().or(range.low.as_deref());
     let rest = dual.between("s", false, low, range.high.as_deref());
