@@ -2,6 +2,8 @@
 //!
 //! Nothing here acts. Read [`Cli`] first, then [`Command`].
 
+mod schema;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -9,6 +11,7 @@ use cutover_core::{
     model::{IdError, Instant, Name, RestorePointId, Version, VersionError},
     plan::Layout,
 };
+pub(crate) use schema::{AtDatabase, Schema, SchemaApply};
 
 /// Moves running services from one release to the next, safely.
 ///
@@ -89,6 +92,9 @@ pub(crate) enum Command {
     /// Publishes releases in a repository that clients can trust.
     #[command(subcommand)]
     Repo(Repo),
+    /// Changes the schema of a database while old and new code use it.
+    #[command(subcommand)]
+    Schema(Schema),
     /// Shows what a repository has for this host: how big, how urgent, and what holds it back.
     ///
     /// The exit code is 0 when there is something newer to install, and 3 when there is not.

@@ -139,6 +139,7 @@ impl<E: Classify> From<E> for Failure {
 mod bundle;
 mod host;
 mod kinds;
+mod migrate;
 mod repo;
 mod server;
 

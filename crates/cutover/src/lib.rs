@@ -25,6 +25,7 @@ use clap::Parser as _;
 pub use cutover_bundle as bundle;
 pub use cutover_core as core;
 pub use cutover_host as host;
+pub use cutover_migrate as migrate;
 pub use cutover_repo as repo;
 pub use cutover_server as server;
 

@@ -232,6 +232,29 @@ pub trait Engine: Sql {
     /// What the database says.
     fn another_engine(&self) -> Result<Box<dyn Engine>, Error>;
 
+    /// A copy of the whole database for a rehearsal; `name` goes into what it is called.
+    ///
+    /// # Errors
+    /// What the database says; a refusal where this engine cannot make one.
+    fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error> {
+        let _ = name;
+        Err(Error::refused(
+            format!("a copy of a {} database cannot be made here", self.dialect()),
+            "Make one with your own tools and give it with `--on URL`.",
+        ))
+    }
+
+    /// The statements with which a connection sees the schema of a version, as it is in the names of views.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn prelude(&mut self, version: &str) -> Result<Vec<String>, Error> {
+        let schema = Ident::ours(format!("app_v{version}")).map_err(|error| {
+            Error::refused(error.to_string(), "Give a version as it is in the names of views.")
+        })?;
+        Ok(vec![format!("SET search_path = {}, public", schema.quoted())])
+    }
+
     /// Reads the catalog of these tables (those that exist), and the facts. Read-only; takes no lock that anybody waits for.
     ///
     /// # Errors

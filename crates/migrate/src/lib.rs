@@ -15,7 +15,11 @@ pub mod error;
 pub mod file;
 pub mod grace;
 pub mod ir;
+pub mod lint;
+pub mod metrics;
+pub mod open;
 pub mod plan;
+pub mod plugin;
 pub mod postgres;
 pub mod run;
 pub mod sqlite;
@@ -23,3 +27,4 @@ pub mod state;
 pub mod throttle;
 
 pub use error::{Error, Refusal};
+pub use open::open;

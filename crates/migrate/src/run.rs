@@ -4,6 +4,7 @@
 //! [`Migrator`] first.
 
 mod pace;
+mod rehearse;
 
 use std::{
     collections::BTreeMap,
@@ -34,6 +35,7 @@ use crate::{
     },
 };
 use pace::Pacer;
+pub use rehearse::{Rehearsal, Staging};
 
 /// Makes the row function of a step: a transform of this process, or a plugin.
 pub type MakeFunction<'a> = dyn Fn(&Op) -> Result<Box<dyn RowFunction>, Error> + 'a;
@@ -91,6 +93,39 @@ pub struct Report {
     pub probe_during_p99_us: Option<u64>,
     /// The plan it followed.
     pub plan: Digest,
+}
+
+impl Report {
+    /// The report for people.
+    pub fn to_text(&self) -> String {
+        let mut lines = vec![format!(
+            "{} is applied{}: schema version {}, {} ms",
+            self.id,
+            if self.resumed { " (gone on with)" } else { "" },
+            self.version,
+            self.took_ms
+        )];
+        for line in self.ledger.iter().filter(|line| line.kind != "cookie") {
+            let word = if line.kind == "verify" { "verified" } else { "copied" };
+            lines.push(format!("  {}: {} rows {word} in {} chunks", line.table, line.seen, line.chunks));
+        }
+        if self.resynced > 0 {
+            lines.push(format!("  {} keys synced again that clients wrote meanwhile", self.resynced));
+        }
+        lines.push(format!(
+            "  longest lock {:.1} ms, swap {:.1} ms",
+            self.longest_hold_us as f64 / 1000.0,
+            self.swap_hold_us as f64 / 1000.0
+        ));
+        if let (Some(before), Some(during)) = (self.probe_before_p99_us, self.probe_during_p99_us) {
+            lines.push(format!(
+                "  a client's write: {:.1} ms before, p99 {:.1} ms during",
+                before as f64 / 1000.0,
+                during as f64 / 1000.0
+            ));
+        }
+        lines.join("\n")
+    }
 }
 
 /// Where the migrations of a database are.
@@ -202,6 +237,8 @@ impl<'a> Migrator<'a> {
             }
         }
         self.engine.validate(&plan::expression_checks(&plan))?;
+        let mut plan = plan;
+        self.with_figures(migration, &mut plan)?;
         Ok(plan)
     }
 

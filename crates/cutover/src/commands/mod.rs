@@ -13,6 +13,7 @@ mod outcome;
 mod pki;
 mod repo;
 mod run;
+mod schema;
 mod site;
 mod source;
 mod trust;
@@ -136,6 +137,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }
         Command::Repo(command) => repo::run(command, context),
+        Command::Schema(command) => schema::run(command, context),
         Command::Check(command) => source::check(&command, context),
         Command::Plan(command) => update::plan(&command, context),
         Command::Apply(command) => update::apply(&command, context),

@@ -255,6 +255,21 @@ const MEANINGS: &[(&str, &str)] = &[
         "gate.tokens",
         "The SHA-256 of each host's bearer token; `*` may act for every host. Empty: no token is asked for. `cutover gate token` makes one. Never shown.",
     ),
+    ("schema.url", "The database of the service: `sqlite:PATH` or `postgres://USER@HOST/NAME`."),
+    ("schema.author", "Who asks for migrations, for the history. Unset: the user of this process."),
+    ("schema.plugins", "The directory with migration plugins, each called `NAME@VERSION`."),
+    (
+        "schema.metrics_file",
+        "A file that `schema apply` and `schema status` rewrite with Prometheus metrics.",
+    ),
+    ("schema.max_hold_ms", "How long a lock that clients wait for may be held, in milliseconds."),
+    ("schema.lock_timeout_ms", "How long one attempt at a lock may wait, in milliseconds (PostgreSQL)."),
+    ("schema.chunk_rows", "Rows of the first chunk of a copy; later ones follow what clients feel."),
+    ("schema.workers", "Connections that copy (PostgreSQL)."),
+    (
+        "schema.lease_s",
+        "How long a migrator that gives no sign of life keeps others out, in seconds; at least 3.",
+    ),
 ];
 
 /// The page as Markdown.

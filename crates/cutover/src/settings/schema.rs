@@ -39,6 +39,8 @@ pub struct Settings {
     pub retention: Retention,
     /// Who may hand in data, and where it is kept.
     pub gate: GateSettings,
+    /// The database of the service, and how its schema is changed.
+    pub schema: SchemaSettings,
 }
 
 /// `[package]`: what may be installed here.
@@ -99,4 +101,49 @@ pub enum PruneWhen {
     AfterUpdate,
     /// Only by `cutover prune`.
     ByCommand,
+}
+
+/// `[schema]`: the database of the service, and how its schema is changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchemaSettings {
+    /// `sqlite:PATH` or `postgres://USER@HOST/NAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Who asks for migrations, for the history. Default: the user of this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    /// The directory with plugins, each called `NAME@VERSION`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugins: Option<PathBuf>,
+    /// A file that is rewritten with Prometheus metrics by `apply` and `status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_file: Option<PathBuf>,
+    /// How long a lock that clients wait for may be held, in milliseconds.
+    pub max_hold_ms: u64,
+    /// How long one attempt at a lock may wait, in milliseconds (PostgreSQL).
+    pub lock_timeout_ms: u64,
+    /// Rows of the first chunk.
+    pub chunk_rows: u64,
+    /// Connections that copy (PostgreSQL).
+    pub workers: usize,
+    /// How long a migrator that gives no sign of life keeps others out, in seconds; at least 3.
+    pub lease_s: u64,
+}
+
+impl Default for SchemaSettings {
+    fn default() -> Self {
+        let policy = cutover_migrate::engine::Policy::default();
+        Self {
+            url: None,
+            author: None,
+            plugins: None,
+            metrics_file: None,
+            max_hold_ms: policy.hold_ms,
+            lock_timeout_ms: policy.lock_timeout_ms,
+            chunk_rows: policy.chunk_rows,
+            workers: policy.workers,
+            lease_s: 15,
+        }
+    }
 }

@@ -100,7 +100,7 @@ impl PostgresEngine {
     /// # Errors
     /// [`Error::Url`] when it is none; what the server says.
     pub fn connect(url: &str) -> Result<Self, Error> {
-        let config: Config = url.parse().map_err(|_| Error::Url(url.to_owned()))?;
+        let config: Config = url.parse().map_err(|_| Error::Url(crate::open::without_password(url)))?;
         let tls = tls::Tls;
         let mut session = Session::open(&config, &tls)?;
         // As a client of this URL would find them; our own connections look nowhere.

@@ -8,6 +8,7 @@ mod catalog;
 mod copy;
 mod ddl;
 mod shape;
+mod staging;
 mod swap;
 mod trash;
 
@@ -189,6 +190,14 @@ impl Engine for Sqlite {
 
     fn another_engine(&self) -> Result<Box<dyn Engine>, Error> {
         Ok(Box::new(Self::open(&self.path)?))
+    }
+
+    fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error> {
+        Ok(Box::new(staging::Copy::make(self, name)?))
+    }
+
+    fn prelude(&mut self, version: &str) -> Result<Vec<String>, Error> {
+        self.prelude_of(version)
     }
 
     fn observe(&mut self, tables: &[Ident]) -> Result<Catalog, Error> {

@@ -111,6 +111,7 @@ const TABLES: &[(&str, &str)] = &[
         "migration text NOT NULL, table_name text NOT NULL, row_key text NOT NULL, columns text NOT NULL, \
          PRIMARY KEY (migration, table_name, row_key)",
     ),
+    ("rehearsal", "hash text NOT NULL PRIMARY KEY, figures text NOT NULL"),
     // What the probe writes, to feel what clients feel.
     ("probe", "one bigint NOT NULL PRIMARY KEY CHECK (one = 1), beat bigint NOT NULL"),
     (

@@ -2,7 +2,10 @@
 
 #![allow(clippy::disallowed_methods, missing_docs)]
 
+mod cases;
+mod crash;
 mod oracle;
+mod plugins;
 mod postgres;
 mod sqlite;
 mod support;

@@ -16,13 +16,13 @@ use crate::{
     support::{Recorder, chain, done, migration, migrator},
 };
 
-struct Database {
+pub(crate) struct Database {
     _directory: tempfile::TempDir,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl Database {
-    fn new(sql: &str) -> Self {
+    pub(crate) fn new(sql: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.db");
         let connection = Connection::open(&path).unwrap();
@@ -31,25 +31,25 @@ impl Database {
         Self { _directory: directory, path }
     }
 
-    fn engine(&self) -> Box<dyn Engine> {
+    pub(crate) fn engine(&self) -> Box<dyn Engine> {
         Box::new(Sqlite::open(&self.path).unwrap())
     }
 
     /// A connection as an application has it.
-    fn client(&self) -> Connection {
+    pub(crate) fn client(&self) -> Connection {
         let connection = Connection::open(&self.path).unwrap();
         connection.busy_timeout(Duration::from_secs(10)).unwrap();
         connection.pragma_update(None, "foreign_keys", true).unwrap();
         connection
     }
 
-    fn writer(&self) -> Box<dyn Sql + Send> {
+    pub(crate) fn writer(&self) -> Box<dyn Sql + Send> {
         let mut sqlite = Sqlite::open(&self.path).unwrap();
         sqlite.execute("PRAGMA foreign_keys = ON; PRAGMA legacy_alter_table = OFF", &[]).unwrap();
         Box::new(sqlite)
     }
 
-    fn texts(&self, sql: &str) -> Vec<String> {
+    pub(crate) fn texts(&self, sql: &str) -> Vec<String> {
         let connection = self.client();
         let mut statement = connection.prepare(sql).unwrap();
         let width = statement.column_count();
@@ -69,13 +69,13 @@ impl Database {
     }
 
     /// What people see in the catalog, without what is ours.
-    fn schema(&self) -> Vec<String> {
+    pub(crate) fn schema(&self) -> Vec<String> {
         // A rename puts the name into quotes.
         self.texts("SELECT name || ': ' || replace(coalesce(sql, ''), '\"', '') FROM sqlite_schema WHERE name NOT LIKE '\\_cutover\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name")
     }
 
     /// Our artefacts beside the tables of state.
-    fn artefacts(&self) -> Vec<String> {
+    pub(crate) fn artefacts(&self) -> Vec<String> {
         let all = self.texts(
             "SELECT name FROM sqlite_schema WHERE name LIKE '\\_cutover\\_%\\_%' ESCAPE '\\' ORDER BY name",
         );
@@ -83,13 +83,13 @@ impl Database {
     }
 }
 
-const ORDERS: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY AUTOINCREMENT, country TEXT NOT NULL, amount INTEGER, region TEXT,
+pub(crate) const ORDERS: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY AUTOINCREMENT, country TEXT NOT NULL, amount INTEGER, region TEXT,
         CONSTRAINT known CHECK (length(country) = 2));
     CREATE INDEX by_country ON orders (country);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
     INSERT INTO orders (country, amount) SELECT CASE i % 3 WHEN 0 THEN 'DE' ELSE 'US' END, i * 5 FROM n;";
 
-const MONEY: &str = r#"
+pub(crate) const MONEY: &str = r#"
 app_version = "1.6.0"
 [[step]]
 op = "alter_column"

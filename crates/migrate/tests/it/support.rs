@@ -62,3 +62,67 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// A row function from a closure over one row.
+pub(crate) struct ByRow<F>(pub(crate) F);
+
+impl<
+    F: FnMut(
+            &[cutover_migrate::state::sql::Value],
+        ) -> Result<Vec<cutover_migrate::state::sql::Value>, String>
+        + Send,
+> cutover_migrate::engine::RowFunction for ByRow<F>
+{
+    fn name(&self) -> &str {
+        "by-row"
+    }
+
+    fn apply(
+        &mut self,
+        rows: &cutover_migrate::engine::RowChunk,
+    ) -> Result<cutover_migrate::engine::RowChunk, Error> {
+        let new: Result<Vec<_>, String> = rows.rows.iter().map(|row| (self.0)(row)).collect();
+        let rows = new.map_err(|says| Error::Custom { name: "by-row".to_owned(), says })?;
+        Ok(cutover_migrate::engine::RowChunk { columns: vec!["name".to_owned()], rows })
+    }
+}
+
+/// A row function that gives back the last column it got.
+pub(crate) struct Idle;
+
+impl cutover_migrate::engine::RowFunction for Idle {
+    fn name(&self) -> &str {
+        "idle"
+    }
+
+    fn apply(
+        &mut self,
+        rows: &cutover_migrate::engine::RowChunk,
+    ) -> Result<cutover_migrate::engine::RowChunk, Error> {
+        let last = rows.columns.len() - 1;
+        Ok(cutover_migrate::engine::RowChunk {
+            columns: vec![rows.columns[last].clone()],
+            rows: rows.rows.iter().map(|row| vec![row[last].clone()]).collect(),
+        })
+    }
+}
+/// Does something at the first passing of a place.
+pub(crate) struct At<F: Fn() + Sync> {
+    pub(crate) point: &'static str,
+    pub(crate) action: F,
+    pub(crate) done: Mutex<bool>,
+}
+
+impl<F: Fn() + Sync> At<F> {
+    pub(crate) fn new(point: &'static str, action: F) -> Self {
+        Self { point, action, done: Mutex::new(false) }
+    }
+}
+
+impl<F: Fn() + Sync> Watch for At<F> {
+    fn point(&self, name: &str) {
+        if name == self.point && !std::mem::replace(&mut *self.done.lock().unwrap(), true) {
+            (self.action)();
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Which engine a database URL means.
+
+use std::path::Path;
+
+use crate::{engine::Engine, error::Error, postgres::PostgresEngine, sqlite::Sqlite};
+
+/// Opens `sqlite:PATH`, or `postgres://..` (also `postgresql://..`).
+///
+/// # Errors
+/// [`Error::Url`] for anything else; what the database says.
+pub fn open(url: &str) -> Result<Box<dyn Engine>, Error> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if path.is_empty() || !Path::new(path).is_file() {
+            return Err(Error::Url(format!("{url}: there is no such file")));
+        }
+        return Ok(Box::new(Sqlite::open(Path::new(path))?));
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Box::new(PostgresEngine::connect(url)?));
+    }
+    Err(Error::Url(without_password(url)))
+}
+
+/// A URL that can be shown.
+pub fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    match rest.split_once('@') {
+        Some((user, host)) => format!("{scheme}://{}@{host}", user.split(':').next().unwrap_or_default()),
+        None => url.to_owned(),
+    }
+}
