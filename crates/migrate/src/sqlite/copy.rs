@@ -624,6 +624,7 @@ impl Sqlite {
         pace: &dyn Pace,
     ) -> Result<(u64, Vec<Vec<Cell>>), Error> {
         let change = shape.change;
+        self.make_stored(shape)?;
         let (mut low, mut seen, mut number) = (None::<Vec<Cell>>, 0, 0);
         let mut differing: Vec<Vec<Cell>> = Vec::new();
         loop {
@@ -752,7 +753,7 @@ impl Sqlite {
                 std::cmp::Ordering::Equal => {
                     if let (Some(left), Some(right)) = (&a, &b)
                         && !same(&left[width..], &right[width..])
-                        && !same(&self.stored(shape, &left[width..])?, &right[width..])
+                        && !same(&self.stored(&left[width..])?, &right[width..])
                     {
                         differs(left);
                     }
@@ -780,22 +781,28 @@ impl Sqlite {
 
     /// What SQLite itself makes of values that are stored in columns of the new types: the judge where our own conversion and
     /// the table disagree.
-    fn stored(&self, shape: &Shape<'_>, cells: &[Cell]) -> Result<Vec<Cell>, Error> {
-        let kinds = shape.change.columns.iter().filter(|column| !column.generated && column.then.is_some());
-        let columns: Vec<String> = kinds
-            .enumerate()
-            .map(|(at, column)| format!("c{at} {}", column.type_then.as_deref().unwrap_or("")))
-            .collect();
+    fn stored(&self, cells: &[Cell]) -> Result<Vec<Cell>, Error> {
         let table = "temp._cutover_stored";
-        self.run(&format!("DROP TABLE IF EXISTS {table}; CREATE TABLE {table} ({})", columns.join(", ")))?;
         let insert = format!("INSERT INTO {table} VALUES ({})", placeholders(1, cells.len()).join(", "));
         let run = || -> rusqlite::Result<Vec<Cell>> {
+            self.connection.execute(&format!("DELETE FROM {table}"), [])?;
             self.connection.execute(&insert, rusqlite::params_from_iter(cells))?;
             self.connection.query_row(&format!("SELECT * FROM {table}"), [], |row| {
                 (0..cells.len()).map(|at| row.get(at)).collect()
             })
         };
         run().map_err(|error| Error::Sql(sql_error(error, &insert)))
+    }
+
+    /// Makes the table that [`stored`](Self::stored) uses, before any statement is open.
+    fn make_stored(&self, shape: &Shape<'_>) -> Result<(), Error> {
+        let kinds = shape.change.columns.iter().filter(|column| !column.generated && column.then.is_some());
+        let columns: Vec<String> = kinds
+            .enumerate()
+            .map(|(at, column)| format!("c{at} {}", column.type_then.as_deref().unwrap_or("")))
+            .collect();
+        let table = "temp._cutover_stored";
+        self.run(&format!("DROP TABLE IF EXISTS {table}; CREATE TABLE {table} ({})", columns.join(", ")))
     }
 
     /// The affinities of the written columns of T: how it converts what is stored (<https://www.sqlite.org/datatype3.html>, 3.1).

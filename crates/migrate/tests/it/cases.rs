@@ -526,7 +526,7 @@ fn everything_on_a_table_is_preserved() {
         "CREATE TABLE parent (id INTEGER PRIMARY KEY);
          INSERT INTO parent VALUES (1), (2);
          CREATE TABLE t (a TEXT NOT NULL COLLATE NOCASE, b INTEGER DEFAULT 5 CHECK (b > 0), p INTEGER REFERENCES parent (id) ON DELETE CASCADE,
-            up TEXT REFERENCES t (a), twice AS (b * 2) STORED, PRIMARY KEY (a, b)) WITHOUT ROWID;
+            upa TEXT, upb INTEGER, twice AS (b * 2) STORED, PRIMARY KEY (a, b), FOREIGN KEY (upa, upb) REFERENCES t (a, b)) WITHOUT ROWID;
          CREATE INDEX part ON t (p) WHERE p > 1;
          CREATE INDEX expr ON t (lower(a));
          CREATE VIEW seen AS SELECT a FROM t;
