@@ -342,7 +342,7 @@ impl Composer<'_> {
                         format!("Drop the foreign key of `{}` first.", other.table),
                     ));
                 }
-                if self.step_of.iter().filter(|other| **other == at).count() > 0 {
+                if self.step_of.iter().filter(|other| **other == at).count() > 1 {
                     return Err(Refusal::new(
                         format!("`{table}` is changed and dropped in one migration"),
                         "Leave the other steps out.",

@@ -386,10 +386,9 @@ pub(crate) fn concurrently(
             Err(Error::Sql(error)) if error.kind == SqlErrorKind::Conflict && attempt < 3 => {}
             Err(error) => {
                 // Leave no INVALID index behind; the first error is the one to tell.
-                let _ = session.run(&format!(
-                    "SET lock_timeout = 0; DROP INDEX CONCURRENTLY IF EXISTS {}",
-                    qualified(schema, name)
-                ));
+                let _ = session.run("SET lock_timeout = 0");
+                let _ =
+                    session.run(&format!("DROP INDEX CONCURRENTLY IF EXISTS {}", qualified(schema, name)));
                 let _ = session.run("SET lock_timeout = '5s'");
                 return Err(error);
             }

@@ -276,7 +276,9 @@ impl PostgresEngine {
 
     /// New checks and foreign keys hold for every row as it will be.
     fn check_new_constraints(&mut self, task: &Task<'_>, shape: &Shape<'_>) -> Result<(), Error> {
-        let rows = shape.forward(&format!("{} AS s", shape.name_now()));
+        let kept = verify::not_rejected(task, shape, &Dual::new(shape, Way::Forward));
+        let rows =
+            shape.forward(&format!("(SELECT s.* FROM {} AS s WHERE true{kept}) AS s", shape.name_now()));
         let mut conditions: Vec<String> =
             shape.change.checks().iter().map(|check| format!("({check}) IS NOT TRUE")).collect();
         for constraint in &shape.change.add_constraints {

@@ -296,7 +296,9 @@ impl<'a> Shape<'a> {
             let keeps_order = column.is_some_and(|column| {
                 let (now, then) =
                     (column.type_now.as_deref().unwrap_or(""), column.type_then.as_deref().unwrap_or(""));
-                column.up.is_none()
+                // A plain cast is what the planner writes where the migration says nothing.
+                let cast = format!("CAST({} AS {then})", ident(name));
+                column.up.as_ref().is_none_or(|up| *up == cast)
                     && ((whole.contains(&now) && whole.contains(&then)) || (text(now) && text(then)))
             });
             if !keeps_order {

@@ -244,6 +244,12 @@ impl<'a> Sync<'a> {
         let in_target_row = (1..=self.types.len())
             .rev()
             .fold(in_target.clone(), |text, at| text.replace(&format!("_k{at}"), &format!("_row.k{at}")));
+        let remove = format!("DELETE FROM {} AS t WHERE {in_target_row};", self.target);
+        // A key that the target's type cannot hold is not there either.
+        let remove = match self.types == self.target_types {
+            true => remove,
+            false => format!("BEGIN {remove} EXCEPTION WHEN data_exception THEN NULL; END;"),
+        };
         let drain_body = format!(
             "DECLARE _rows {dirty}[]; _row {dirty}; _m text; _done bigint := 0; BEGIN \
                WITH d AS (DELETE FROM {dirty} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {dirty} WHERE reason IS NULL OR _again LIMIT _limit)) RETURNING {dirty_columns}) \
@@ -251,14 +257,13 @@ impl<'a> Sync<'a> {
                IF _rows IS NULL THEN RETURN 0; END IF; \
                FOREACH _row IN ARRAY _rows LOOP \
                  PERFORM 1 FROM {source} AS s WHERE {lock_source} FOR SHARE; \
-                 DELETE FROM {target} AS t WHERE {in_target_row}; \
+                 {remove} \
                END LOOP; \
                FOREACH _row IN ARRAY _rows LOOP \
                  {drain_one} _done := _done + 1; \
                  IF _m IS NOT NULL THEN INSERT INTO {dirty} ({dirty_columns}, reason) VALUES ({row_keys}, _m); END IF; \
                END LOOP; RETURN _done; END",
             source = self.source,
-            target = self.target,
         );
         format!(
             "SET LOCAL check_function_bodies = off; \

@@ -19,6 +19,7 @@ use crate::{
     change::RowStep,
     engine::{ChunkDone, Pace, Task, Work},
     error::Error,
+    ir::OnReject,
 };
 
 /// Types whose hash functions tell everything apart that their output tells apart.
@@ -119,6 +120,7 @@ fn verify_chunk(
     let high = bound.as_deref().or(range.high.as_deref());
     let in_source = dual.between("s", false, low, high);
     let in_target = dual.between("t", true, low, high);
+    let in_source = format!("{in_source}{}", not_rejected(task, shape, &dual));
     let source_rows =
         shape.forward(&format!("(SELECT s.* FROM {} AS s WHERE {in_source}) AS s", dual.source));
     let since = Instant::now();
@@ -201,6 +203,19 @@ fn repair(
     Ok(repaired)
 }
 
+/// Rows that were set aside are not compared: their new values cannot even be computed.
+pub(crate) fn not_rejected(task: &Task<'_>, shape: &Shape<'_>, dual: &Dual<'_>) -> String {
+    if shape.change.on_reject == OnReject::Abort {
+        return String::new();
+    }
+    format!(
+        " AND NOT EXISTS (SELECT 1 FROM cutover.reject AS r WHERE r.migration = {} AND r.table_name = {} AND r.row_key = json_build_array({})::text)",
+        literal(task.migration),
+        literal(shape.change.table.as_str()),
+        dual.key_text("s")
+    )
+}
+
 fn key_is(dual: &Dual<'_>, key: &[String]) -> String {
     let parts = dual.source_key.iter().zip(key).zip(&dual.types);
     parts
@@ -220,7 +235,7 @@ fn differing_keys(
     low: Option<&[String]>,
     high: Option<&[String]>,
 ) -> Result<Vec<Vec<String>>, Error> {
-    let in_source = dual.between("s", false, low, high);
+    let in_source = format!("{}{}", dual.between("s", false, low, high), not_rejected(task, shape, dual));
     let in_target = dual.between("t", true, low, high);
     // The key by its new names, as the shadow's rows have it.
     let new_key: Vec<String> = shape

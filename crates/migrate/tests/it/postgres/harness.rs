@@ -21,7 +21,7 @@ pub(crate) fn migration(text: &str) -> Migration {
 }
 
 pub(crate) fn with_migrator<T>(
-    database: &Database,
+    database: &Database<'_>,
     watch: &dyn Watch,
     work: impl FnOnce(&mut Migrator<'_>) -> T,
 ) -> T {
@@ -30,11 +30,11 @@ pub(crate) fn with_migrator<T>(
     work(&mut migrator)
 }
 
-pub(crate) fn try_apply(database: &Database, text: &str) -> Result<Applied, Error> {
+pub(crate) fn try_apply(database: &Database<'_>, text: &str) -> Result<Applied, Error> {
     with_migrator(database, &Unwatched, |migrator| migrator.apply(&migration(text), None))
 }
 
-pub(crate) fn apply(database: &Database, text: &str) -> Report {
+pub(crate) fn apply(database: &Database<'_>, text: &str) -> Report {
     match try_apply(database, text) {
         Ok(Applied::Done(report)) => *report,
         Ok(Applied::Already) => panic!("it was applied before"),
@@ -42,11 +42,11 @@ pub(crate) fn apply(database: &Database, text: &str) -> Report {
     }
 }
 
-pub(crate) fn rollback(database: &Database, id: &str) -> Result<(), Error> {
+pub(crate) fn rollback(database: &Database<'_>, id: &str) -> Result<(), Error> {
     with_migrator(database, &Unwatched, |migrator| migrator.rollback(id, Loss::Refuse))
 }
 
-pub(crate) fn complete(database: &Database, id: &str) -> Result<Applied, Error> {
+pub(crate) fn complete(database: &Database<'_>, id: &str) -> Result<Applied, Error> {
     let everywhere = Floor { lowest: "99.0.0".parse().expect("a version"), rollback_open: false };
     with_migrator(database, &Unwatched, |migrator| migrator.complete(id, &everywhere, 1_000_000))
 }
@@ -63,7 +63,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The dump of a database without our state and without what pg_dump says at random.
-pub(crate) fn schema_only(database: &Database) -> String {
+pub(crate) fn schema_only(database: &Database<'_>) -> String {
     let dump = database.dump();
     let mut kept = Vec::new();
     let dump = dump.split("\n--\n-- PostgreSQL database dump complete").next().unwrap_or_default();

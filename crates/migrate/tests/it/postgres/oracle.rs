@@ -34,7 +34,7 @@ columns = ["note"]
 "#;
 
 /// Connections as clients of the old version have them, each with its isolation level.
-fn clients(database: &Database, levels: &[&str]) -> Vec<Box<dyn Sql + Send>> {
+fn clients(database: &Database<'_>, levels: &[&str]) -> Vec<Box<dyn Sql + Send>> {
     let engine = PostgresEngine::connect(&database.url()).expect("connected");
     let connections = levels.iter().map(|level| {
         let mut sql = engine.another().expect("connected");

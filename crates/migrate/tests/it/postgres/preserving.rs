@@ -67,7 +67,7 @@ up = "amount / 100.0"
 down = "cast(amount * 100 as bigint)"
 "#;
 
-fn rich() -> Database {
+fn rich() -> Database<'static> {
     let database = Database::new();
     let sql = RICH.replace("$ROLE$", &database.name);
     database.run(&sql);

@@ -247,23 +247,30 @@ fn shared() -> &'static Server {
 static USERS: Mutex<u32> = Mutex::new(0);
 
 /// A database of a test's own.
-pub(crate) struct Database {
-    server: &'static Server,
+pub(crate) struct Database<'s> {
+    server: &'s Server,
     pub(crate) name: String,
+    /// Whether it lies on the server that the tests of this process share.
+    is_shared: bool,
 }
 
-impl Database {
+impl Server {
+    /// An empty database on this server.
+    pub(crate) fn database(&self) -> Database<'_> {
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut client = Client::connect(&self.url("postgres"), NoTls).expect("connected");
+        client.batch_execute(&format!("CREATE DATABASE {name}")).expect("a database");
+        Database { server: self, name, is_shared: false }
+    }
+}
+
+impl Database<'static> {
     /// An empty database.
     pub(crate) fn new() -> Self {
         *USERS.lock().expect("lock") += 1;
-        Self::on(shared())
-    }
-
-    fn on(server: &'static Server) -> Self {
-        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut client = Client::connect(&server.url("postgres"), NoTls).expect("connected");
-        client.batch_execute(&format!("CREATE DATABASE {name}")).expect("a database");
-        Self { server, name }
+        let mut database = shared().database();
+        database.is_shared = true;
+        database
     }
 
     /// An empty database in which `sql` was run.
@@ -272,7 +279,9 @@ impl Database {
         database.run(sql);
         database
     }
+}
 
+impl Database<'_> {
     pub(crate) fn url(&self) -> String {
         self.server.url(&self.name)
     }
@@ -306,8 +315,11 @@ impl Database {
     }
 }
 
-impl Drop for Database {
+impl Drop for Database<'_> {
     fn drop(&mut self) {
+        if !self.is_shared {
+            return;
+        }
         // The process that had the last database also ends the server, so that nothing stays in the temporary directory.
         let mut users = USERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *users -= 1;
