@@ -6,12 +6,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use cutover_core::{
     admission::{HostId, Order, Switch, window_of},
-    model::Digest,
+    model::{Digest, Name, Version},
 };
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
-use crate::gate::{Ages, GitSource, Owner, Rules, Source};
+use crate::gate::{Ages, Both, GitSource, Owner, ReleasesSource, Rules, Source};
 
 /// `[gate]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,10 @@ pub struct GateSettings {
     pub source: SourceKind,
     /// The clone.
     pub git: GitSettings,
+    /// The releases.
+    pub releases: ReleasesSettings,
+    /// What hosts sign.
+    pub attest: AttestSettings,
     /// What the receiver allows.
     pub limits: LimitSettings,
     /// TLS; unset: plain HTTP.
@@ -50,6 +54,53 @@ pub enum SourceKind {
     /// The last commits of a clone.
     #[default]
     Git,
+    /// The commits that the releases of a repository were built from.
+    Releases,
+    /// Both; the newest commit is the clone's.
+    Both,
+}
+
+/// `[gate.releases]`: the releases whose commits are accepted. They are read as often as `gate.git.ttl_s` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReleasesSettings {
+    /// The directory of a release repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<PathBuf>,
+    /// Only releases of this package. Unset: of every one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package: Option<Name>,
+    /// Only those of this channel. Unset: of every one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Name>,
+    /// Only this version and later ones. Unset: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum: Option<Version>,
+    /// Only so many versions, counted from the newest. 0: any number.
+    pub last: usize,
+}
+
+/// `[gate.attest]`: what hosts sign.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttestSettings {
+    /// What is demanded.
+    pub policy: AttestPolicy,
+    /// The public key of each host: `ed25519:BASE64` (32 bytes) or `p256:BASE64` (the uncompressed point, 65 bytes).
+    pub keys: BTreeMap<String, String>,
+}
+
+/// What is demanded of hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttestPolicy {
+    /// Signatures are not looked at; every commit is a claim.
+    #[default]
+    Off,
+    /// A signature must be good where there is one; commits without one are claims.
+    Accept,
+    /// Every upload must be signed.
+    Require,
 }
 
 /// `[gate.git]`: the clone.
@@ -132,6 +183,8 @@ impl Default for GateSettings {
                 .to_owned(),
             source: SourceKind::Git,
             git: GitSettings::default(),
+            releases: ReleasesSettings::default(),
+            attest: AttestSettings::default(),
             limits: LimitSettings::default(),
             tls: TlsSettings::default(),
             tokens: BTreeMap::new(),
@@ -213,19 +266,40 @@ impl GateSettings {
             max_stale: Duration::from_secs(self.git.max_stale_s),
         };
         let source: Option<Arc<dyn Source>> = match self.source {
-            SourceKind::Git => match self.git_source()? {
-                Some(source) => Some(Arc::new(source)),
-                None => None,
+            SourceKind::Git => self.git_source()?,
+            SourceKind::Releases => self.releases_source(),
+            SourceKind::Both => match (self.git_source()?, self.releases_source()) {
+                (Some(git), Some(releases)) => Some(Arc::new(Both(git, releases))),
+                _ => None,
             },
         };
         if source.is_none() && switch == Switch::Enforce {
-            let reason = "name the clone whose last commits are accepted, or set `gate.enabled = false`";
-            return Err(SettingError::new("gate.git.repository", reason));
+            let (key, what) = match self.source {
+                SourceKind::Git => ("gate.git.repository", "the clone whose last commits are accepted"),
+                SourceKind::Releases => {
+                    ("gate.releases.repository", "the repository whose releases are accepted")
+                }
+                SourceKind::Both => {
+                    ("gate.source", "both `gate.git.repository` and `gate.releases.repository`")
+                }
+            };
+            return Err(SettingError::new(key, format!("name {what}, or set `gate.enabled = false`")));
         }
         Ok(Rules { switch, source, ages })
     }
 
-    fn git_source(&self) -> Result<Option<GitSource>, SettingError> {
+    fn releases_source(&self) -> Option<Arc<dyn Source>> {
+        let ReleasesSettings { repository, package, channel, minimum, last } = &self.releases;
+        Some(Arc::new(ReleasesSource {
+            repository: repository.clone()?,
+            package: package.clone(),
+            channel: channel.clone(),
+            minimum: minimum.clone(),
+            last: *last,
+        }))
+    }
+
+    fn git_source(&self) -> Result<Option<Arc<dyn Source>>, SettingError> {
         let git = &self.git;
         let window =
             window_of(git.window).map_err(|error| SettingError::new("gate.git.window", error.to_string()))?;
@@ -239,7 +313,7 @@ impl GateSettings {
         }
         let Some(repository) = &git.repository else { return Ok(None) };
         let repository = std::path::absolute(repository).unwrap_or_else(|_| repository.clone());
-        Ok(Some(GitSource {
+        Ok(Some(Arc::new(GitSource {
             repository,
             reference: reference.clone(),
             window,
@@ -247,7 +321,7 @@ impl GateSettings {
             time_limit: Duration::from_secs(git.time_limit_s.max(1)),
             owner: git.owner,
             program: git.program.clone(),
-        }))
+        })))
     }
 
     /// The header that names the commit, and its other names.

@@ -6,6 +6,7 @@
 
 mod delta;
 mod fetch;
+mod gate;
 mod peers;
 mod targets;
 mod transfer;
@@ -36,6 +37,8 @@ pub(crate) enum Bench {
     Delta(delta::Options),
     /// Downloads of ours beside those of other tools.
     Fetch(fetch::Options),
+    /// The receiver of the version gate beside nginx and a Python receiver.
+    Gate(gate::Options),
     /// Bytes that an update takes from a repository, beside other tools.
     Transfer,
 }
@@ -104,6 +107,7 @@ pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
         Bench::Install(options) => options,
         Bench::Delta(options) => return delta::run(root, options),
         Bench::Fetch(options) => return fetch::run(root, options),
+        Bench::Gate(options) => return gate::run(root, options),
         Bench::Transfer => return transfer::run(root),
     };
     if options.install_peers {

@@ -4,12 +4,14 @@
 //! that records a stored episode. It never asks git, a clock or a file: the set of known commits and its age are arguments.
 //! Read [`decide`] first, then [`IndexRow`].
 
+mod attest;
 mod claim;
 mod commit;
 mod decide;
 mod ids;
 mod row;
 
+pub use attest::{ATTESTATION_HEADER, Attestation, AttestationError, attested};
 pub use claim::{Claim, ClaimError, claim};
 pub use commit::{CommitError, CommitHash, HashFormat};
 pub use decide::{

@@ -7,6 +7,7 @@ mod delta;
 mod delta_release;
 mod demo;
 mod documents;
+mod gate;
 mod guides;
 mod install;
 mod refusals;

@@ -13,7 +13,7 @@ use std::{
 
 mod real;
 
-pub use real::RealDisk;
+pub use real::{RealDisk, begin_write_back};
 
 /// A path relative to the root of a [`Disk`]; `""` is the root itself.
 pub type RelPath = Path;

@@ -263,7 +263,7 @@ impl RealNewFile {
 
 /// Begins writing back what is dirty in a file and does not wait. A hint: what comes of it is reported by the flush.
 #[allow(unsafe_code)]
-fn begin_write_back(file: &File) {
+pub fn begin_write_back(file: &File) {
     // SAFETY: a system call on a descriptor that is open for as long as `file` is borrowed; it touches no memory of ours.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }

@@ -5,12 +5,16 @@
 
 mod git;
 mod keeper;
+mod layer;
+mod releases;
 
 use std::{io, path::PathBuf, process::ExitStatus, sync::Arc, time::Duration};
 
 use cutover_core::admission::{Claim, ClaimError, Freshness, Known, Refusal, claim, freshness};
 pub use git::{GitSource, Owner};
 pub use keeper::{Admitted, Gate, Rules, Status};
+pub use layer::{GateLayer, Gated, GatedFuture};
+pub use releases::ReleasesSource;
 
 /// Where known commits come from.
 pub trait Source: std::fmt::Debug + Send + Sync {

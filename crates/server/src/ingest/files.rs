@@ -146,10 +146,3 @@ pub(crate) fn remove_at(directory: &OwnedFd, name: &str) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
-
-/// Has the kernel write a part of a file out, without waiting for it; `length` 0: to its end. What was written out long ago
-/// leaves the page cache: nobody reads an episode back soon.
-pub(crate) fn start_write_out(file: &File, offset: u64, length: u64) {
-    // Advice: the flush that follows does not depend on it.
-    let _ = fs::fadvise(file, offset, std::num::NonZeroU64::new(length), fs::Advice::DontNeed);
-}

@@ -5,6 +5,7 @@
 mod files;
 mod index;
 mod layout;
+mod sequences;
 mod store;
 
 pub(crate) use files::remove;

@@ -3,7 +3,7 @@
 //! An [`Upload`] takes the bytes to an unfinished file. [`Store::commit`] then makes it an episode: the file is flushed,
 //! renamed, its directory flushed, its row appended and flushed, and only then is there an answer. Uploads that end at about
 //! the same time share these flushes: one thread takes all that wait, and flushes once for all of them
-//! (docs/decisions/0030). That thread alone decides who of two was first. Read [`Store`] first.
+//! (docs/decisions/0040). That thread alone decides who of two was first. Read [`Store`] first.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,9 +22,13 @@ use cutover_core::{
     admission::{CommitHash, EpisodeKey, HostId, IndexRow, SCHEMA_VERSION, received_at_wall},
     model::{Digest, Hasher},
 };
+use cutover_host::disk::begin_write_back;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Appended, Entry, Index, Layout, Rows, files};
+use super::{
+    Appended, Entry, Index, Layout, Rows, files,
+    sequences::{Sequences, Use},
+};
 
 /// Most uploads that share one flush.
 const BATCH_MAX: usize = 512;
@@ -91,6 +95,8 @@ pub enum Stored {
         /// The SHA-256 of what is stored.
         stored: Digest,
     },
+    /// The sequence number of its signature was used for another upload; nothing has changed.
+    Replayed,
 }
 
 /// What is known about the origin of an upload.
@@ -98,8 +104,8 @@ pub enum Stored {
 pub struct Origin {
     /// The commit it was made by.
     pub commit: Option<CommitHash>,
-    /// Whether the host's signature vouches for it.
-    pub commit_verified: bool,
+    /// The sequence number of the host's signature that vouches for it; `None`: nobody does.
+    pub sequence: Option<u64>,
 }
 
 /// The directory of the gate, open for storing.
@@ -155,9 +161,12 @@ impl Store {
         // What an earlier process wrote and did not answer may not be durable.
         index.lock().and_then(|mut index| index.sync()).map_err(io(&layout.index()))?;
         let rows = index.shared_rows();
+        let attested = root.join("attested.jsonl");
+        let sequences = Sequences::open(&attested).map_err(io(&attested))?;
         let (queue, items) = mpsc::channel(QUEUE);
         let index = Arc::new(Mutex::new(index));
-        let mut committer = Committer { index: Arc::clone(&index), items, clock, left: Vec::new() };
+        let mut committer =
+            Committer { index: Arc::clone(&index), sequences, items, clock, left: Vec::new() };
         let thread = std::thread::Builder::new().name("commit".to_owned()).spawn(move || committer.run());
         let thread = thread.map_err(io(root))?;
         Ok(Arc::new(Self {
@@ -354,7 +363,7 @@ impl Upload {
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         if self.size - self.handed_over >= WRITE_OUT {
-            files::start_write_out(&self.file, self.handed_over, self.size - self.handed_over);
+            begin_write_back(&self.file);
             self.handed_over = self.size;
         }
         Ok(())
@@ -369,7 +378,7 @@ impl Upload {
         if large {
             self.file.sync_all().map_err(|error| StoreError::of("flush", &self.key, &error))?;
         } else {
-            files::start_write_out(&self.file, self.handed_over, 0);
+            begin_write_back(&self.file);
         }
         let flush = if large { Flush::Done } else { Flush::Due };
         Ok(Finished {
@@ -412,9 +421,10 @@ struct Item {
 /// The thread that makes uploads episodes, all that wait at once.
 struct Committer {
     index: Arc<Mutex<Index>>,
+    sequences: Sequences,
     items: mpsc::Receiver<Item>,
     clock: Clock,
-    /// A second upload of a key waits until the first has its row.
+    /// A second upload of a key, or with the same sequence number, waits until the first has its row.
     left: Vec<Item>,
 }
 
@@ -462,9 +472,10 @@ impl Committer {
         let mut index = lock(&self.index);
         match index.lock() {
             Ok(mut index) => {
-                put_in_place(&mut steps, &index.rows());
+                put_in_place(&mut steps, &index.rows(), &self.sequences);
                 flush_directories(&mut steps);
                 append_rows(&mut steps, &mut index, self.clock);
+                take_sequences(&mut steps, &mut self.sequences);
             }
             Err(error) => fail_all(&mut steps, "lock the index", &error, |_| true),
         }
@@ -479,8 +490,12 @@ impl Committer {
     }
 
     fn one_of_each(&mut self, batch: Vec<Item>) -> Vec<Item> {
-        let mut seen = HashSet::new();
-        let (first, again) = batch.into_iter().partition(|item| seen.insert(item.finished.key.clone()));
+        let (mut keys, mut numbers) = (HashSet::new(), HashSet::new());
+        let (first, again) = batch.into_iter().partition(|item| {
+            let key = &item.finished.key;
+            let number = item.origin.sequence.map(|sequence| (key.host.clone(), sequence));
+            keys.insert(key.clone()) && number.is_none_or(|number| numbers.insert(number))
+        });
         self.left = again;
         first
     }
@@ -506,9 +521,18 @@ fn flush_contents(steps: &mut [Step]) {
 }
 
 /// Every file gets its name, unless there is an episode of its key.
-fn put_in_place(steps: &mut [Step], rows: &super::Loaded) {
+fn put_in_place(steps: &mut [Step], rows: &super::Loaded, sequences: &Sequences) {
     for step in steps.iter_mut().filter(|step| step.fate.is_ok()) {
         let finished = &mut step.item.finished;
+        if let Some(sequence) = step.item.origin.sequence {
+            let found = sequences.judge(&finished.key, finished.digest, sequence);
+            // The same upload again is no replay, as long as it is stored.
+            let again = found == Use::Same && rows.get(&finished.key).is_some();
+            if found != Use::First && !again {
+                step.fate = Ok(Stored::Replayed);
+                continue;
+            }
+        }
         match place(finished, rows.get(&finished.key)) {
             Ok((stored, row)) => (step.fate, step.row) = (Ok(stored), row),
             Err(error) => step.fate = Err(StoreError::of("put the file in place", &finished.key, &error)),
@@ -587,6 +611,24 @@ fn append_rows(steps: &mut [Step], index: &mut super::Locked<'_>, clock: Clock) 
     }
 }
 
+/// After the row, so that an upload without one may be tried again with its number; before the answer, so that a number that
+/// was answered is never taken again.
+fn take_sequences(steps: &mut [Step], sequences: &mut Sequences) {
+    let taken = |step: &&mut Step| matches!(step.fate, Ok(Stored::New | Stored::Present));
+    for step in steps.iter_mut().filter(taken) {
+        let finished = &step.item.finished;
+        let Some(sequence) = step.item.origin.sequence else { continue };
+        if sequences.judge(&finished.key, finished.digest, sequence) == Use::First
+            && let Err(error) = sequences.take(&finished.key, finished.digest, sequence)
+        {
+            step.fate = Err(StoreError::of("keep the sequence number", &finished.key, &error));
+        }
+    }
+    if let Err(error) = sequences.sync() {
+        fail_all(steps, "flush the sequence numbers", &error, |step| step.item.origin.sequence.is_some());
+    }
+}
+
 fn fail_all(steps: &mut [Step], what: &'static str, error: &io::Error, which: impl Fn(&Step) -> bool) {
     for step in steps.iter_mut().filter(|step| which(step)) {
         if step.fate.is_ok() {
@@ -613,7 +655,7 @@ fn row(
     IndexRow {
         backfilled: written == Written::Later,
         commit: origin.commit.clone(),
-        commit_verified: origin.commit_verified,
+        commit_verified: origin.sequence.is_some(),
         episode_id: key.episode.clone(),
         host_id: key.host.clone(),
         received_at_wall: received_at_wall(clock()),

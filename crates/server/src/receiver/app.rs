@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use super::{
     access::{PeerNames, Rates, authorize},
     answer::{Problem, json_answer},
+    attest::Keys,
     metrics::Metrics,
     put::put_episode,
     room::Room,
@@ -44,11 +45,13 @@ pub(crate) struct Live {
     pub(crate) settings: GateSettings,
     pub(crate) headers: Vec<HeaderName>,
     pub(crate) tokens: Vec<(TokenHolder, Digest)>,
+    pub(crate) keys: Keys,
 }
 
 impl Live {
     pub(crate) fn new(settings: GateSettings) -> Result<Self, SettingError> {
-        Ok(Self { headers: settings.header_names()?, tokens: settings.token_digests()?, settings })
+        let (headers, tokens) = (settings.header_names()?, settings.token_digests()?);
+        Ok(Self { headers, tokens, keys: Keys::new(&settings.attest)?, settings })
     }
 
     /// What to say with a 503: after this long the set may be there.

@@ -6,10 +6,12 @@
 mod access;
 mod answer;
 mod app;
+mod attest;
 mod metrics;
 mod put;
 mod room;
 mod serve;
 mod socket;
 
+pub(crate) use answer::Problem;
 pub use serve::{Receiver, StartError};

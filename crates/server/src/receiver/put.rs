@@ -44,6 +44,8 @@ struct Ticket {
     /// What the client says the SHA-256 is.
     declared: Option<Digest>,
     commit: Option<CommitHash>,
+    /// That of a valid signature of the host.
+    sequence: Option<u64>,
     wire: Option<Arc<Wire>>,
     _room: Reserved,
 }
@@ -107,6 +109,7 @@ fn admit(
         tracing::info!(%key, "refused: {refusal}");
         Problem::of_refusal(&refusal, &live.settings.remediation, live.retry_after_s())
     })?;
+    let sequence = live.keys.judge(&parts.headers, admitted.commit.as_ref(), &key, declared)?;
     // Another size is other bytes: that needs no body to be said.
     if let Some(entry) = app.store.rows().durable(&key)
         && entry.size != length
@@ -114,7 +117,7 @@ fn admit(
         return Err(conflict(&key, entry.digest));
     }
     let room = reserve(app, &key.host, length)?;
-    Ok(Ticket { key, length, declared, commit: admitted.commit, wire, _room: room })
+    Ok(Ticket { key, length, declared, commit: admitted.commit, sequence, wire, _room: room })
 }
 
 /// The declared length. Chunked bodies have none that could be checked before they are read.
@@ -203,7 +206,7 @@ async fn take_in(app: &Arc<App>, live: &Live, ticket: Ticket, body: Body) -> Res
     }
     let key = ticket.key.clone();
     let commit = ticket.commit.clone();
-    let origin = Origin { commit: ticket.commit, commit_verified: false };
+    let origin = Origin { commit: ticket.commit, sequence: ticket.sequence };
     match app.store.commit(finished, origin).await {
         Ok(Stored::New) => {
             tracing::debug!(%key, size, "stored");
@@ -219,6 +222,10 @@ async fn take_in(app: &Arc<App>, live: &Live, ticket: Ticket, body: Body) -> Res
         Ok(Stored::Present) => {
             let commit = commit.as_ref().map(CommitHash::as_str);
             Ok(stored(StatusCode::OK, "already-present", &key, digest, size, commit))
+        }
+        Ok(Stored::Replayed) => {
+            let detail = "This signature was used before: each upload needs a sequence number of its own.";
+            Err(Problem::new(StatusCode::FORBIDDEN, "attestation-replayed", detail).keep_connection())
         }
         Ok(Stored::Conflict { stored }) => Err(conflict(&key, stored).keep_connection()),
         Err(error) => {

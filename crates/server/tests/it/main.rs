@@ -3,6 +3,9 @@
 #![allow(missing_docs, unreachable_pub, clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod admission;
+mod attestation;
 mod bodies;
 mod concurrency;
+mod fronts;
+mod tls;
 mod world;
