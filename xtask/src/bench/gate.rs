@@ -56,9 +56,9 @@ pub(crate) struct Options {
     /// Only scenes whose name contains this: `uploads`, `large`, `decisions`, `load`.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Measure the development build: for trying this command out.
-    #[arg(long)]
-    dev: bool,
+    /// Measure this `cutover` instead of building one.
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
 }
 
 type Scene = fn(&Bench) -> Result<()>;
@@ -84,7 +84,12 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let place = options.place.clone().unwrap_or_else(|| root.join("target/xtask/bench-gate"));
     tree::remove(&place)?;
     std::fs::create_dir_all(&place)?;
-    let cutover = program::build(root, if options.dev { Profile::Dev } else { Profile::Release })?;
+    let cutover = match &options.program {
+        Some(program) => {
+            program.canonicalize().with_context(|| format!("there is no `{}`", program.display()))?
+        }
+        None => program::build(root, Profile::Release)?,
+    };
     let clone = place.join("clone");
     let head = make_clone(&clone)?;
     let python = match make_environment(&root.join("target/xtask/bench-gate-venv")) {
