@@ -199,7 +199,7 @@ impl Record {
     /// JSON. What is written together (a step's outcome and the next one's intent) is one line, so that a torn write can
     /// only ever damage the last line and never leaves one of them without the other.
     pub fn to_line(records: &[Self], at: Instant) -> Vec<u8> {
-        checked_line(&serde_json::to_string(&Line { at, records }).expect("records always serialise"))
+        checked_line(&Line { at, records })
     }
 
     /// Reads a line without its newline.
@@ -214,10 +214,15 @@ impl Record {
     }
 }
 
-/// Wraps one line of JSON with its checksum. Journal and state log share this form.
-pub(crate) fn checked_line(json: &str) -> Vec<u8> {
-    let digest = Digest::of(json.as_bytes()).to_string();
-    format!("{} {json}\n", &digest[..16]).into_bytes()
+/// One line of JSON behind its checksum. Journal and state log share this form. The line of a plan can be long, so it is made
+/// in place.
+pub(crate) fn checked_line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = b"................ ".to_vec();
+    serde_json::to_writer(&mut line, value).expect("records always serialise, and memory takes them");
+    let digest = Digest::of(&line[17..]).to_string();
+    line[..16].copy_from_slice(&digest.as_bytes()[..16]);
+    line.push(b'\n');
+    line
 }
 
 /// The JSON of a line whose checksum holds.

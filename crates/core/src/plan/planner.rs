@@ -1,6 +1,9 @@
 //! The planner: from what is installed, what was seen and what is wanted to a plan, or a reasoned refusal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +23,7 @@ pub struct Installed {
     pub release: ReleaseRef,
     /// Its manifest; no part of a digest, because `release` already names it by its own.
     #[serde(skip)]
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
 }
 
 /// Whether the tree a restore point describes still lies in `releases/`.
@@ -36,11 +39,11 @@ pub enum KeptTree {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PointSeen {
     /// The verified restore point.
-    pub point: RestorePoint,
+    pub point: Arc<RestorePoint>,
     /// Whether its tree is still there.
     pub tree: KeptTree,
     /// The manifest of `point.from`.
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<Arc<Manifest>>,
 }
 
 /// Everything a plan may depend on. Gathered by `host`, never looked up by the planner.

@@ -1,6 +1,9 @@
 //! Releases, observations and policies for tests, built from a few words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use cutover_core::{
     model::{
@@ -96,7 +99,7 @@ pub(crate) fn observation(layout: Layout, installed: Option<&Manifest>) -> Obser
         layout,
         next_number: 7,
         installed: installed
-            .map(|manifest| Installed { release: release(manifest), manifest: manifest.clone() }),
+            .map(|manifest| Installed { release: release(manifest), manifest: Arc::new(manifest.clone()) }),
         seen: installed.map(tree).unwrap_or_default(),
         stored: BTreeSet::new(),
         packages: BTreeMap::new(),
@@ -117,7 +120,7 @@ pub(crate) fn policy() -> Policy {
 /// The restore point of execution `number`, which led from `from` to `to`; `added` only in place.
 pub(crate) fn point(number: u64, from: &Manifest, to: &Manifest, added: &[&str]) -> PointSeen {
     PointSeen {
-        point: RestorePoint {
+        point: Arc::new(RestorePoint {
             format: 1,
             id: RestorePointId::of_execution(number),
             created_at: policy().now,
@@ -126,9 +129,9 @@ pub(crate) fn point(number: u64, from: &Manifest, to: &Manifest, added: &[&str])
             files: tree(from),
             added: added.iter().map(|text| path(text)).collect(),
             directories: Vec::new(),
-        },
+        }),
         tree: KeptTree::Kept,
-        manifest: Some(from.clone()),
+        manifest: Some(Arc::new(from.clone())),
     }
 }
 

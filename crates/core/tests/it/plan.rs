@@ -1,5 +1,7 @@
 //! Plans and their independent check.
 
+use std::sync::Arc;
+
 use cutover_core::{
     model::{Conflict, Digest, FileKind, Manifest, Requirement, Schema, SeenKind, Symlink},
     plan::{
@@ -355,7 +357,7 @@ fn rollback_in_place_over_two_updates_takes_the_oldest_truth_and_removes_what_wa
 fn rollback_in_place_mends_an_unchanged_file_that_was_damaged() {
     let points = [point(6, &old(), &new(), &["share/come"])];
     let mut known = points.clone();
-    known[0].point.files.remove("lib/db.so");
+    Arc::make_mut(&mut known[0].point).files.remove("lib/db.so");
     let mut seen = observation(Layout::InPlace, Some(&new()));
     let library = old().files[1].clone();
     seen.stored.insert(library.sha256);

@@ -40,7 +40,7 @@ fn current(site: &Site) -> Result<Option<Current>, Failure> {
     if status.layout == Some(Layout::InPlace) && status.in_flight.is_some() {
         return Ok(None);
     }
-    Ok(site.current()?.map(|(release, tree, manifest)| (release, tree, manifest.service)))
+    site.current()
 }
 
 /// Ends an interrupted run in a process of its own: it may have to ask this supervisor to hand over and to probe the

@@ -9,7 +9,7 @@ use std::{
 };
 
 use cutover_core::{
-    model::{Instant, Manifest, Name, ReleaseRef, Version},
+    model::{Instant, Manifest, Name, Version},
     plan::{Layout, OnProbeFailure, Plan, Policy, Step},
 };
 use cutover_host::{
@@ -21,7 +21,7 @@ use cutover_host::{
         WritableCheck, available_memory, disk_space, run_checks,
     },
     probe::{OnFailure, Probes},
-    service::{ServiceManager, ServiceState, service_manager},
+    service::{ServiceManager, ServiceState, service_manager, supervisor::Current},
 };
 
 use super::{Context, outcome};
@@ -152,11 +152,11 @@ impl Site {
         Ok(lock)
     }
 
-    /// What the supervisor runs: the release, where it lies, and its manifest.
+    /// What the supervisor runs: the release, where it lies, and how it wants to be run.
     ///
     /// # Errors
     /// Damaged state.
-    pub(super) fn current(&self) -> Result<Option<(ReleaseRef, PathBuf, Manifest)>, Failure> {
+    pub(super) fn current(&self) -> Result<Option<Current>, Failure> {
         let status = self.node.status()?;
         let (Some(release), Some(manifest), Some(layout)) =
             (status.installed, status.manifest, status.layout)
@@ -168,7 +168,7 @@ impl Site {
             Layout::Exchange => self.root.join("current"),
             Layout::Versioned => self.root.join("releases").join(release.name().as_str()),
         };
-        Ok(Some((release, tree, manifest)))
+        Ok(Some((release, tree, manifest.service.clone())))
     }
 
     /// Waits until the supervisor of this root answers; recovery goes on without it when it does not.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use cutover_core::{
@@ -147,21 +148,29 @@ pub(crate) fn tree(layout: Layout, release: &ReleaseRef) -> PathBuf {
 }
 
 /// Reads a stored manifest, checking its digest.
-pub(crate) fn manifest(files: &Files, digest: Digest) -> Result<Option<Manifest>, NodeError> {
+pub(crate) fn manifest(files: &Files, digest: Digest) -> Result<Option<Arc<Manifest>>, NodeError> {
     let path = place::manifest(digest);
+    let altered = || damaged(&path, "its digest is not its name");
+    if let Some(known) = files.manifests.get(digest) {
+        return match files.digest(&path)? {
+            None => Ok(None),
+            Some(found) if found == digest => Ok(Some(known)),
+            Some(_) => Err(altered()),
+        };
+    }
     let Some(bytes) = files.read(&path)? else { return Ok(None) };
     if Digest::of(&bytes) != digest {
-        return Err(damaged(path, "its digest is not its name"));
+        return Err(altered());
     }
     let parse = || Manifest::parse(&bytes, &ManifestLimits::default());
     match files.manifests.get_or(digest, parse) {
-        Ok(manifest) => Ok(Some(manifest.as_ref().clone())),
+        Ok(manifest) => Ok(Some(manifest)),
         Err(source) => Err(NodeError::Manifest { path: path.display().to_string(), source }),
     }
 }
 
 /// Reads the stored manifest of a release that cannot do without it.
-pub(crate) fn manifest_of(files: &Files, release: &ReleaseRef) -> Result<Manifest, NodeError> {
+pub(crate) fn manifest_of(files: &Files, release: &ReleaseRef) -> Result<Arc<Manifest>, NodeError> {
     manifest(files, release.manifest)?.ok_or_else(|| {
         damaged(place::manifest(release.manifest), format!("it is missing, {release} needs it"))
     })

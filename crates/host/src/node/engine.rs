@@ -65,7 +65,7 @@ pub(crate) struct Run<'a> {
     untold: Vec<Event>,
     /// The present tree as it was when the execution began.
     seen: Option<SeenTree>,
-    point: Option<RestorePoint>,
+    point: Option<Arc<RestorePoint>>,
     steps: Vec<StepReport>,
     warnings: Vec<String>,
     probes: Option<ProbeReport>,
@@ -404,7 +404,7 @@ impl<'a> Run<'a> {
         let scratch = place::staging(self.plan.number).join("point");
         let evidence = restore::write(files, &point, keep, &scratch)?;
         let note = format!("{} files", point.files.len());
-        self.point = Some(point);
+        self.point = Some(Arc::new(point));
         Ok(Effect { note, evidence: Some(evidence) })
     }
 
@@ -439,9 +439,9 @@ impl<'a> Run<'a> {
     }
 
     /// This execution's restore point: from memory, or as the journal vouches for it.
-    fn own_point(&self) -> Result<RestorePoint, NodeError> {
+    fn own_point(&self) -> Result<Arc<RestorePoint>, NodeError> {
         match &self.point {
-            Some(point) => Ok(point.clone()),
+            Some(point) => Ok(Arc::clone(point)),
             None => Ok(restore::read(&self.node.files, &RestorePointId::of_execution(self.plan.number))?),
         }
     }
@@ -452,7 +452,7 @@ impl<'a> Run<'a> {
         let (tree, hints) = match &release {
             Some(release) => {
                 let tree = current::tree(self.plan.layout, release);
-                (tree, current::manifest_of(files, release)?.service)
+                (tree, current::manifest_of(files, release)?.service.clone())
             }
             None => (Default::default(), None),
         };

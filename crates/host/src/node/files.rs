@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use cutover_core::model::{Digest, Manifest, RestorePoint};
+use cutover_core::model::{Digest, Hasher, Manifest, RestorePoint};
 
 use super::{FsError, place};
 use crate::disk::{Disk, EntryKind, Metadata};
@@ -35,7 +35,7 @@ pub(crate) struct Files {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) threads: NonZeroUsize,
     discarded: AtomicU64,
-    /// What was parsed before, by the digest of its bytes; the bytes are read and hashed every time.
+    /// What was parsed before, by the digest of its bytes; the bytes are hashed every time.
     pub(crate) manifests: Parsed<Manifest>,
     pub(crate) points: Parsed<RestorePoint>,
 }
@@ -44,6 +44,11 @@ pub(crate) struct Files {
 pub(crate) struct Parsed<T>(Mutex<BTreeMap<Digest, Arc<T>>>);
 
 impl<T> Parsed<T> {
+    /// The value of the bytes whose digest is `digest`, if they were parsed before.
+    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<T>> {
+        self.0.lock().expect("no holder panics").get(&digest).map(Arc::clone)
+    }
+
     /// The value of the bytes whose digest is `digest`, parsed at most once.
     pub(crate) fn get_or<E>(
         &self,
@@ -135,6 +140,21 @@ impl Files {
                 .attempt("read", path);
         }
         Ok(Some(bytes))
+    }
+
+    /// The SHA-256 of a file; `None` when there is none.
+    pub(crate) fn digest(&self, path: &Path) -> Result<Option<Digest>, FsError> {
+        let mut file = match self.disk.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.attempt("open", path)?,
+        };
+        let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 64 << 10]);
+        loop {
+            match file.read(&mut buffer).attempt("read", path)? {
+                0 => return Ok(Some(hasher.finish())),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
     }
 
     /// Writes a new file and makes its content durable; its name is not, yet. When that fails nothing is left of it,

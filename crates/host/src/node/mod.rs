@@ -457,7 +457,7 @@ impl Node {
         let installed = self.installed(layout)?;
         let (points, damaged) = self.points(layout)?;
         let mut paths = BTreeSet::new();
-        let manifests = installed.iter().map(|installed| &installed.manifest).chain(wanted);
+        let manifests = installed.iter().map(|installed| installed.manifest.as_ref()).chain(wanted);
         for manifest in manifests {
             paths.extend(manifest.files.iter().map(|file| file.path.clone()));
             paths.extend(manifest.symlinks.iter().map(|link| link.path.clone()));

@@ -368,7 +368,11 @@ pub(crate) fn releases(node: &Node) -> Result<Vec<ReleaseRef>, NodeError> {
     let mut releases = Vec::new();
     for manifest in current::manifests(&node.files)? {
         if let Some(parsed) = current::manifest(&node.files, manifest)? {
-            releases.push(ReleaseRef { package: parsed.package, version: parsed.version, manifest });
+            releases.push(ReleaseRef {
+                package: parsed.package.clone(),
+                version: parsed.version.clone(),
+                manifest,
+            });
         }
     }
     releases.sort_by(|a, b| b.version.cmp(&a.version).then(a.manifest.cmp(&b.manifest)));

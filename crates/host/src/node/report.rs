@@ -119,7 +119,7 @@ pub struct Status {
     pub installed: Option<ReleaseRef>,
     /// Its manifest.
     #[serde(skip)]
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<Arc<Manifest>>,
     /// The highest version ever confirmed here.
     pub highest: Option<Version>,
     /// An execution that has not ended: `recover` takes it up.

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use cutover_core::{
@@ -43,7 +44,7 @@ pub(crate) fn number_of(id: &RestorePointId) -> Option<u64> {
 }
 
 /// Reads a restore point that its journal vouches for.
-pub(crate) fn read(files: &Files, id: &RestorePointId) -> Result<RestorePoint, PointError> {
+pub(crate) fn read(files: &Files, id: &RestorePointId) -> Result<Arc<RestorePoint>, PointError> {
     let evidence = match number_of(id).map(|number| journal::evidence(files, number)) {
         Some(Ok(Some(evidence))) => evidence,
         Some(Err(NodeError::Fs(error))) => return Err(error.into()),
@@ -57,7 +58,7 @@ pub(crate) fn read_sealed(
     files: &Files,
     id: &RestorePointId,
     evidence: Digest,
-) -> Result<RestorePoint, PointError> {
+) -> Result<Arc<RestorePoint>, PointError> {
     let path = place::point_manifest(id);
     let missing = || PointError::File {
         id: id.clone(),
@@ -78,7 +79,7 @@ pub(crate) fn read_sealed(
         let reason = "it names another id".to_owned();
         return Err(altered(RestorePointError::Syntax { id: id.clone(), reason }));
     }
-    Ok(point.as_ref().clone())
+    Ok(point)
 }
 
 /// Reads a restore point together with what planning needs to know about it.

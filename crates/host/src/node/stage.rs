@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cutover_bundle::{
@@ -17,8 +20,8 @@ use cutover_bundle::{
 };
 use cutover_core::{
     model::{
-        DeltaFile, Digest, Encoding, ObjectEntry, ReleaseRef, RestorePointId, SafePath, SeenFile, SeenKind,
-        Symlink,
+        DeltaFile, Digest, Encoding, ObjectEntry, ReleaseRef, RestorePoint, RestorePointId, SafePath,
+        SeenFile, SeenKind, Symlink,
     },
     plan::{Change, Layout, Ownership, Plan, Reuse, Source, Stage, StageFile},
 };
@@ -271,7 +274,7 @@ impl<'a> Staging<'a> {
     }
 
     /// The restore points files are taken from, each believed only with its seal.
-    fn points(&self) -> Result<BTreeMap<RestorePointId, BTreeMap<SafePath, SeenFile>>, NodeError> {
+    fn points(&self) -> Result<BTreeMap<RestorePointId, Arc<RestorePoint>>, NodeError> {
         let ids: BTreeSet<&RestorePointId> = self
             .stage
             .files
@@ -281,7 +284,7 @@ impl<'a> Staging<'a> {
                 Source::Bundle | Source::Store | Source::Present { .. } => None,
             })
             .collect();
-        ids.into_iter().map(|id| Ok((id.clone(), restore::read(self.files, id)?.files))).collect()
+        ids.into_iter().map(|id| Ok((id.clone(), restore::read(self.files, id)?))).collect()
     }
 
     /// Decodes one object into all its places. An object from the bundle also goes to the store, unless it is there.
@@ -457,11 +460,11 @@ impl<'a> Staging<'a> {
         &self,
         file: &StageFile,
         id: &RestorePointId,
-        points: &BTreeMap<RestorePointId, BTreeMap<SafePath, SeenFile>>,
+        points: &BTreeMap<RestorePointId, Arc<RestorePoint>>,
     ) -> Result<(), NodeError> {
         let seen = points
             .get(id)
-            .and_then(|files| files.get(&file.path))
+            .and_then(|point| point.files.get(&file.path))
             .ok_or_else(|| StageError::NotInPoint { id: id.clone(), path: file.path.clone() })?;
         let from = place::point_files(id).join(file.path.as_path());
         restore::copy_with_ownership(self.files, &from, &self.staged(&file.path), seen)

@@ -13,10 +13,13 @@ use cutover_host::schema::{Migration, SchemaManager};
 
 use crate::world::{LAYOUTS, Release, World, first};
 
+/// The version and the texts of one call.
+type Told = (u64, Vec<String>);
+
 /// A database that remembers what it was told, and fails when a migration says so.
 #[derive(Clone, Default)]
 struct Database {
-    told: Arc<Mutex<Vec<(u64, Vec<String>)>>>,
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl SchemaManager for Database {
