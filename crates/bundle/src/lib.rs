@@ -15,6 +15,7 @@ mod container;
 pub mod delta;
 mod delta_bundle;
 pub mod documents;
+pub mod episode;
 mod limits;
 mod object;
 pub mod pki;

@@ -16,5 +16,6 @@ pub mod model;
 pub mod plan;
 pub mod resolve;
 pub mod retain;
+pub mod ship;
 pub mod supervise;
 mod tagged;

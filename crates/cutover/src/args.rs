@@ -125,6 +125,12 @@ pub(crate) enum Command {
     /// Takes in data only from hosts whose code is recent enough.
     #[command(subcommand)]
     Gate(Gate),
+    /// Hands the episodes in a spool to a receiver: each exactly once, oldest first, whatever fails in between.
+    #[command(subcommand)]
+    Ship(Ship),
+    /// Looks after the index of stored episodes.
+    #[command(subcommand)]
+    Index(Index),
     /// Shows and checks settings.
     #[command(subcommand)]
     Config(Config),
@@ -744,6 +750,99 @@ impl std::fmt::Display for PackageVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.package, self.version)
     }
+}
+
+/// `ship`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ship {
+    /// Ships what is in the spool and what comes into it, until it is stopped.
+    ///
+    /// The local copy of an episode is removed only after the receiver has repeated its SHA-256. Refused episodes are
+    /// parked: kept, reported with what to do about them, and not sent again before `ship retry`.
+    Run {
+        /// Where the spool and the receiver are, unless the settings say so.
+        #[command(flatten)]
+        place: ShipPlace,
+        /// Ends when everything in the spool is shipped or parked; the exit code is 1 when something is parked.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Shows every episode that is not shipped, and why it waits.
+    Status {
+        /// Where the spool is, unless the settings say so.
+        #[command(flatten)]
+        place: ShipPlace,
+    },
+    /// Sends episodes again: parked ones, and those that wait for their next try.
+    Retry {
+        /// HOST/EPISODE, or EPISODE where only one host has it.
+        #[arg(required_unless_present = "all")]
+        episodes: Vec<String>,
+        /// Every parked episode.
+        #[arg(long, conflicts_with = "episodes")]
+        all: bool,
+        /// Where the spool is, unless the settings say so.
+        #[command(flatten)]
+        place: ShipPlace,
+    },
+    /// Makes a key for this host, which signs the commit of each episode, and prints what the receiver has to know.
+    Key {
+        /// The file to write (`ship.attest_key`).
+        file: PathBuf,
+    },
+    /// Gives parked episodes up: removes their local copies, which no receiver has.
+    Drop {
+        /// HOST/EPISODE, or EPISODE where only one host has it.
+        #[arg(required = true)]
+        episodes: Vec<String>,
+        /// Where the spool is, unless the settings say so.
+        #[command(flatten)]
+        place: ShipPlace,
+    },
+}
+
+/// Where the spool and the receiver are.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ShipPlace {
+    /// The directory of episodes [setting: ship.spool].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) spool: Option<PathBuf>,
+    /// The receiver [setting: ship.url].
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// The id of this host [setting: ship.host].
+    #[arg(long, value_name = "ID")]
+    pub(crate) host: Option<String>,
+}
+
+/// `index`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Index {
+    /// Adds rows for stored episodes that have none, beside a receiver that runs.
+    ///
+    /// Rows that are there stay as they are. The exit code is 0 also when nothing was missing, 1 after an error of the disk,
+    /// and 2 when there is no directory of episodes.
+    Repair(IndexRepair),
+}
+
+/// `index repair`.
+#[derive(Args, Debug)]
+pub(crate) struct IndexRepair {
+    /// The directory that holds `episodes/`.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) root: PathBuf,
+    /// The index file. Default: `index.jsonl` in the root.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) index: Option<PathBuf>,
+    /// Only this host's episodes. May be repeated.
+    #[arg(long, value_name = "ID")]
+    pub(crate) host: Vec<String>,
+    /// Says what would be added, and writes nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Hashes every stored file and compares it with its row: reports rot, missing files and duplicates.
+    #[arg(long)]
+    pub(crate) verify: bool,
 }
 
 /// The root a command works on.

@@ -30,7 +30,7 @@ pub use cutover_repo as repo;
 pub use cutover_server as server;
 
 use crate::{
-    args::{Cli, Command},
+    args::{Cli, Command, Ship},
     commands::Context,
     exit::Exit,
     failure::Failure,
@@ -56,7 +56,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 /// Logs to stderr, as much as `CUTOVER_LOG` says. A supervisor tells what it does; other commands print their results.
 fn log_to_stderr(command: &Command) {
     let default = match command {
-        Command::Run(_) | Command::Gate(args::Gate::Serve(_)) => "info",
+        Command::Run(_) | Command::Gate(args::Gate::Serve(_)) | Command::Ship(Ship::Run { .. }) => "info",
         _ => "error",
     };
     let filter = std::env::var("CUTOVER_LOG").unwrap_or_else(|_| default.to_owned());

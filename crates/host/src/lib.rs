@@ -1,4 +1,4 @@
-//! Does: durable disk, store, catalog, journal, releases, service, probes, downloads.
+//! Does: durable disk, store, catalog, journal, releases, service, probes, downloads, shipping.
 //!
 //! Everything that touches the world on one node. It decides nothing about order, versions or policy: it executes plans
 //! that `cutover-core` made, through ports that the simulation can replace. Read [`node::Node`] first, then
@@ -18,3 +18,4 @@ pub mod preflight;
 pub mod probe;
 pub mod schema;
 pub mod service;
+pub mod ship;

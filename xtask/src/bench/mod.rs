@@ -7,6 +7,7 @@
 mod delta;
 mod fetch;
 mod gate;
+mod index;
 mod peers;
 mod targets;
 mod transfer;
@@ -39,6 +40,8 @@ pub(crate) enum Bench {
     Fetch(fetch::Options),
     /// The receiver of the version gate beside nginx and a Python receiver.
     Gate(gate::Options),
+    /// Adding the rows that an index lacks, beside `sha256sum` and Python.
+    Index(index::Options),
     /// Bytes that an update takes from a repository, beside other tools.
     Transfer,
 }
@@ -108,6 +111,7 @@ pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
         Bench::Delta(options) => return delta::run(root, options),
         Bench::Fetch(options) => return fetch::run(root, options),
         Bench::Gate(options) => return gate::run(root, options),
+        Bench::Index(options) => return index::run(root, options),
         Bench::Transfer => return transfer::run(root),
     };
     if options.install_peers {

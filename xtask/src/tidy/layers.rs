@@ -48,6 +48,8 @@ const LAYERS: &[Layer] = &[
         outside: Outside::Only {
             normal: &[
                 "aws-lc-rs",
+                // Host keys in PEM.
+                "base64ct",
                 // BSDIFF40's three streams.
                 "bzip2",
                 "cms",

@@ -5,6 +5,7 @@
 mod anchor;
 mod container;
 mod delta;
+mod episode;
 mod hostile;
 mod openssl;
 mod payload;

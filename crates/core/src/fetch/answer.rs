@@ -121,7 +121,7 @@ fn wait(head: &Head, now: Instant) -> Option<Duration> {
 }
 
 /// RFC 9110, 10.2.3: seconds, or a date.
-fn retry_after(text: &str, now: Instant) -> Option<Duration> {
+pub(crate) fn retry_after(text: &str, now: Instant) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit()) {
         // Whatever does not fit is longer than anybody waits.

@@ -7,6 +7,7 @@ mod delta_release;
 mod describe;
 mod documents;
 mod gate;
+mod index;
 mod node;
 mod offers;
 mod outcome;
@@ -14,6 +15,7 @@ mod pki;
 mod repo;
 mod run;
 mod schema;
+mod ship;
 mod site;
 mod source;
 mod trust;
@@ -138,6 +140,8 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
         }
         Command::Repo(command) => repo::run(command, context),
         Command::Schema(command) => schema::run(command, context),
+        Command::Index(command) => index::run(&command, context),
+        Command::Ship(command) => ship::run(command, context),
         Command::Check(command) => source::check(&command, context),
         Command::Plan(command) => update::plan(&command, context),
         Command::Apply(command) => update::apply(&command, context),

@@ -6,6 +6,7 @@ use cutover_host::{
     fetch::FetchError,
     node::{NodeError, PointError, StageError, StateError, StoreError},
     service::ServiceError,
+    ship::{QueueError, ShipError},
 };
 
 use super::Classify;
@@ -157,6 +158,21 @@ impl Classify for FetchError {
             | Self::Sink(_)
             | Self::Stopped
             | Self::Runtime(_) => Exit::Failed,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.remedy().into_iter().collect()
+    }
+}
+
+impl Classify for ShipError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Setting { .. } | Self::Unknown(_) | Self::NotParked(..) => Exit::Usage,
+            Self::Busy(_) => Exit::InProgress,
+            Self::Queue(QueueError::Newer(_) | QueueError::Aside(_)) => Exit::Damaged,
+            Self::Queue(QueueError::Sqlite { .. }) | Self::Io { .. } | Self::Runtime(_) => Exit::Failed,
         }
     }
 

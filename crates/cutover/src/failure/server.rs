@@ -1,6 +1,11 @@
 //! Exit codes of the errors of `cutover-server`.
 
-use cutover_server::{gate::SourceError, ingest::OpenError, receiver::StartError, settings::SettingError};
+use cutover_server::{
+    gate::SourceError,
+    ingest::{OpenError, repair::RepairError},
+    receiver::StartError,
+    settings::SettingError,
+};
 
 use super::Classify;
 use crate::exit::Exit;
@@ -68,6 +73,25 @@ impl Classify for SourceError {
             }
             Self::NoCommits { .. } => "make a commit, or name another clone with --repository",
             Self::Output(_) | Self::Io(_) => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+impl Classify for RepairError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NoEpisodes(_) => Exit::Usage,
+            Self::Index { .. } => Exit::Failed,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::NoEpisodes(_) => "name the directory that holds `episodes/` with `--root`",
+            Self::Index { .. } => {
+                "rows that were added so far are durable; run it again once the cause is gone"
+            }
         };
         vec![hint.to_owned()]
     }

@@ -286,6 +286,61 @@ const MEANINGS: &[(&str, &str)] = &[
         "schema.lease_s",
         "How long a migrator that gives no sign of life keeps others out, in seconds; at least 3.",
     ),
+    ("ship.url", "The receiver: `https://HOST[:PORT][/PREFIX]`."),
+    ("ship.spool", "The directory that episodes are put into."),
+    (
+        "ship.layout",
+        "What the first level of the spool is: `flat` (episodes), `streams` (a directory for each stream) or `hosts` (a \
+         directory for each host, for a machine that ships for others).",
+    ),
+    ("ship.host", "The id of this host. Unset: its host name."),
+    (
+        "ship.settle_s",
+        "An entry is taken when nothing in it changed for this long, in seconds. 0: at first sight, for recorders that \
+         rename whole episodes in.",
+    ),
+    ("ship.zstd_level", "How hard folders are compressed: 1 to 19."),
+    ("ship.commit_header", "The request header that carries the commit."),
+    ("ship.in_flight", "Uploads at a time."),
+    (
+        "ship.in_flight_per_stream",
+        "Uploads at a time of one stream. With 1 its episodes arrive in their order; with more they only start in it.",
+    ),
+    ("ship.bytes_per_s", "Most bytes per second over all uploads. 0: no limit."),
+    (
+        "ship.retry_wait_ms",
+        "The longest wait before the first further try, in milliseconds; it doubles with each failure.",
+    ),
+    ("ship.retry_wait_max_s", "The longest wait that the receiver does not ask for, in seconds."),
+    ("ship.connect_timeout_s", "Longest time to connect, in seconds."),
+    (
+        "ship.stall_timeout_s",
+        "Longest time in which the receiver takes no byte, in seconds. The whole has no limit.",
+    ),
+    ("ship.answer_timeout_s", "Longest time from the last byte to the answer, in seconds."),
+    (
+        "ship.token_file",
+        "A file whose first line is a bearer token. It goes over https only, or to this machine.",
+    ),
+    ("ship.ca_file", "Certificates (PEM) that the receiver must lead to. Unset: the system's."),
+    ("ship.client_certificate", "Our certificate chain (PEM), for receivers that ask for one."),
+    ("ship.client_key", "Its private key (PEM)."),
+    (
+        "ship.attest_key",
+        "This host's key (PEM), which signs what it says of each episode; `cutover ship key` makes one.",
+    ),
+    (
+        "ship.on_refused",
+        "What a refusal because of old code leads to besides parking: `park` (nothing) or `update` (`ship.update_command` \
+         is run, so that what is recorded from then on is taken).",
+    ),
+    (
+        "ship.update_command",
+        "`update`: program and arguments, such as `[\"cutover\", \"apply\", \"recorder\", \"--root\", \"/srv/recorder\"]`; \
+         `cutover` is this very program.",
+    ),
+    ("ship.update_every_s", "`update`: shortest time from one start to the next, in seconds."),
+    ("ship.update_timeout_s", "`update`: longest time of one run, in seconds."),
 ];
 
 /// The page as Markdown.

@@ -12,6 +12,7 @@ use cutover_core::{
 };
 use cutover_host::{
     fetch::SourceSettings, preflight::PreflightSettings, probe::ProbeSettings, service::ServiceSettings,
+    ship::ShipSettings,
 };
 use cutover_server::settings::GateSettings;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub gate: GateSettings,
     /// The database of the service, and how its schema is changed.
     pub schema: SchemaSettings,
+    /// What is shipped, where to, and how.
+    pub ship: ShipSettings,
 }
 
 /// `[package]`: what may be installed here.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::world::{PLAIN, Release, World, command, finish, text};
+use crate::world::{PLAIN, Release, World, command, finish, stamped, text};
 
 fn guide(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides").join(name);
@@ -49,11 +49,38 @@ fn specification_of_the_guide_is_read() {
 
 #[test]
 fn settings_of_the_guides_are_read() {
-    for name in ["operators.md", "service.md"] {
+    for name in ["operators.md", "service.md", "gate.md"] {
         for block in blocks(&guide(name), "toml") {
             let world = World::new();
             let file = world.write("cutover.toml", &block);
             world.run(&["config", "check", "--config", text(&file)]).must(0);
         }
+    }
+}
+
+#[test]
+fn nginx_reads_the_configuration_of_the_guide() {
+    let world = World::new();
+    let pki = &stamped().pki;
+    let (logs, socket) = (world.path("logs"), world.path("nginx.socket"));
+    fs::create_dir(&logs).expect("made");
+    let blocks = blocks(&guide("gate.md"), "nginx");
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        // Only what belongs to another machine is replaced: certificate, key and port.
+        let block = block
+            .replace("/etc/ssl/gate.example.pem", text(&pki.join("signer.pem")))
+            .replace("/etc/ssl/gate.example.key", text(&pki.join("signer.key")))
+            .replace("listen 443 ssl", &format!("listen unix:{} ssl", socket.display()));
+        let file = world.write(
+            "nginx.conf",
+            format!(
+                "pid {logs}/pid;\nerror_log {logs}/error.log;\nevents {{}}\nhttp {{\naccess_log off;\n{block}}}\n",
+                logs = logs.display()
+            ),
+        );
+        let nginx = Path::new("/usr/sbin/nginx");
+        let ran = finish(command(nginx, &["-t", "-p", text(&logs), "-c", text(&file)]));
+        assert!(ran.code == 0 && ran.stderr.contains("test is successful"), "{}", ran.stderr);
     }
 }

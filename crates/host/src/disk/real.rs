@@ -87,6 +87,15 @@ impl RealDisk {
         Ok((self.open_at(parent, OFlags::PATH | OFlags::DIRECTORY, 0)?, Path::new(name)))
     }
 
+    /// Renames to a name that nothing may have; `AlreadyExists` when something does.
+    ///
+    /// # Errors
+    /// Whatever `renameat2(2)` reports.
+    pub(crate) fn rename_to_free(&self, from: &RelPath, to: &RelPath) -> io::Result<()> {
+        let ((from_parent, from), (to_parent, to)) = (self.parent(from)?, self.parent(to)?);
+        Ok(rustix::fs::renameat_with(&from_parent, from, &to_parent, to, RenameFlags::NOREPLACE)?)
+    }
+
     fn open_regular(&self, path: &RelPath) -> io::Result<File> {
         let file = self.open_at(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0)?;
         match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {

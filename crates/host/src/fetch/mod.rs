@@ -29,12 +29,14 @@ pub use downloads::Downloads;
 pub use error::FetchError;
 pub use get::{Got, Tag};
 pub use run::{FetchPorts, Fetcher, OnFailure, Report};
+pub(crate) use settings::read_small;
 pub use settings::{SourceKind, SourceSettings, Token};
 pub use shelf::{End, Shelf};
 pub use source::{
     FileSource, GithubSource, Listing, Offer, OfferPlace, RepositorySource, Source, open_source,
 };
 pub use stop::Stop;
+pub(crate) use timer::Limiter;
 pub use timer::{RealTimer, Timer};
 
 /// One object that is wanted.

@@ -161,12 +161,7 @@ impl Token {
             (Some(_), Some(_)) => {
                 Err(setting("token_variable", "`source.token_file` is set as well".to_owned()))
             }
-            (Some(path), None) => {
-                let bytes = read_small(path, TOKEN_MAX)
-                    .map_err(|error| setting("token_file", format!("`{}`: {error}", path.display())))?;
-                let text = String::from_utf8_lossy(&bytes);
-                Self::new(text.lines().next().unwrap_or_default(), "token_file").map(Some)
-            }
+            (Some(path), None) => Self::read(path, "token_file").map(Some),
             (None, Some(name)) => match variable(name) {
                 Some(text) => Self::new(&text, "token_variable").map(Some),
                 None => Err(setting("token_variable", format!("the variable `{name}` is not set"))),
@@ -174,14 +169,24 @@ impl Token {
         }
     }
 
+    /// The first line of a file.
+    ///
+    /// # Errors
+    /// [`FetchError::Setting`] when it cannot be read or is no token.
+    pub(crate) fn read(path: &Path, key: &'static str) -> Result<Self, FetchError> {
+        let bytes = read_small(path, TOKEN_MAX)
+            .map_err(|error| FetchError::Setting { key, reason: format!("`{}`: {error}", path.display()) })?;
+        Self::new(String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default(), key)
+    }
+
     /// The value of `Authorization`.
-    pub(super) fn header(&self) -> String {
+    pub(crate) fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }
 }
 
 /// Reads an operator's file of at most `limit` bytes.
-pub(super) fn read_small(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_small(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;

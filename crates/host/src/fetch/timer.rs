@@ -39,18 +39,28 @@ impl Timer for RealTimer {
 }
 
 /// The bandwidth limit of all connections.
-pub(super) struct Limiter(Option<Mutex<Bucket>>);
+pub(crate) struct Limiter(Option<(u64, Mutex<Bucket>)>);
 
 impl Limiter {
     /// `bytes_per_s` of 0 is no limit.
-    pub(super) fn new(bytes_per_s: u64) -> Self {
-        Self((bytes_per_s > 0).then(|| Mutex::new(Bucket::new(bytes_per_s))))
+    pub(crate) fn new(bytes_per_s: u64) -> Self {
+        Self((bytes_per_s > 0).then(|| (bytes_per_s, Mutex::new(Bucket::new(bytes_per_s)))))
+    }
+
+    /// The limit, if there is one.
+    pub(crate) fn bytes_per_s(&self) -> Option<u64> {
+        self.0.as_ref().map(|(rate, _)| *rate)
+    }
+
+    /// Takes `bytes` and says how long to wait before using them.
+    pub(crate) fn wait(&self, timer: &dyn Timer, bytes: u64) -> Duration {
+        let Some((_, bucket)) = &self.0 else { return Duration::ZERO };
+        bucket.lock().expect("no holder panics").take(timer.now(), bytes)
     }
 
     /// Waits until `bytes` may be used, and says how long that was.
     pub(super) async fn take(&self, timer: &dyn Timer, bytes: u64) -> Duration {
-        let Some(bucket) = &self.0 else { return Duration::ZERO };
-        let wait = bucket.lock().expect("no holder panics").take(timer.now(), bytes);
+        let wait = self.wait(timer, bytes);
         if !wait.is_zero() {
             timer.sleep(wait).await;
         }

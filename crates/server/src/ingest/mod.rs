@@ -5,6 +5,7 @@
 mod files;
 mod index;
 mod layout;
+pub mod repair;
 mod sequences;
 mod store;
 
