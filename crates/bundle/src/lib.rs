@@ -21,6 +21,7 @@ mod object;
 pub mod pki;
 mod read_at;
 pub mod signer;
+pub mod tlog;
 mod trust;
 mod write;
 mod zstd_frame;
