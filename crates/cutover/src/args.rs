@@ -587,11 +587,83 @@ pub(crate) enum Repo {
     /// Takes the root keys, the new key, and the keys of the metadata that it signs; clients follow without noticing. If it
     /// is interrupted, run it again with `--new-key` and the file it made.
     RotateKey(RepoRotateKey),
+    /// Keeps, shows and checks the transparency log of a repository: what proves that everybody sees the same releases.
+    #[command(subcommand)]
+    Log(RepoLog),
     /// Checks all of it as a client would: metadata, signatures, and every byte of every object.
     Verify {
         /// The repository.
         dir: PathBuf,
     },
+}
+
+/// `repo log`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepoLog {
+    /// Begins the log of a repository with every release that is there; from then on `publish` adds to it.
+    ///
+    /// Its key, `log.key`, is made in the directory of `--keys` unless it is there. Prints the verifier key for the setting
+    /// `trust-policy.log` of hosts.
+    Init {
+        /// The repository.
+        dir: PathBuf,
+        /// The log's name, such as `releases.example.com/app`; it never changes.
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// Who signs the metadata.
+        #[command(flatten)]
+        keys: RepoKeys,
+    },
+    /// Makes the key of a witness, and prints its verifier key for the setting `trust-policy.witnesses` of hosts.
+    Key {
+        /// The witness's name, such as `witness.example.org/w1`.
+        name: String,
+        /// The private key to write; one that is there is used.
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Shows the checkpoint and the last entries.
+    Show(LogSource),
+    /// Reads the whole log and checks that all of it belongs together: every entry, every tile, the checkpoint.
+    Verify(LogSource),
+    /// Cosigns the checkpoint as a witness, once it is proven that the log which this witness saw last only grew.
+    Cosign {
+        /// The log.
+        #[command(flatten)]
+        log: LogSource,
+        /// The witness's private key.
+        #[arg(long, value_name = "FILE")]
+        witness_key: PathBuf,
+        /// The witness's name.
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// The directory in which the witness keeps what it saw last; made when it is not there.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// Writes the cosigned checkpoint to this file, for `repo log add`. Default: it replaces that of the repository, which
+        /// must be a directory.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Adds the cosignatures of witnesses to the checkpoint of a repository.
+    Add {
+        /// The repository.
+        dir: PathBuf,
+        /// Cosigned checkpoints.
+        #[arg(required = true)]
+        checkpoints: Vec<PathBuf>,
+    },
+}
+
+/// Which log.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LogSource {
+    /// The repository: a URL or a directory.
+    #[arg(value_name = "URL|DIR")]
+    pub(crate) source: String,
+    /// The log's verifier key [setting: trust-policy.log]. Without, the repository's own word for it is taken.
+    #[arg(long, value_name = "NAME+HASH+KEY")]
+    pub(crate) log: Option<cutover_bundle::tlog::VerifierKey>,
 }
 
 /// `repo init`.

@@ -79,6 +79,9 @@ pub struct IndexEntry {
     /// Packages it cannot live with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
+    /// Which entry of the repository's log it is; none where no log is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_index: Option<u64>,
     /// Set when nobody should choose it any more. It can still be installed by its exact version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yanked: Option<Yanked>,
@@ -222,6 +225,7 @@ impl IndexEntry {
             min_upgrade_from: manifest.min_upgrade_from.clone(),
             requires: manifest.requires.clone(),
             conflicts: manifest.conflicts.clone(),
+            log_index: None,
             yanked: None,
             deltas: Vec::new(),
             manifest_patches: Vec::new(),

@@ -15,6 +15,7 @@ mod directory;
 mod fetch;
 mod hash;
 mod index;
+mod log;
 mod manifest_patch;
 mod present;
 mod publish;
@@ -35,6 +36,9 @@ pub use index::{
     DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, ManifestPatch,
     ObjectList, Yanked, delta_path, index_path, manifest_path, object_path, objects_path, parse_index_path,
     patch_path, signature_path,
+};
+pub use log::{
+    Audit, CHECKPOINT_PATH, FollowedLog, LOG_KEY_PATH, LogError, add_cosignatures, audit, claimed_log_key,
 };
 pub use present::{Listed, list};
 pub use publish::{Base, NewDelta, NewRelease, PublishError, Published, Publisher};

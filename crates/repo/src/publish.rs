@@ -10,7 +10,10 @@ use std::{
     io::{self, Write},
 };
 
-use cutover_bundle::{Limits, ObjectError, RangeReader, ReadAt, VerifiedBundle, decode_object};
+use cutover_bundle::{
+    Limits, ObjectError, RangeReader, ReadAt, VerifiedBundle, decode_object,
+    tlog::{CheckpointError, EntriesError, NoteError},
+};
 use cutover_core::model::{Digest, Instant, Manifest, Name, ObjectEntry, ReleaseRef, Version};
 
 use crate::{
@@ -20,6 +23,7 @@ use crate::{
         DeltaRef, FileRef, Index, IndexEntry, IndexError, ManifestPatch, ObjectList, Yanked, delta_path,
         index_path, manifest_path, object_path, objects_path, patch_path, signature_path,
     },
+    log::{CHECKPOINT_PATH, Growing, OwnLog},
     manifest_patch,
     present::{Present, must, target_file},
     settings::{self, RepositorySettings, days_after, seconds_after},
@@ -94,6 +98,18 @@ pub enum PublishError {
     /// A file contradicts another.
     #[error("the repository is damaged: {0}")]
     Damaged(String),
+    /// The checkpoint of its log is not right.
+    #[error("the checkpoint of the repository's log is refused")]
+    Log(#[source] CheckpointError),
+    /// A file of its log has not the form of one.
+    #[error(transparent)]
+    LogFile(#[from] EntriesError),
+    /// A note or a verifier key cannot be used.
+    #[error("a note or a verifier key cannot be used")]
+    Note(#[source] NoteError),
+    /// The log's key is not given.
+    #[error("the key of the log `{0}` is not given")]
+    NoLogKey(String),
 }
 
 impl PublishError {
@@ -145,6 +161,8 @@ pub struct Publisher<'a> {
     pub(crate) settings: RepositorySettings,
     pub(crate) present: Present,
     pub(crate) now: Instant,
+    /// The log of published releases, if the repository keeps one.
+    pub(crate) log: Option<OwnLog>,
     /// Contents that this run wrote and no metadata names yet.
     written: Vec<String>,
     _lock: Box<dyn Locked>,
@@ -210,8 +228,9 @@ impl<'a> Publisher<'a> {
             snapshot: nothing(0),
             timestamp: nothing(0),
         };
-        let mut publisher = Self { storage, keys, settings, present, now, written: Vec::new(), _lock: lock };
-        publisher.commit(&[], Renew::All)?;
+        let (log, written) = (None, Vec::new());
+        let mut publisher = Self { storage, keys, settings, present, now, log, written, _lock: lock };
+        publisher.commit(&[], Renew::All, None)?;
         Ok(publisher)
     }
 
@@ -228,7 +247,8 @@ impl<'a> Publisher<'a> {
         let lock = take_lock(storage)?;
         let settings = settings::load(storage).map_err(PublishError::storage("read", "the settings"))?;
         let present = Present::load(storage, None)?;
-        let mut publisher = Self { storage, keys, settings, present, now, written: Vec::new(), _lock: lock };
+        let (log, written) = (OwnLog::load(storage)?, Vec::new());
+        let mut publisher = Self { storage, keys, settings, present, now, log, written, _lock: lock };
         publisher.check_own()?;
         publisher.take_over_intent()?;
         publisher.complete_removals()?;
@@ -342,8 +362,9 @@ impl<'a> Publisher<'a> {
             }
             return Ok(published);
         }
+        let growing = self.append_to_log(&mut indexes, &changed)?;
         let changed: Vec<&Index> = changed.iter().filter_map(|path| indexes.get(path)).collect();
-        self.commit(&changed, Renew::All)?;
+        self.commit(&changed, Renew::All, growing)?;
         self.collect()?;
         published.version = self.present.timestamp.version;
         Ok(published)
@@ -575,7 +596,7 @@ impl<'a> Publisher<'a> {
         }
         if !changed.is_empty() {
             let indexes: Vec<&Index> = changed.iter().filter_map(|(_, path)| indexes.get(path)).collect();
-            self.commit(&indexes, Renew::All)?;
+            self.commit(&indexes, Renew::All, None)?;
             self.collect()?;
         }
         Ok(changed.into_iter().map(|(platform, _)| platform).collect())
@@ -616,7 +637,7 @@ impl<'a> Publisher<'a> {
         }
         if !changed.is_empty() {
             let changed: Vec<&Index> = changed.iter().filter_map(|path| indexes.get(path)).collect();
-            self.commit(&changed, Renew::All)?;
+            self.commit(&changed, Renew::All, None)?;
             self.collect()?;
         }
         Ok(changed.len())
@@ -631,18 +652,29 @@ impl<'a> Publisher<'a> {
         if self.is_due(Renew::Due, RoleKind::Root, self.present.root.expires, self.settings.root_days) {
             self.write_root(self.present.root.clone())?;
         }
-        self.commit(&[], Renew::Due)?;
+        self.commit(&[], Renew::Due, None)?;
         self.collect()?;
         Ok(())
     }
 
-    /// Writes new metadata with these indexes in place of those of the same path; an empty index is left out. The last write
-    /// is that of the timestamp.
-    pub(crate) fn commit(&mut self, indexes: &[&Index], renew: Renew) -> Result<(), PublishError> {
+    /// Writes new metadata with these indexes in place of those of the same path; an empty index is left out. The log grows
+    /// before; the last write is that of the timestamp.
+    pub(crate) fn commit(
+        &mut self,
+        indexes: &[&Index],
+        renew: Renew,
+        growing: Option<Growing>,
+    ) -> Result<(), PublishError> {
         let (storage, settings, now) = (self.storage, self.settings, self.now);
         let next = self.present.timestamp.version + 1;
         let mut files: Vec<(String, Vec<u8>)> = Vec::new();
         let mut superseded = Vec::new();
+        let mut checkpoint = None;
+        if let Some(growing) = growing {
+            files.extend(growing.files);
+            superseded.extend(growing.superseded);
+            checkpoint = Some(growing.checkpoint);
+        }
         let mut targets = self.present.targets.clone();
         for index in indexes {
             let path = index.path();
@@ -704,6 +736,12 @@ impl<'a> Publisher<'a> {
         }
         // Written while the files are still named: whoever collects leaves alone what is named.
         self.bury(&format!("{next}-superseded"), superseded)?;
+        // What metadata is about to name is in the log first.
+        if let Some(checkpoint) = checkpoint {
+            let written = storage.replace(CHECKPOINT_PATH, &checkpoint);
+            written.map_err(PublishError::storage("write", CHECKPOINT_PATH))?;
+            self.log = OwnLog::load(storage)?;
+        }
         let path = metadata_path("timestamp", None);
         storage.replace(&path, &timestamp_bytes).map_err(PublishError::storage("write", &path))?;
         self.forget_intent()?;
@@ -849,7 +887,7 @@ fn file_ref(file: &dyn ReadAt) -> io::Result<FileRef> {
     Ok(hashed.finish())
 }
 
-fn take_lock(storage: &dyn Storage) -> Result<Box<dyn Locked>, PublishError> {
+pub(crate) fn take_lock(storage: &dyn Storage) -> Result<Box<dyn Locked>, PublishError> {
     storage.lock().map_err(PublishError::storage("lock", "."))?.ok_or(PublishError::InUse)
 }
 

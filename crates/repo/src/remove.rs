@@ -95,7 +95,7 @@ impl Publisher<'_> {
             }
         }
         if !changed.is_empty() {
-            self.commit(&changed.iter().collect::<Vec<_>>(), Renew::All)?;
+            self.commit(&changed.iter().collect::<Vec<_>>(), Renew::All, None)?;
         }
         for (path, tombstone) in pending {
             // From here on the release may be published again; the tombstone only speaks of files.
@@ -122,8 +122,14 @@ impl Publisher<'_> {
         for file in later.iter().flat_map(|(_, tombstone)| &tombstone.files) {
             candidates.remove(file);
         }
+        if candidates.iter().any(|file| file.starts_with("log/"))
+            && let Some(log) = &self.log
+        {
+            let named = log.files();
+            candidates.retain(|file| !named.contains(file));
+        }
         // Only a removed release or an interrupted publication leaves these, and only then every manifest is read.
-        if candidates.iter().any(|file| !file.starts_with("metadata/") && !file.starts_with("packages/")) {
+        if candidates.iter().any(|file| !is_metadata(file)) {
             let mut seen = BTreeSet::<Digest>::new();
             for index in self.present.indexes(self.storage)?.values() {
                 for entry in &index.releases {
@@ -148,6 +154,11 @@ impl Publisher<'_> {
         self.storage.remove(&gone).map_err(PublishError::storage("delete", "tombstones"))?;
         Ok(deleted.len())
     }
+}
+
+/// Whether a file is nothing that a release consists of.
+fn is_metadata(file: &str) -> bool {
+    ["metadata/", "packages/", "log/"].iter().any(|ours| file.starts_with(ours))
 }
 
 /// Every file of a release: manifest, signature, objects with their list, and the patches and deltas that lead to it.

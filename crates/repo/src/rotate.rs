@@ -49,7 +49,7 @@ impl Publisher<'_> {
             self.write_root(both)?;
         }
         if kind != RoleKind::Root {
-            self.commit(&[], Renew::Role(kind))?;
+            self.commit(&[], Renew::Role(kind), None)?;
         }
         let mut last = self.present.root.clone();
         let role = last.roles.get_mut(kind.name()).expect("a checked root lists the keys of every role");

@@ -9,7 +9,10 @@ use aws_lc_rs::{
         KeyPair as _, RSA_PSS_SHA256,
     },
 };
-use cutover_bundle::signer::{CertificateChain, Scheme, Signer, SignerError};
+use cutover_bundle::{
+    signer::{CertificateChain, Scheme, Signer, SignerError},
+    tlog::{KeyKind, VerifierKey},
+};
 use der::pem::{LineEnding, encode_string};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde::Serialize;
@@ -124,6 +127,31 @@ impl MetadataKey {
     pub fn from_signer(signer: Box<dyn Signer>) -> Result<Self, SigningError> {
         let public = public_key_of(signer.chain())?;
         Ok(Self::new(public, Private::Elsewhere(signer)))
+    }
+
+    /// Makes a key for a log or a witness (Ed25519) and returns it with its private half in PEM (PKCS#8).
+    ///
+    /// # Errors
+    /// [`SigningError::Generate`].
+    pub fn generate_ed25519() -> Result<(Self, Zeroizing<String>), SigningError> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| SigningError::Generate)?;
+        let pkcs8 = pair.to_pkcs8().map_err(|_| SigningError::Generate)?;
+        let pem = encode_string("PRIVATE KEY", LineEnding::LF, pkcs8.as_ref());
+        let pem = Zeroizing::new(pem.map_err(|_| SigningError::Generate)?);
+        Ok((Self::from_pem(pem.as_bytes())?, pem))
+    }
+
+    /// By what notes that this key signs are verified.
+    ///
+    /// # Errors
+    /// [`SigningError::Key`]: it is no Ed25519 key, or the name is none.
+    pub fn verifier_key(&self, name: &str, kind: KeyKind) -> Result<VerifierKey, SigningError> {
+        let (scheme, public) = self.public.identity();
+        let public = (scheme == "ed25519").then(|| hex::decode(public)).flatten();
+        let public = public.and_then(|public| <[u8; 32]>::try_from(public).ok());
+        let public = public.ok_or(SigningError::Key("a log and its witnesses sign with Ed25519"))?;
+        VerifierKey::new(name, kind, public)
+            .map_err(|_| SigningError::Key("a name has 1 to 256 characters, no white space and no `+`"))
     }
 
     fn new(public: PublicKey, private: Private) -> Self {

@@ -2,15 +2,17 @@
 
 use std::{collections::BTreeSet, io};
 
-use cutover_bundle::{Limits, ObjectError, decode_object};
+use cutover_bundle::{Limits, ObjectError, decode_object, tlog::LogEntry};
 use cutover_core::model::{Digest, Instant, Manifest, ObjectEntry};
 
 use crate::{
+    fetch::{Fetch, FetchError, read_bounded},
     hash::{HashReader, HashWriter},
     index::{
         FileRef, IndexEntry, ObjectList, delta_path, manifest_path, object_path, objects_path, patch_path,
         signature_path,
     },
+    log,
     present::{Present, must},
     publish::PublishError,
     storage::{PRIVATE, Storage},
@@ -49,15 +51,27 @@ pub fn verify(
     now: Instant,
 ) -> Result<Report, PublishError> {
     let present = Present::load(storage, Some(now))?;
-    let mut check =
-        Check { storage, report: Report::default(), seen: BTreeSet::new(), named: BTreeSet::new() };
+    let mut check = Check {
+        storage,
+        report: Report::default(),
+        seen: BTreeSet::new(),
+        named: BTreeSet::new(),
+        logged: Vec::new(),
+    };
     check.named.extend(present.metadata_files());
     for index in present.indexes(storage)?.values() {
         for entry in &index.releases {
             let name = format!("{} {} ({}, {})", index.package, entry.version, index.platform, index.channel);
             check.release(&name, entry, check_release)?;
+            let (package, version, platform) =
+                (index.package.clone(), entry.version.clone(), index.platform.clone());
+            let logged = LogEntry { package, version, platform, manifest: entry.manifest.sha256 };
+            check.logged.push((name, logged, entry.log_index));
         }
     }
+    let (problems, files) = log::problems(storage, &Whole(storage), &check.logged)?;
+    check.report.problems.extend(problems);
+    check.named.extend(files);
     check.unreferenced()?;
     Ok(check.report)
 }
@@ -67,6 +81,18 @@ struct Check<'a> {
     report: Report,
     seen: BTreeSet<Digest>,
     named: BTreeSet<String>,
+    /// Every release that is listed, and where the log should have it.
+    logged: Vec<(String, LogEntry, Option<u64>)>,
+}
+
+/// Reads a store as a client would.
+struct Whole<'a>(&'a dyn Storage);
+
+impl Fetch for Whole<'_> {
+    fn fetch(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, FetchError> {
+        let file = self.0.open(path).map_err(|error| FetchError::Failed(Box::new(error)))?;
+        read_bounded(file.ok_or(FetchError::NotFound)?, bytes_max)
+    }
 }
 
 impl Check<'_> {
@@ -198,7 +224,7 @@ impl Check<'_> {
             }
             if pending.contains(&file) {
                 self.report.pending += 1;
-            } else if ["metadata/", "packages/", "manifests/", "objects/", "deltas/"]
+            } else if ["metadata/", "packages/", "manifests/", "objects/", "deltas/", "log/"]
                 .iter()
                 .any(|ours| file.starts_with(ours))
             {

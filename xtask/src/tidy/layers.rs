@@ -48,7 +48,7 @@ const LAYERS: &[Layer] = &[
         outside: Outside::Only {
             normal: &[
                 "aws-lc-rs",
-                // Host keys in PEM.
+                // Host keys in PEM; signed notes of the transparency log.
                 "base64ct",
                 // BSDIFF40's three streams.
                 "bzip2",

@@ -8,6 +8,7 @@ mod describe;
 mod documents;
 mod gate;
 mod index;
+mod log;
 mod node;
 mod offers;
 mod outcome;

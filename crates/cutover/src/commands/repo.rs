@@ -14,12 +14,12 @@ use cutover_bundle::{
 use cutover_core::model::{Manifest, Name, ObjectEntry, ReleaseRef};
 use cutover_repo::{
     Base, DirectoryStorage, MetadataKey, NewDelta, NewRelease, Published, Publisher, RepositorySettings,
-    Rotation,
+    Rotation, SigningError,
     tuf::{PublicKey, RoleKind},
 };
 use zeroize::Zeroizing;
 
-use super::{Context, bundle, delta_release, trust};
+use super::{Context, bundle, delta_release, log, trust};
 use crate::{
     args::{Repo, RepoInit, RepoKeys, RepoPublish, RepoRemove, RepoRotateKey, Signing},
     exit::Exit,
@@ -77,12 +77,17 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
             })
         }
         Repo::RotateKey(command) => rotate_key(&command, context),
+        Repo::Log(command) => log::run(command, context),
         Repo::Verify { dir } => verify(&dir, context),
     }
 }
 
 /// Prints a result in the form that was asked for.
-fn said(context: &Context, json: &serde_json::Value, text: impl FnOnce() -> String) -> Result<Exit, Failure> {
+pub(super) fn said(
+    context: &Context,
+    json: &serde_json::Value,
+    text: impl FnOnce() -> String,
+) -> Result<Exit, Failure> {
     match context.form {
         Form::Json => output::json(json)?,
         Form::Text => output::line(output::printable(&text())),
@@ -90,12 +95,12 @@ fn said(context: &Context, json: &serde_json::Value, text: impl FnOnce() -> Stri
     Ok(Exit::Done)
 }
 
-fn open(dir: &Path) -> Result<DirectoryStorage, Failure> {
+pub(super) fn open(dir: &Path) -> Result<DirectoryStorage, Failure> {
     DirectoryStorage::open(dir).map_err(|source| Failure::io("open the repository", dir, source))
 }
 
 /// Opens the keys that are named.
-fn metadata_keys(named: &RepoKeys) -> Result<Vec<MetadataKey>, Failure> {
+pub(super) fn metadata_keys(named: &RepoKeys) -> Result<Vec<MetadataKey>, Failure> {
     let mut files = named.key.clone();
     if let Some(dir) = &named.keys {
         files.extend(key_files(dir)?);
@@ -138,7 +143,7 @@ fn key_files(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-fn key_file(path: &Path) -> Result<MetadataKey, Failure> {
+pub(super) fn key_file(path: &Path) -> Result<MetadataKey, Failure> {
     let pem = Zeroizing::new(files::read("the private key", path)?);
     MetadataKey::from_pem(&pem)
         .map_err(|error| Failure::about(error, format!("cannot sign with `{}`", path.display())))
@@ -146,13 +151,20 @@ fn key_file(path: &Path) -> Result<MetadataKey, Failure> {
 
 /// The key of that name in the directory of keys; made when it is not there.
 fn key_named(dir: &Path, name: &str) -> Result<MetadataKey, Failure> {
-    let path = dir.join(format!("{name}.key"));
+    key_at(&dir.join(format!("{name}.key")), MetadataKey::generate)
+}
+
+/// Makes a key and its private half in PEM.
+type Generate = fn() -> Result<(MetadataKey, Zeroizing<String>), SigningError>;
+
+/// The key in a file; made when it is not there.
+pub(super) fn key_at(path: &Path, generate: Generate) -> Result<MetadataKey, Failure> {
     if path.exists() {
-        return key_file(&path);
+        return key_file(path);
     }
-    let (key, pem) = MetadataKey::generate()?;
-    files::write(&path, 0o600, Existing::Keep, |out| {
-        out.write_all(pem.as_bytes()).map_err(|source| Failure::io("write", &path, source))
+    let (key, pem) = generate()?;
+    files::write(path, 0o600, Existing::Keep, |out| {
+        out.write_all(pem.as_bytes()).map_err(|source| Failure::io("write", path, source))
     })?;
     Ok(key)
 }

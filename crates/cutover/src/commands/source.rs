@@ -30,7 +30,7 @@ use cutover_repo::{
 };
 
 use super::{
-    Context, documents, offers,
+    Context, documents, log, offers,
     site::{self, Missing, Site},
     trust,
 };
@@ -95,10 +95,10 @@ struct Repository {
 }
 
 /// The port of the metadata client over the downloader.
-struct Metadata<'a> {
-    source: &'a dyn Source,
+pub(super) struct Metadata<'a> {
+    pub(super) source: &'a dyn Source,
     /// Where the tags of files that are asked for again and again are kept.
-    tags: Option<&'a StateDirectory>,
+    pub(super) tags: Option<&'a StateDirectory>,
 }
 
 /// Where the tag of the one file that changes is kept.
@@ -429,6 +429,8 @@ pub(super) fn open(
         );
         return Err(Failure::new(Exit::NotTrusted, message));
     }
+    let sha256 = release.release().manifest;
+    log::judge(manifest, sha256, chosen.entry.log_index, settings, (&metadata, &repository.state))?;
     let stored: BTreeMap<Digest, Digest> =
         files.objects.of(manifest)?.into_iter().map(|(object, stored)| (object.sha256, stored)).collect();
     let read = |object: &ObjectEntry| fetch_object(&metadata, object, stored[&object.sha256]);
@@ -561,7 +563,7 @@ impl Fetched {
         let place = root.join(".cutover/trusted");
         let failed = |source| Failure::io("keep the repository's metadata in", &place, source);
         let state = StateDirectory::open(&place).map_err(failed)?;
-        for role in ["root", "timestamp", "snapshot", "targets", TAG] {
+        for role in ["root", "timestamp", "snapshot", "targets", TAG, "log"] {
             if let Some(bytes) = self.state.load(role).map_err(failed)? {
                 state.keep(role, &bytes).map_err(failed)?;
             }
@@ -609,6 +611,7 @@ pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure>
     let repository = Repository::open(&command.from, root, &settings, context)?;
     let metadata = repository.metadata();
     let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
+    log::follow(&settings, &metadata, &repository.state)?;
     let mut catalogue = Catalogue::new(client);
     let candidates = catalogue.candidates(&repository.wanted(&Named { package, version: None }))?;
     let installed = installed.map(|release| release.version);

@@ -1,7 +1,8 @@
 //! Exit codes of the errors of `cutover-repo`.
 
+use cutover_bundle::tlog::CheckpointError;
 use cutover_repo::{
-    BootstrapError, CatalogueError, FetchError, IndexError, PublishError, SigningError,
+    BootstrapError, CatalogueError, FetchError, IndexError, LogError, PublishError, SigningError,
     tuf::{ClientError, Refused},
 };
 
@@ -93,7 +94,11 @@ impl Classify for PublishError {
             | Self::Conflict { .. }
             | Self::Object(_)
             | Self::NotFound(_)
-            | Self::Damaged(_) => None,
+            | Self::Damaged(_)
+            | Self::Log(_)
+            | Self::LogFile(_)
+            | Self::Note(_)
+            | Self::NoLogKey(_) => None,
         }
     }
 
@@ -105,7 +110,8 @@ impl Classify for PublishError {
             Self::ForeignMetadata(_) => Exit::NotTrusted,
             Self::InUse => Exit::InProgress,
             Self::Conflict { .. } => Exit::Policy,
-            Self::Damaged(_) => Exit::Damaged,
+            Self::Damaged(_) | Self::Log(_) | Self::LogFile(_) => Exit::Damaged,
+            Self::Note(_) | Self::NoLogKey(_) => Exit::Usage,
             Self::Object(error) => error.exit(),
             Self::Storage { .. } | Self::NotARepository | Self::Exists | Self::NotFound(_) => Exit::Failed,
         }
@@ -126,7 +132,47 @@ impl Classify for PublishError {
             Self::Conflict { .. } => "give the new content a new version",
             Self::NotFound(_) => "`cutover repo list` shows what there is",
             Self::Damaged(_) => "`cutover repo verify` lists what is wrong; publish the same bundles again",
-            Self::Storage { .. } => return Vec::new(),
+            Self::Log(_) | Self::LogFile(_) => "restore `log/` of the repository from a copy or a mirror",
+            Self::NoLogKey(_) => "name it with --key, or put it beside the others as `log.key`",
+            Self::Storage { .. } | Self::Note(_) => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+impl Classify for LogError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Fetch { source, .. } => exit_of_fetch(source),
+            Self::State { .. } => Exit::Failed,
+            Self::Checkpoint(_)
+            | Self::Entries(_)
+            | Self::Forked { .. }
+            | Self::NotThere { .. }
+            | Self::NotLogged(_)
+            | Self::Damaged(_) => Exit::NotTrusted,
+            Self::Signing(error) => error.exit(),
+            Self::Note(_) => Exit::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Fetch { .. } => "the repository may keep no log: `cutover repo log init` begins one",
+            Self::Checkpoint(CheckpointError::Witnesses { .. }) => {
+                "try again once the witnesses have cosigned it: `cutover repo log cosign`"
+            }
+            Self::Forked { .. } => {
+                "an old or another history is shown here: compare `cutover repo log show` from another network, and keep both checkpoints"
+            }
+            Self::NotLogged(_) | Self::NotThere { .. } => {
+                "do not install it before others can see it: ask whoever keeps the repository"
+            }
+            Self::Checkpoint(_) | Self::Entries(_) | Self::Damaged(_) => {
+                "ask whoever keeps the repository to run `cutover repo log verify`"
+            }
+            Self::Signing(error) => return error.hints(),
+            Self::State { .. } | Self::Note(_) => return Vec::new(),
         };
         vec![hint.to_owned()]
     }

@@ -81,6 +81,13 @@ const MEANINGS: &[(&str, &str)] = &[
          them, which is then required. Empty: any.",
     ),
     (
+        "trust-policy.log",
+        "The verifier key (`NAME+HASH+KEY`) of the transparency log that a release must be in; then only releases of a \
+         repository are installed. Unset: no log is asked for.",
+    ),
+    ("trust-policy.witnesses", "The verifier keys of witnesses of that log."),
+    ("trust-policy.witness_threshold", "How many of them must have cosigned its checkpoint. 0: all."),
+    (
         "install.layout",
         "How a root is laid out at its first use: `versioned` (`current` is a symlink), `exchange` (`current` is a \
          directory that is swapped) or `in-place` (files among files that are not ours). Unset: `versioned`.",

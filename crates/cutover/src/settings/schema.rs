@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use cutover_bundle::tlog::VerifierKey;
 use cutover_core::{
     model::Name,
     plan::{Layout, LocalChanges},
@@ -78,6 +79,13 @@ pub struct TrustPolicy {
     pub builders: Vec<String>,
     /// The repositories it may be built from, as its provenance names them, which is then required. Empty: any.
     pub source_repositories: Vec<String>,
+    /// The verifier key of the log that releases of a repository must be in (`NAME+HASH+KEY`). Unset: no log is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<VerifierKey>,
+    /// The verifier keys of witnesses of that log.
+    pub witnesses: Vec<VerifierKey>,
+    /// How many of them must have cosigned its checkpoint. 0: all.
+    pub witness_threshold: usize,
 }
 
 /// `[install]`: how updates are laid down.

@@ -13,6 +13,7 @@ mod install;
 #[allow(dead_code, reason = "the shipper's own tests use all of it")]
 #[path = "../../../host/tests/ship/receiver.rs"]
 mod receiver;
+mod log;
 mod refusals;
 mod repo;
 mod settings;

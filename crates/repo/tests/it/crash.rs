@@ -103,6 +103,7 @@ fn sweep(prepare: &dyn Fn(&World), act: Act<'_>, before: Option<&str>, after: Op
         assert_eq!(seen(&world, 1).as_deref(), before);
         let client = world.client();
         let _ = world.resolve(&client, 1, None);
+        let logged = world.follow_log(&client).expect("followed");
         let store = Dying { inner: world.storage(), left: Cell::new(left) };
         let ended = Publisher::open(&store, &world.keys, at(1)).and_then(|mut publisher| act(&mut publisher));
         let died = ended.is_err();
@@ -110,7 +111,8 @@ fn sweep(prepare: &dyn Fn(&World), act: Act<'_>, before: Option<&str>, after: Op
 
         let now = seen(&world, 1);
         assert!(now.as_deref() == before || now.as_deref() == after, "write {left}: {now:?}");
-        // A client that knew the old state goes on from it.
+        // A client that knew the old state goes on from it, and finds the log it saw, with more entries or not.
+        assert!(world.follow_log(&client).expect("the same log") >= logged, "write {left}");
         let known = world.resolve(&client, 1, None).ok();
         assert_eq!(known, now, "write {left}");
         assert_eq!(report(&world.storage(), 1).problems, Vec::<String>::new(), "write {left}");
@@ -125,6 +127,7 @@ fn sweep(prepare: &dyn Fn(&World), act: Act<'_>, before: Option<&str>, after: Op
         let report = world.report(30);
         assert_eq!((&report.problems, &report.unreferenced), (&Vec::new(), &Vec::new()), "write {left}");
         assert_eq!(seen(&world, 30).as_deref(), after, "write {left}");
+        world.follow_log(&client).expect("the same log");
         if !died {
             return left;
         }
@@ -137,6 +140,30 @@ fn releases() -> [Verified; 2] {
         bundle("1.0.0", &[("same", b"in both"), ("a", b"one")]),
         bundle("1.1.0", &[("same", b"in both"), ("a", b"two"), ("b", b"three")]),
     ]
+}
+
+#[test]
+fn every_crash_leaves_a_log_that_only_grew_and_has_what_is_published() {
+    let [one, two] = releases();
+    let start = |world: &World| world.start_log(0);
+    let publish_one = |world: &World| {
+        world.start_log(0);
+        world.publish(0, &[&one]);
+    };
+    let before_the_log = |world: &World| {
+        world.publish(0, &[&one, &two]);
+    };
+    let publish_two: Act<'_> = &|publisher| publish(publisher, &[&two], None).map(drop);
+    let first: Act<'_> = &|publisher| publish(publisher, &[&one], None).map(drop);
+    assert!(sweep(&start, first, None, Some("1.0.0")) > 10);
+    assert!(sweep(&publish_one, publish_two, Some("1.0.0"), Some("1.1.0")) > 10);
+    let key = std::cell::RefCell::new(None);
+    let remember = |world: &World| {
+        before_the_log(world);
+        *key.borrow_mut() = Some(world.log_key());
+    };
+    let begin: Act<'_> = &|publisher| publisher.start_log(key.borrow().as_ref().expect("known")).map(drop);
+    assert!(sweep(&remember, begin, Some("1.1.0"), Some("1.1.0")) > 5);
 }
 
 // M16

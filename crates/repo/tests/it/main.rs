@@ -7,6 +7,7 @@
 mod attacks;
 mod client;
 mod crash;
+mod log;
 mod publish;
 mod python;
 mod rotate;

@@ -12,13 +12,14 @@ use cutover_bundle::{
     pki::{Authority, Validity},
     sign_manifest,
     signer::{CertificateChain, FileSigner},
+    tlog::{CheckpointPolicy, KeyKind, VerifierKey},
 };
 use cutover_core::model::{
     FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Name, Priority, Version,
 };
 use cutover_repo::{
-    Catalogue, DirectoryStorage, Fetch, FetchError, MetadataKey, NewRelease, PublishError, Published,
-    Publisher, Report, RepositorySettings, State, Storage, Wanted,
+    Catalogue, DirectoryStorage, Fetch, FetchError, FollowedLog, LOG_KEY_PATH, LogError, MetadataKey,
+    NewRelease, PublishError, Published, Publisher, Report, RepositorySettings, State, Storage, Wanted,
     tuf::{Client, ClientError, ClientLimits, RoleKind},
     verify,
 };
@@ -134,10 +135,21 @@ pub(crate) fn four_keys() -> Vec<MetadataKey> {
     (0..4).map(|_| MetadataKey::generate().expect("a key").0).collect()
 }
 
+/// An Ed25519 key, the same for the same seed.
+pub(crate) fn ed25519(seed: u8) -> MetadataKey {
+    let pair = aws_lc_rs::signature::Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).expect("a key");
+    let pkcs8 = pair.to_pkcs8().expect("encoded");
+    let pem =
+        der::pem::encode_string("PRIVATE KEY", der::pem::LineEnding::LF, pkcs8.as_ref()).expect("it fits");
+    MetadataKey::from_pem(pem.as_bytes()).expect("a key")
+}
+
 impl World {
     /// An empty repository, set up at hour 0.
     pub(crate) fn new(grace_s: u32) -> Self {
-        let world = Self { dir: tempfile::tempdir().expect("a directory"), keys: four_keys(), grace_s };
+        let mut keys = four_keys();
+        keys.push(ed25519(7));
+        let world = Self { dir: tempfile::tempdir().expect("a directory"), keys, grace_s };
         let storage = world.storage();
         world.create(&storage).expect("set up");
         world
@@ -150,6 +162,25 @@ impl World {
     pub(crate) fn create_at(&self, storage: &dyn Storage, hours: i64) -> Result<(), PublishError> {
         let settings = RepositorySettings { grace_s: self.grace_s, ..RepositorySettings::default() };
         Publisher::create(storage, &role_keys(&self.keys), settings, &self.keys, at(hours)).map(drop)
+    }
+
+    /// By what the log of this repository is verified: its fifth key signs it.
+    pub(crate) fn log_key(&self) -> VerifierKey {
+        self.keys[4].verifier_key("log.example/app", KeyKind::Log).expect("a key of Ed25519")
+    }
+
+    pub(crate) fn start_log(&self, hours: i64) {
+        self.with_publisher(hours, |publisher| publisher.start_log(&self.log_key())).expect("started");
+    }
+
+    /// Follows the log, if there is one.
+    pub(crate) fn follow_log(&self, state: &Memory) -> Result<u64, LogError> {
+        let storage = self.storage();
+        if !self.dir.path().join(LOG_KEY_PATH).exists() {
+            return Ok(0);
+        }
+        let policy = CheckpointPolicy::new(self.log_key(), Vec::new(), 0)?;
+        Ok(FollowedLog::follow(&storage, state, &policy)?.checkpoint().size)
     }
 
     pub(crate) fn storage(&self) -> DirectoryStorage {
