@@ -15,7 +15,7 @@ use super::{
     Context,
     bundle::{self, Update},
     describe::describe,
-    offers,
+    log, offers,
     outcome::{DeltaSaved, finish},
     site::{Missing, Site},
     source,
@@ -59,7 +59,11 @@ struct Given<'a> {
 
 impl Given<'_> {
     fn open(&self, root: &Path, settings: &Settings, context: &Context) -> Result<Update, Failure> {
-        match source::reference(self.path, self.from, settings) {
+        let wanted = source::reference(self.path, self.from, settings);
+        if wanted.is_none() || source::offers_bundles(self.from, settings) {
+            log::refuse_files(settings, self.path)?;
+        }
+        match wanted {
             Some(_) if self.full.is_some() => Err(Failure::usage("--full is for delta bundles")),
             Some(wanted) if source::offers_bundles(self.from, settings) => {
                 offers::open(&wanted, root, settings, context)
