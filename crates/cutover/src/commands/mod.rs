@@ -17,6 +17,7 @@ mod repo;
 mod run;
 mod schema;
 mod ship;
+mod schema_port;
 mod site;
 mod source;
 mod trust;

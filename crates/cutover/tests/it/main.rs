@@ -16,6 +16,7 @@ mod receiver;
 mod log;
 mod refusals;
 mod repo;
+mod schema;
 mod settings;
 mod ship;
 mod ship_gate;
