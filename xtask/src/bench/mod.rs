@@ -9,6 +9,7 @@ mod fetch;
 mod gate;
 mod index;
 mod peers;
+mod schema;
 mod targets;
 mod transfer;
 
@@ -44,6 +45,8 @@ pub(crate) enum Bench {
     Index(index::Options),
     /// Bytes that an update takes from a repository, beside other tools.
     Transfer,
+    /// The rewrite of a column of a large table, beside other ways.
+    Schema(schema::Options),
 }
 
 /// How it is measured.
@@ -113,6 +116,7 @@ pub(crate) fn run(root: &Path, bench: &Bench) -> Result<()> {
         Bench::Gate(options) => return gate::run(root, options),
         Bench::Index(options) => return index::run(root, options),
         Bench::Transfer => return transfer::run(root),
+        Bench::Schema(options) => return schema::run(root, options),
     };
     if options.install_peers {
         install_peers()?;
