@@ -10,10 +10,10 @@ mod documents;
 mod gate;
 mod guides;
 mod install;
+mod log;
 #[allow(dead_code, reason = "the shipper's own tests use all of it")]
 #[path = "../../../host/tests/ship/receiver.rs"]
 mod receiver;
-mod log;
 mod refusals;
 mod repo;
 mod schema;
