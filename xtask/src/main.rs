@@ -32,6 +32,15 @@ enum Task {
     Reference,
     /// Strikes the real binary at every file-system call.
     Crash(crash::Options),
+    /// Writers against migrations, by random seeds, with their ledgers against the tables afterwards.
+    SchemaSweep {
+        /// 200 seeds on each engine, instead of 12.
+        #[arg(long)]
+        full: bool,
+        /// As many seeds on each engine.
+        #[arg(long)]
+        seeds: Option<u64>,
+    },
     /// Installs, updates, kills and rolls back two consecutive releases of real programs.
     RealUpdate(real_update::Options),
     /// Makes the old and new files of the delta benchmark.
@@ -58,6 +67,24 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Reference => reference::write(&root),
         Task::Crash(options) => crash::run(&root, &options),
+        Task::SchemaSweep { full, seeds } => {
+            let seeds = seeds.unwrap_or(if full { 200 } else { 12 });
+            let mut command = std::process::Command::new(program::cargo());
+            command.current_dir(&root).env("SCHEMA_SEEDS", seeds.to_string());
+            command.args([
+                "test",
+                "-p",
+                "cutover-migrate",
+                "--test",
+                "it",
+                "--",
+                "--nocapture",
+                "no_acknowledged_write",
+                "lose_nothing",
+            ]);
+            anyhow::ensure!(command.status().context("failed to start cargo")?.success(), "the sweep failed");
+            Ok(())
+        }
         Task::Pairs(options) => pairs::run(&root, &options),
         Task::Bench(bench) => bench::run(&root, &bench),
         Task::RealUpdate(options) => real_update::run(&root, &options),

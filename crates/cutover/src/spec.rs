@@ -15,8 +15,8 @@ use std::{
 use cutover_bundle::{Level, Limits, Payload, PayloadWriter};
 use cutover_core::model::{
     BuildInfo, Conflict, Digest, Document, DocumentKind, FileEntry, FileKind, FileMode, Instant,
-    MANIFEST_FORMAT, Manifest, Name, PathError, Priority, Requirement, SafePath, ServiceHints, Symlink,
-    Version,
+    MANIFEST_FORMAT, Manifest, Name, PathError, Priority, Requirement, SafePath, Schema, ServiceHints,
+    Symlink, Version,
 };
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Deserialize;
@@ -69,6 +69,9 @@ pub struct ReleaseSpec {
     /// Packages it cannot live with.
     #[serde(default)]
     pub conflicts: Vec<Conflict>,
+    /// The database schema it needs, and the migration files of the release that lead to it.
+    #[serde(default)]
+    pub schema: Option<Schema>,
     /// How its service is run.
     #[serde(default)]
     pub service: Option<ServiceHints>,
@@ -279,7 +282,7 @@ pub fn pack<S: io::Read + Write + Seek>(
         shared: spec.shared.clone(),
         objects: Vec::new(),
         documents: documents.iter().map(|(kind, bytes)| document(*kind, bytes)).collect(),
-        schema: None,
+        schema: spec.schema.clone(),
         service: spec.service.clone(),
         notes: spec.notes.clone(),
     };

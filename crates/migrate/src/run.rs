@@ -406,6 +406,16 @@ impl<'a> Migrator<'a> {
         Ok(Status { version: version(&records), holder, migrations })
     }
 
+    /// The lowest schema version whose code the database still serves: the last one whose contract took something away.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn floor(&mut self) -> Result<u64, Error> {
+        let records = self.records_if_any()?;
+        let contracted = records.iter().filter(|record| record.contracted && !record.plan.additive);
+        Ok(contracted.map(|record| record.position).max().unwrap_or(0))
+    }
+
     /// The history, after its chain was checked, also against a head that was kept elsewhere.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::{Finding, Tree, tokens};
 
 const PAGE: &str = "docs/reference/contract.md";
 /// Groups of cases that are in scope.
-const GROUPS: &[char] = &['M', 'V', 'P', 'E', 'S', 'H', 'R', 'D', 'W'];
+const GROUPS: &[char] = &['M', 'V', 'P', 'E', 'S', 'H', 'R', 'D', 'W', 'X'];
 const REASONS: &str = "## Without a test of their own";
 
 /// Compares the page with the tests.

@@ -14,6 +14,7 @@ mod pki;
 mod repo;
 mod run;
 mod schema;
+mod schema_port;
 mod site;
 mod source;
 mod trust;

@@ -24,7 +24,7 @@ use cutover_host::{
     service::{ServiceManager, ServiceState, service_manager, supervisor::Current},
 };
 
-use super::{Context, outcome};
+use super::{Context, outcome, schema_port::SchemaPort};
 use crate::{clock, exit::Exit, failure::Failure, output, progress, settings::Settings};
 
 /// How long recovery waits for the supervisor that started it.
@@ -58,6 +58,7 @@ pub(super) struct Site {
     pub(super) service: Arc<dyn ServiceManager>,
     packages: BTreeMap<Name, Version>,
     probes: Probes,
+    schema: Option<SchemaPort>,
     /// The empty directory that stands for a root that is not there.
     _imagined: Option<tempfile::TempDir>,
 }
@@ -97,7 +98,8 @@ impl Site {
         let node = node_at(looked_at, &settings, packages.clone(), command)?;
         let service: Arc<dyn ServiceManager> = Arc::from(service_manager(&settings.service, &root));
         let probes = Probes::new(&settings.probes, Arc::clone(&service));
-        Ok(Self { root, settings, node, service, packages, probes, _imagined: imagined })
+        let schema = settings.schema.url.is_some().then(|| SchemaPort::new(&settings.schema));
+        Ok(Self { root, settings, node, service, packages, probes, schema, _imagined: imagined })
     }
 
     /// Other packages of this host.
@@ -117,7 +119,7 @@ impl Site {
                 OnFailure::Keep => OnProbeFailure::Keep,
             },
             local_changes: self.settings.install.local_changes,
-            schema: None,
+            schema: self.schema.as_ref().map(SchemaPort::seen).transpose()?,
             now,
         })
     }
@@ -127,7 +129,7 @@ impl Site {
         Ports {
             service: self.service.as_ref(),
             prober: &self.probes,
-            schema: None,
+            schema: self.schema.as_ref().map(|port| port as &dyn cutover_host::schema::SchemaManager),
             observer: progress::observer(context.progress),
             before_step: None,
         }

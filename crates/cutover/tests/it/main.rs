@@ -12,6 +12,7 @@ mod guides;
 mod install;
 mod refusals;
 mod repo;
+mod schema;
 mod settings;
 mod source;
 mod world;

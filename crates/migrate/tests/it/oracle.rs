@@ -28,6 +28,11 @@ pub(crate) struct Row {
     pub(crate) note: String,
 }
 
+/// How many seeds a sweep tries: `SCHEMA_SEEDS`, or the number that fits the test command.
+pub(crate) fn seeds(default: u64) -> u64 {
+    std::env::var("SCHEMA_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 /// Rows by id.
 pub(crate) type Ledger = BTreeMap<i64, Row>;
 

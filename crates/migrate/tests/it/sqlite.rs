@@ -260,8 +260,7 @@ fn sweep(seed: u64) {
 
 #[test]
 fn no_acknowledged_write_is_lost_doubled_or_resurrected() {
-    let seeds: u64 = std::env::var("SCHEMA_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
-    for seed in 0..seeds {
+    for seed in 0..oracle::seeds(6) {
         sweep(seed);
     }
 }

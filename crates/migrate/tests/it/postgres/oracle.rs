@@ -51,7 +51,7 @@ fn writers_of_all_isolation_levels_lose_nothing() {
         return;
     }
     let keep = Database::new();
-    for seed in 0..3 {
+    for seed in 0..crate::oracle::seeds(3) {
         let database = Database::new();
         let mut sql = clients(&database, &["read committed"]).pop().expect("one");
         create_table(&mut *sql, "accounts");
