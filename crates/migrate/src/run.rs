@@ -795,12 +795,15 @@ impl Run<'_> {
             }
         }
         for phase in [Phase::ShadowCreate, Phase::DualWrite, Phase::Backfill, Phase::ConsistencyCheck] {
-            if at > phase {
-                continue;
+            if at <= phase {
+                self.enter(phase)?;
             }
-            self.enter(phase)?;
             for change in &self.plan.changes {
                 pacer.check(self.engine)?;
+                // A run that was cut off while it undid things may have taken back what an earlier phase had made.
+                if at > phase && self.engine.is_done(&self.task, phase, change)? {
+                    continue;
+                }
                 match phase {
                     Phase::ShadowCreate => self.engine.expand(&self.task, change)?,
                     Phase::DualWrite => self.engine.dual_write(&self.task, change)?,

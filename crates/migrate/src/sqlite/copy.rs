@@ -16,7 +16,7 @@ use crate::{
     ir::Ident,
     state::{
         clock_ms, fence,
-        sql::{Sql, Value, in_transaction},
+        sql::{Sql, Value},
         table as state_table,
     },
 };
@@ -101,7 +101,7 @@ impl Sqlite {
 
     /// Remembers the schema's cookie: VACUUM changes it, and with it row numbers that no column shows.
     pub(super) fn remember_cookie(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
-        // The cookie counts in the transaction too, and this statement changes no schema.
+        // As it is inside the transaction; `counted` goes on from there.
         let cookie = self.number("PRAGMA schema_version")?;
         let now = clock_ms(self)?;
         let sql = format!(
@@ -120,7 +120,7 @@ impl Sqlite {
         Ok(())
     }
 
-    fn cookie_changed(&mut self, task: &Task<'_>, change: &TableChange) -> Result<bool, Error> {
+    pub(super) fn cookie_changed(&mut self, task: &Task<'_>, change: &TableChange) -> Result<bool, Error> {
         let sql = format!(
             "SELECT high FROM {} WHERE migration = $1 AND table_name = $2 AND kind = 'cookie'",
             state_table(self.dialect(), "chunk")
@@ -183,6 +183,14 @@ impl Sqlite {
         change: &TableChange,
         pace: &dyn Pace,
     ) -> Result<Work, Error> {
+        // A power cut may take the last chunks back, rows and ledger together; what clients commit is flushed by them.
+        self.run("PRAGMA synchronous = NORMAL")?;
+        let copied = self.copy_chunks(task, change, pace);
+        self.run("PRAGMA synchronous = FULL")?;
+        copied
+    }
+
+    fn copy_chunks(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
         let mut work = Work::default();
         let mut rows = task.policy.chunk_rows;
         loop {
@@ -221,15 +229,6 @@ impl Sqlite {
             change.table
         ));
         self.undo_before_swap(task, change)?;
-        in_transaction(self, |engine| {
-            fence(engine, task.epoch)?;
-            let sql = format!(
-                "DELETE FROM {} WHERE migration = $1 AND table_name = $2",
-                state_table(engine.dialect(), "chunk")
-            );
-            engine.execute(&sql, &[task.migration.into(), change.table.as_str().into()])?;
-            Ok(())
-        })?;
         self.expand(task, change)?;
         self.dual_write(task, change)
     }

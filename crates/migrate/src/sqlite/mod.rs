@@ -90,8 +90,20 @@ impl Sqlite {
     ) -> Result<T, Error> {
         in_transaction(self, |engine| {
             state::fence(engine, epoch)?;
-            body(engine)
+            engine.counted(body)
         })
+    }
+
+    /// Runs `body`; where it changed the schema, remembered cookies follow: our own changes are no surprise.
+    fn counted<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        let before = self.number("PRAGMA schema_version")?;
+        let value = body(self)?;
+        let after = self.number("PRAGMA schema_version")?;
+        if before != after && state::is_installed(self)? {
+            let follow = "UPDATE _cutover_chunk SET high = $1 WHERE kind = 'cookie' AND high = $2";
+            self.execute(follow, &[after.to_string().into(), before.to_string().into()])?;
+        }
+        Ok(value)
     }
 }
 

@@ -463,7 +463,7 @@ impl<'c> Shape<'c> {
         let mut statements = vec![
             format!("DELETE FROM {back} WHERE {at_back}"),
             format!(
-                "INSERT INTO {back} SELECT {} WHERE EXISTS (SELECT 1 FROM {then_table} WHERE {at_then}) AND NOT EXISTS ({fitting})",
+                "INSERT INTO {back} SELECT {}, 'm' WHERE EXISTS (SELECT 1 FROM {then_table} WHERE {at_then}) AND NOT EXISTS ({fitting})",
                 key.join(", ")
             ),
             format!(
@@ -503,10 +503,10 @@ impl<'c> Shape<'c> {
             statements.into_iter().map(|statement| format!("{statement}; ")).collect::<String>()
         };
         // Rows that REPLACE pushed out: noted before, gone now. What was noted and is still there is synced by the drain.
+        let noted = (0..new_key.len()).map(key_name).collect::<Vec<_>>().join(", ");
         let pushed = format!(
-            "DELETE FROM {old} WHERE {} IN (SELECT {} FROM {back}) AND {} NOT IN (SELECT {} FROM {table});",
-            Self::tuple(&self.key_now),
-            (0..new_key.len()).map(key_name).collect::<Vec<_>>().join(", "),
+            "DELETE FROM {old} WHERE {0} IN (SELECT {noted} FROM {back} WHERE _cutover_why = 'c') AND {0} NOT IN (SELECT {1} FROM \
+             {table}); DELETE FROM {back} WHERE _cutover_why = 'c';",
             Self::tuple(&self.key_now),
             self.key_then.join(", ")
         );
@@ -540,7 +540,7 @@ impl<'c> Shape<'c> {
         ];
         if let Some(collisions) = collides {
             let keys = self.key_then.join(", ");
-            let note = format!("INSERT INTO {back} SELECT {keys} FROM {table} WHERE {collisions};");
+            let note = format!("INSERT INTO {back} SELECT {keys}, 'c' FROM {table} WHERE {collisions};");
             triggers.push(self.trigger("back_before_insert", "BEFORE INSERT", table, "", &note));
             triggers.push(self.trigger("back_before_update", "BEFORE UPDATE", table, "", &note));
         }

@@ -49,6 +49,15 @@ impl Sqlite {
                         return Ok(None);
                     }
                 }
+                for change in changes.iter().filter(|change| change.tactic == Tactic::Shadow) {
+                    let shape = Shape::read(&engine.connection, task, change, change.table.as_str())?;
+                    if shape.unstable && engine.cookie_changed(task, change)? {
+                        return Err(Error::refused(
+                            format!("`{}` was vacuumed or altered after it was compared", change.table),
+                            "Run `cutover schema apply` again.",
+                        ));
+                    }
+                }
                 let mut synced = 0;
                 for change in changes {
                     synced += engine.swap_one(task, change)?;
@@ -122,7 +131,9 @@ impl Sqlite {
         let keys: Vec<String> = (0..shape.key_now.len()).map(key_name).collect();
         let keys = keys.join(", ");
         let index = quote(&format!("{}_k", names.back));
-        self.run(&format!("CREATE TABLE {back} ({keys}); CREATE INDEX {index} ON {back} ({keys})"))?;
+        self.run(&format!(
+            "CREATE TABLE {back} ({keys}, _cutover_why); CREATE INDEX {index} ON {back} ({keys})"
+        ))?;
         if change.is_reversible() {
             let uniques = self.uniques(change.table.as_str())?;
             for statement in shape.reverse(&table, &uniques) {
@@ -344,6 +355,9 @@ impl Sqlite {
             for what in Shape::FORWARD {
                 engine.run(&format!("DROP TRIGGER IF EXISTS {}", quote(&names.trigger(what))))?;
             }
+            // A run that goes on instead of undoing has to copy it all again.
+            let forget = "DELETE FROM _cutover_chunk WHERE migration = $1 AND table_name = $2";
+            engine.execute(forget, &[task.migration.into(), change.table.as_str().into()])?;
             engine.run(&format!(
                 "DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}",
                 quote(&view),

@@ -46,15 +46,17 @@ impl Sqlite {
             format!("DELETE FROM {quoted} WHERE {key} IN (SELECT {inner} FROM {quoted} LIMIT {ROWS})");
         loop {
             let done = in_transaction(self, |engine| {
-                let started = Instant::now();
-                while started.elapsed() < HOLD {
-                    engine.run(&delete)?;
-                    if engine.connection.changes() < u64::from(ROWS) {
-                        engine.run(&format!("DROP TABLE IF EXISTS {quoted}"))?;
-                        return Ok(true);
+                engine.counted(|engine| {
+                    let started = Instant::now();
+                    while started.elapsed() < HOLD {
+                        engine.run(&delete)?;
+                        if engine.connection.changes() < u64::from(ROWS) {
+                            engine.run(&format!("DROP TABLE IF EXISTS {quoted}"))?;
+                            return Ok(true);
+                        }
                     }
-                }
-                Ok(false)
+                    Ok(false)
+                })
             })?;
             if done {
                 return Ok(());

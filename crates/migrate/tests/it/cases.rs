@@ -581,6 +581,25 @@ fn everything_on_a_table_is_preserved() {
     done(migrator.apply(&again, None));
 }
 
+#[test]
+fn table_without_a_key_is_copied_again_after_a_vacuum() {
+    let database = Database::new(
+        "CREATE TABLE t (a TEXT, b TEXT); CREATE TABLE u (a TEXT);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) INSERT INTO t SELECT i, i * 2 FROM n;
+         INSERT INTO u SELECT a FROM t; DELETE FROM t WHERE rowid % 3 = 0;",
+    );
+    let body = |table: &str| {
+        format!("[[step]]\nop = \"alter_column\"\ntable = \"{table}\"\ncolumn = \"a\"\nnullable = false\n")
+    };
+    let watch =
+        crate::support::At::new("backfill.after", || database.client().execute_batch("VACUUM").unwrap());
+    let mut migrator = migrator(database.engine(), &watch);
+    done(migrator.apply(&migration("0001", None, &(body("t") + &body("u"))), None));
+    assert_eq!(database.texts("SELECT count(*), sum(a), sum(b) FROM t"), ["667|333667|667334"]);
+    assert_eq!(database.texts("SELECT count(*) FROM u"), ["1000"]);
+    assert!(database.client().execute("INSERT INTO t (b) VALUES (1)", []).is_err());
+}
+
 // The worked example.
 #[test]
 fn contact_example_runs_forth_back_and_to_its_contract() {
