@@ -91,7 +91,8 @@ pub(crate) enum Schema {
     /// Prints the statements with which a connection sees the schema of one version of the application.
     Prelude {
         /// The version as it is in the names of views, such as `1_4_0`; `0` before the first migration.
-        version: String,
+        #[arg(value_name = "VERSION")]
+        code: String,
         /// The database.
         #[command(flatten)]
         at: AtDatabase,

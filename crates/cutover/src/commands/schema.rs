@@ -135,8 +135,8 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
                 })
             })
         }
-        Schema::Prelude { version, at } => with(&at, context, |migrator, _| {
-            let statements = migrator.engine().prelude(&version)?;
+        Schema::Prelude { code, at } => with(&at, context, |migrator, _| {
+            let statements = migrator.engine().prelude(&code)?;
             said(context, &serde_json::json!({ "statements": statements }), || {
                 statements.iter().map(|statement| format!("{statement};")).collect::<Vec<_>>().join("\n")
             })
