@@ -245,7 +245,7 @@ fn line_round_trips_and_any_changed_or_missing_byte_is_noticed() {
 }
 
 proptest! {
-    // I5, I6: whatever fails and wherever it crashes, however often, the end is all or nothing.
+    // The invariants of undo: whatever fails and wherever it crashes, however often, the end is all or nothing.
     #[test]
     fn every_run_ends_entirely_old_or_entirely_new(
         failing in proptest::option::of(0..7usize),
