@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// Only ways whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// The `cutover` to measure. Default: one is built as users run it.
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
 }
 
 /// What one way reported.
@@ -80,7 +83,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     // A socket's path may have 107 bytes only.
     let socket = tempfile::Builder::new().prefix("bench-schema-").tempdir()?;
     std::fs::set_permissions(socket.path(), std::fs::Permissions::from_mode(0o777))?;
-    let program = program::build(root, Profile::Release)?;
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => program::build(root, Profile::Release)?,
+    };
     let bin = bindir().context("PostgreSQL is not installed (Debian: apt-get install postgresql)")?;
     let mut bench = Bench {
         program,

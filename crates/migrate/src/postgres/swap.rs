@@ -546,13 +546,13 @@ pub(crate) fn validate(
             literal(name)
         ))?;
         if pending {
-            let sql = format!(
-                "SET LOCAL lock_timeout = '5s'; {}; ALTER TABLE {table} VALIDATE CONSTRAINT {}",
-                super::polite::fence(task.epoch),
-                ident(name)
-            );
-            super::retry_busy(task, || session.transaction(&sql))
-                .map_err(super::polite::unfence(task.epoch))?;
+            // It may scan for long: the lease is checked before, not locked meanwhile, or its owner could not renew it.
+            let sql = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {}", ident(name));
+            super::retry_busy(task, || {
+                session.run(&super::polite::fence(task.epoch))?;
+                session.transaction(&format!("SET LOCAL lock_timeout = '5s'; {sql}"))
+            })
+            .map_err(super::polite::unfence(task.epoch))?;
         }
     }
     Ok(())
