@@ -27,8 +27,9 @@ pub struct Throttle {
 
 /// The smallest chunk.
 const ROWS_MIN: u64 = 64;
-/// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler.
-const PROBE_FLOOR: Duration = Duration::from_millis(2);
+/// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler, or one flush of
+/// the log that waits for another.
+const PROBE_FLOOR: Duration = Duration::from_millis(5);
 
 impl Throttle {
     /// Begins with chunks of `rows`; grows to 16 times that; aims at holding locks for `hold`.

@@ -232,7 +232,14 @@ impl Bench {
                 }
                 let began = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
                 let outcome = way(self, &text).with_context(|| format!("`{name}`"))?;
-                let latencies = load.map(|load| load.stop(began)).transpose()?;
+                let latencies = match load {
+                    Some(load) => {
+                        // pgbench writes its log to the end only when it ends by itself: without its connections it does.
+                        self.sql(socket, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'pgbench'")?;
+                        Some(load.stop(began)?)
+                    }
+                    None => None,
+                };
                 let Some(outcome) = outcome else { break };
                 let rate = self.rows as f64 / outcome.took.as_secs_f64();
                 let (before, during, max) = latencies.unwrap_or_default();
@@ -409,11 +416,6 @@ fn logs(place: &Path) -> Result<Vec<PathBuf>> {
 impl Load {
     /// Ends them: the 99th percentile before `began` (seconds since 1970) and since, and the maximum since, in milliseconds.
     fn stop(mut self, began: f64) -> Result<(f64, f64, f64)> {
-        // By the signal that makes it write its log to the end.
-        rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.child),
-            rustix::process::Signal::INT,
-        )?;
         self.child.wait()?;
         let (mut before, mut during) = (Vec::new(), Vec::new());
         for log in logs(&self.place)? {
