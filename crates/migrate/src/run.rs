@@ -314,7 +314,7 @@ impl<'a> Migrator<'a> {
             plan: &plan,
             started,
         };
-        let done = run.to_the_end();
+        let done = run.all_phases();
         let report = match done {
             Ok(mut report) => {
                 report.resumed = resumed;
@@ -749,7 +749,7 @@ struct Run<'r> {
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self) -> Result<Report, Error> {
+    fn all_phases(&mut self) -> Result<Report, Error> {
         // An additive change has no phase but the swap: one transaction, no threads.
         if self.plan.changes.iter().all(|change| change.tactic == Tactic::Instant) {
             for change in &self.plan.changes {

@@ -111,10 +111,9 @@ impl FromStr for Type {
     type Err = TypeError;
 
     fn from_str(text: &str) -> Result<Self, TypeError> {
-        if let Some(native) = text.strip_prefix("native:") {
-            if !native.trim().is_empty() {
-                return Ok(Self::Native(native.trim().to_owned()));
-            }
+        if let Some(native) = text.strip_prefix("native:").map(str::trim).filter(|native| !native.is_empty())
+        {
+            return Ok(Self::Native(native.to_owned()));
         }
         let lower = text.trim().to_ascii_lowercase();
         if let Some((_, plain)) = PLAIN.iter().find(|(name, _)| *name == lower) {

@@ -30,6 +30,11 @@ const COMPARED: u64 = 20_000;
 /// How often differences are repaired before they are final.
 const REPAIRS: usize = 3;
 
+/// A new row: its key, then its written columns.
+type Computed = (Vec<Cell>, Vec<Cell>);
+/// What a chunk's comparison found: rows seen, the key it ended at (none at the end), the keys that differ.
+type Compared = (u64, Option<Vec<Cell>>, Vec<Vec<Cell>>);
+
 /// A key as the ledger keeps it.
 fn print_key(key: &[Cell]) -> String {
     let parts = key.iter().map(|cell| match cell {
@@ -389,7 +394,7 @@ impl Sqlite {
         shape: &Shape<'_>,
         condition: &str,
         values: &[Cell],
-    ) -> Result<Vec<(Vec<Cell>, Vec<Cell>)>, Error> {
+    ) -> Result<Vec<Computed>, Error> {
         let source = shape.source_now(&shape.change.table.quoted(), condition);
         let order: Vec<String> = (0..shape.key_now.len()).map(key_name).collect();
         let sql =
@@ -653,7 +658,7 @@ impl Sqlite {
         task: &Task<'_>,
         shape: &Shape<'_>,
         low: Option<&[Cell]>,
-    ) -> Result<(u64, Option<Vec<Cell>>, Vec<Vec<Cell>>), Error> {
+    ) -> Result<Compared, Error> {
         let change = shape.change;
         let width = shape.key_now.len();
         let above = |keys: &[String]| match low {

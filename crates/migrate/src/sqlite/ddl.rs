@@ -438,11 +438,9 @@ impl Cursor<'_, '_> {
             loop {
                 if self.take("ON") {
                     self.at += 1;
-                    if self.take("SET") || self.take("NO") {
-                        self.at += 1;
-                    } else {
-                        self.at += 1;
-                    }
+                    // `SET NULL`, `NO ACTION` and the like have two words.
+                    let _ = self.take("SET") || self.take("NO");
+                    self.at += 1;
                 } else if self.take("MATCH") {
                     self.at += 1;
                 } else if self.peek("DEFERRABLE")

@@ -245,7 +245,7 @@ impl Sqlite {
         items.extend(
             plain
                 .filter(|added| !matches!(added, crate::change::NewConstraint::Unique { .. }))
-                .map(|added| added.print()),
+                .map(crate::change::NewConstraint::print),
         );
         self.run(&format!("CREATE TABLE {} ({})", change.table.quoted(), items.join(", ")))?;
         shape::new_indexes(change, &change.table.quoted())
