@@ -88,7 +88,7 @@ fn the_dump_differs_by_the_migration_alone() {
     assert_eq!(database.value("INSERT INTO orders (customer, amount, code) VALUES (3, 7, 'new') RETURNING id || ' ' || number || ' ' || note || ' ' || doubled"), "301 2500 stamped 5000");
     let error =
         database.client().batch_execute("INSERT INTO items VALUES (500, 999, 1)").expect_err("a foreign key");
-    assert_eq!(error.code().map(|code| code.code()), Some("23503"));
+    assert_eq!(error.code().map(postgres::error::SqlState::code), Some("23503"));
     database.run("DELETE FROM items; DELETE FROM customers WHERE id = 7");
     assert_eq!(database.value("SELECT count(*) FROM orders WHERE customer = 7"), "0");
     assert_eq!(
