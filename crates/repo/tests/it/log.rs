@@ -180,7 +180,9 @@ fn every_altered_file_of_the_log_is_noticed() {
             assert!(audit(&altered, &policy).is_err(), "{path}, byte {at}");
             if path.starts_with("log/tile/0") {
                 let log = FollowedLog::follow(&altered, &Memory::default(), &policy).expect("signed");
-                assert!(check(&world, &log, &releases[0]).is_err(), "{path}, byte {at}");
+                // Nobody asks the log for the hash of the entry that is looked up, but all others lead through it.
+                let refused = releases.iter().any(|release| check(&world, &log, release).is_err());
+                assert!(refused, "{path}, byte {at}");
             }
         }
     }
