@@ -299,3 +299,54 @@ fn commits_of_the_newest_releases_are_accepted_and_of_yanked_or_older_ones_not()
     };
     assert_eq!((check(&head), check(&commits[0]), check(&commits[2])), (0, 0, 13));
 }
+
+// index-5
+#[test]
+fn full_disk_is_said_leaves_nothing_behind_and_is_over_when_there_is_room() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (clone, disk) = (directory.path().join("clone"), directory.path().join("disk"));
+    let commit = clone_at(&clone);
+    std::fs::create_dir(&disk).expect("a directory");
+    // A mount of its own name space: it is gone with the process.
+    let mount = format!(
+        "mount -t tmpfs -o size=1m,nr_inodes=12 none '{0}' && touch '{0}/mounted' && exec \"$0\" \"$@\"",
+        disk.display()
+    );
+    let mut serve = command(
+        Path::new("unshare"),
+        &["--mount", "sh", "-c", &mount, PLAIN, "gate", "serve", "--root", text(&disk)],
+    );
+    serve.args(["--repository", text(&clone), "--set", "gate.limits.free_bytes=0"]);
+    serve.env("CUTOVER_GATE__LISTEN", "[\"tcp:127.0.0.1:0\"]").stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = serve.spawn() else { return not_run("full disk: no unshare") };
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("captured")).read_line(&mut line).expect("a line");
+    let Some(address) =
+        line.trim().strip_prefix("listening on tcp:").and_then(|address| address.parse().ok())
+    else {
+        let _ = child.wait();
+        return not_run("full disk: no mount of its own: needs root");
+    };
+    let receiver = Receiver { child, address };
+    let status = |key: &str, size: usize| {
+        put(address, key, &commit, &vec![b'x'; size]).map_or(0, |(status, _)| status)
+    };
+    // Too large for what is left, said before the body; then no inode is left, found on the way.
+    assert_eq!(status("h/large", 2 << 20), 507);
+    let statuses: Vec<u16> = (0..12).map(|number| status(&format!("h/{number}"), 10)).collect();
+    let stored = statuses.iter().filter(|status| **status == 201).count();
+    assert!(stored > 0 && statuses[stored..].iter().all(|status| *status == 507), "{statuses:?}");
+    // The receiver sees its own mount.
+    let seen = PathBuf::from(format!("/proc/{}/root{}", receiver.child.id(), disk.display()));
+    assert_eq!((rows(&seen).len(), files(&seen).len()), (stored, stored));
+    std::fs::remove_file(seen.join("mounted")).expect("removed");
+    assert_eq!(status("h/after", 10), 201);
+    assert_eq!(rows(&seen).len(), stored + 1);
+}
+
+fn not_run(line: &str) {
+    if let Ok(path) = std::env::var("XTASK_NOT_RUN") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file");
+        writeln!(file, "{line}").expect("written");
+    }
+}
