@@ -3,7 +3,7 @@
 //! Owns how each phase is carried out there; state, the driver and the planner are shared with the other engine. Read
 //! [`PostgresEngine`] first, then `shape` (what becomes of a row), `sync` (dual write), `copy`, `verify`, `swap`.
 //!
-//! Why it is so, where the design had it otherwise: `docs/decisions/0030-postgresql-engine.md`.
+//! Why it is so, where the design had it otherwise: `docs/decisions/0033-postgresql-engine.md`.
 //!
 //! What is ours in the database: schema `cutover` (state), three schemas per changed table (`_cutover_base_..` functions and
 //! notes, `_cutover_new_..` the table that comes, `_cutover_old_..` the one that goes), the version views `app_v<N>`, and
