@@ -1,6 +1,6 @@
 //! The shipper against a receiver on a real socket.
 
-#![allow(missing_docs, unreachable_pub, clippy::disallowed_methods)]
+#![allow(missing_docs, unreachable_pub, clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod receiver;
 
