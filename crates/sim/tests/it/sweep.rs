@@ -22,7 +22,7 @@ fn sweep(name: &str) {
 macro_rules! sweeps {
     ($($test:ident: $story:literal,)*) => {
         $(
-            // E5, inst-1, inst-2, inst-3, I14
+            // E5, inst-1, inst-2, inst-3
             #[test]
             fn $test() {
                 sweep($story);
