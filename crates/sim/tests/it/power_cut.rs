@@ -276,7 +276,7 @@ fn kill_loses_nothing_but_leaves_it_as_volatile_as_it_was() {
     assert_eq!(survivor.after_power_cut(0).read_file("a"), None);
 }
 
-// I13
+// After a failed fsync a file is written anew, never synced again.
 #[test]
 fn sync_after_a_failed_sync_succeeds_and_saves_nothing() {
     let script = |call: &cutover_sim::Call, _: &FileSystem| (call.index == 2).then_some(Fault::FsyncLie);
