@@ -121,7 +121,7 @@ pub(crate) enum Command {
     /// Removes restore points, trees and objects that the retention settings no longer keep.
     Prune(Prune),
     /// Supervises the service: holds its sockets, restarts it after crashes, hands over to new releases.
-    Run(AtRoot),
+    Run(Run),
     /// Takes in data only from hosts whose code is recent enough.
     #[command(subcommand)]
     Gate(Gate),
@@ -923,6 +923,16 @@ pub(crate) struct AtRoot {
     /// Where the package is installed.
     #[arg(long, value_name = "DIR")]
     pub(crate) root: PathBuf,
+}
+
+/// `run`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) at: AtRoot,
+    /// Lets this program take the place of the supervisor that runs: same process id, sockets and services; then returns.
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 /// What decides about an update besides settings.

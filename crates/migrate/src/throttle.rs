@@ -55,7 +55,7 @@ impl Throttle {
 
     /// Takes in a measurement; returns how long to stay out before the next chunk. Over twice the baseline, or after waiting
     /// for clients longer than the hold, the chunk is halved and a pause begins that doubles up to one second; else the chunk
-    /// grows by a sixteenth of its largest size while the hold allows it.
+    /// grows by an eighth of its first size while the hold allows it.
     pub fn observe(&mut self, measured: Measured) -> Duration {
         let limit = self.baseline.map(|baseline| (baseline * 2).max(PROBE_FLOOR));
         let slow = matches!((measured.probe, limit), (Some(probe), Some(limit)) if probe > limit);
@@ -68,7 +68,7 @@ impl Throttle {
         if measured.held > self.hold {
             self.rows = (self.rows / 2).max(ROWS_MIN);
         } else if measured.held < self.hold / 2 || measured.rows >= self.rows {
-            self.rows = (self.rows + self.rows_max / 16).min(self.rows_max);
+            self.rows = (self.rows + self.rows_max / 128).min(self.rows_max);
         }
         Duration::ZERO
     }
@@ -108,7 +108,7 @@ mod tests {
         assert!(pause >= Duration::from_millis(64), "{pause:?}");
         assert_eq!(throttle.rows(), before / 4);
         assert_eq!(throttle.observe(measured(400, 10, 3)), Duration::ZERO);
-        assert_eq!(throttle.rows(), before / 4 + 1600);
+        assert_eq!(throttle.rows(), before / 4 + 200);
     }
 
     #[test]

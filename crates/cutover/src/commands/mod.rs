@@ -154,7 +154,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
         Command::RestorePoints(at) => node::restore_points(&at, context),
         Command::Recover(command) => node::recover(&command, context),
         Command::Prune(command) => node::prune(&command, context),
-        Command::Run(at) => run::run(&at, context),
+        Command::Run(command) => run::run(&command, context),
         Command::Gate(command) => gate::run(command, context),
         Command::Demo(command) => demo::play(&command, context),
         Command::DemoService(command) => demo::run_service(&command),

@@ -1,13 +1,14 @@
 //! `run`: supervises the service of a root.
 
 use std::{
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
 };
 
 use cutover_core::plan::Layout;
 use cutover_host::service::{
-    ServiceMode,
+    ServiceMode, ServiceSettings, SupervisorClient,
     supervisor::{self, Current, Start, SupervisorOptions},
 };
 
@@ -15,13 +16,17 @@ use super::{
     Context,
     site::{Missing, Site},
 };
-use crate::{args::AtRoot, exit::Exit, failure::Failure, output};
+use crate::{args::{AtRoot, Run}, exit::Exit, failure::Failure, output};
 
-pub(super) fn run(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
+pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
+    let at = &command.at;
     let settings = context.settings(Some(&at.root), [])?.settings;
     if settings.service.mode != ServiceMode::Supervised {
         return Err(Failure::usage("`service.mode` says that somebody else runs the service")
             .hint("set `service.mode = \"supervised\"`, or do without `cutover run`"));
+    }
+    if command.replace {
+        return replace(&settings.service, at);
     }
     let site = Arc::new(Site::open(&at.root, settings.clone(), Missing::Make, "run")?);
     if supervisor::start() == Start::Fresh && site.node.status()?.in_flight.is_some() {
@@ -30,6 +35,14 @@ pub(super) fn run(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
     let asked = Arc::clone(&site);
     let current = move || current(&asked).map_err(|failure| Box::new(failure) as _);
     supervisor::run(SupervisorOptions::new(&site.root, settings.service, current))?;
+    Ok(Exit::Done)
+}
+
+/// Lets the supervisor that runs become this program.
+fn replace(service: &ServiceSettings, at: &AtRoot) -> Result<Exit, Failure> {
+    let program = std::env::current_exe().map_err(|source| Failure::io("find", Path::new("/proc/self/exe"), source))?;
+    let note = SupervisorClient::new(service, &at.root).reexec(&program)?;
+    output::note(&note);
     Ok(Exit::Done)
 }
 

@@ -483,6 +483,43 @@ fn supervisor_ends_an_interrupted_update_when_it_starts() {
     assert_eq!(seen(&world), files_of(&world, version.as_str().expect("a version")));
 }
 
+/// `run --replace` lets the program it is called as take over; without a supervisor it says so.
+#[test]
+fn run_replace_makes_a_newer_program_the_supervisor() {
+    let world = World::new();
+    installed(&world, "versioned");
+    let root = world.root();
+    let newer = world.path("newer");
+    std::fs::copy(&stamped().program, &newer).expect("copied");
+    let replace = || finish(crate::world::command(&newer, &["run", "--replace", "--root", text(&root)]));
+    let ran = replace();
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("is not running"), "{}", ran.stderr);
+
+    let mut supervisor = crate::world::command(&stamped().program, &["run", "--root", text(&root)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    let started = Instant::now();
+    let replaced = loop {
+        let ran = replace();
+        if ran.code == 0 || started.elapsed() > Duration::from_secs(60) {
+            break ran;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let program = std::fs::read_link(format!("/proc/{}/exe", supervisor.id()));
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&supervisor),
+        rustix::process::Signal::TERM,
+    )
+    .expect("told");
+    assert!(supervisor.wait().expect("ended").success());
+    assert_eq!(replaced.code, 0, "{}", replaced.stderr);
+    assert_eq!(program.expect("a link"), newer);
+}
+
 #[test]
 fn status_shape_is_stable() {
     let world = World::new();
