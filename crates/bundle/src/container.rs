@@ -4,7 +4,10 @@
 //! believes none of them. [`Bundle::verify`] checks the signature before the manifest is parsed, and the manifest before
 //! a payload byte is read.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use cutover_core::model::{
     DeltaManifestError, Digest, Instant, Manifest, ManifestError, ObjectEntry, ReleaseRef,
@@ -288,7 +291,7 @@ pub struct UntrustedView {
 /// only.
 #[derive(Debug)]
 pub struct VerifiedManifest {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     bytes: Vec<u8>,
     signature: Vec<u8>,
     signers: Vec<SignedBy>,
@@ -308,7 +311,7 @@ pub fn verify_detached(
 ) -> Result<VerifiedManifest, BundleError> {
     let signers = trust::verify(&manifest, &signature, anchor, revocation, now, limits)?;
     let parsed = Manifest::parse(&manifest, &limits.manifest)?;
-    Ok(VerifiedManifest { manifest: parsed, bytes: manifest, signature, signers })
+    Ok(VerifiedManifest { manifest: Arc::new(parsed), bytes: manifest, signature, signers })
 }
 
 /// Checks a detached signature over bytes that are no manifest, such as the first root of a repository, by the same rules.
@@ -329,8 +332,8 @@ pub fn verify_signature(
 }
 
 impl VerifiedManifest {
-    /// The manifest.
-    pub fn manifest(&self) -> &Manifest {
+    /// The manifest; shared, for one of many files takes megabytes.
+    pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 
@@ -375,7 +378,7 @@ impl<R> VerifiedBundle<R> {
     }
 
     /// The manifest.
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &Arc<Manifest> {
         self.release.manifest()
     }
 

@@ -3,7 +3,10 @@
 
 use std::{
     io::{self, Write},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cutover_bundle::{
@@ -114,7 +117,7 @@ impl<R: ReadAt + Sync> Payload for DeltaPayload<R> {
         self.delta.verified_manifest().release()
     }
 
-    fn manifest(&self) -> &Manifest {
+    fn manifest(&self) -> &Arc<Manifest> {
         self.delta.verified_manifest().manifest()
     }
 

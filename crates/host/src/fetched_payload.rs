@@ -167,7 +167,7 @@ impl Payload for FetchedPayload {
         self.release.release()
     }
 
-    fn manifest(&self) -> &Manifest {
+    fn manifest(&self) -> &Arc<Manifest> {
         self.release.manifest()
     }
 

@@ -1,6 +1,6 @@
 //! The one way by which a bundle's bytes reach the engine: from a [`VerifiedBundle`], and from nothing else.
 
-use std::io::Write;
+use std::{io::Write, sync::Arc};
 
 use cutover_bundle::{
     ObjectError, ReadAt, VerifiedBundle,
@@ -15,7 +15,7 @@ pub trait Payload: sealed::Sealed + Sync {
     fn release(&self) -> ReleaseRef;
 
     /// Its manifest.
-    fn manifest(&self) -> &Manifest;
+    fn manifest(&self) -> &Arc<Manifest>;
 
     /// The exact bytes that were signed.
     fn manifest_bytes(&self) -> &[u8];
@@ -80,7 +80,7 @@ impl<R: ReadAt + Sync> Payload for VerifiedBundle<R> {
         VerifiedBundle::release(self)
     }
 
-    fn manifest(&self) -> &Manifest {
+    fn manifest(&self) -> &Arc<Manifest> {
         VerifiedBundle::manifest(self)
     }
 

@@ -414,7 +414,7 @@ impl Process<'_> {
             Err(refusal) => Ok(Ended::Refused(Box::new(refusal))),
             Ok(plan) => {
                 let report =
-                    self.with_ports(|ports| node.execute_on(observed, guard, &plan, Some(payload), ports))?;
+                    self.with_ports(|ports| node.execute_on(observed, guard, &Arc::new(plan), Some(payload), ports))?;
                 Ok(Ended::Executed(Box::new(report)))
             }
         }
@@ -432,7 +432,7 @@ impl Process<'_> {
         match plan_rollback(&observed.observation, points, target, &self.policy()) {
             Err(refusal) => Ok(Ended::Refused(Box::new(refusal))),
             Ok(plan) => {
-                let report = self.with_ports(|ports| node.execute_on(observed, guard, &plan, None, ports))?;
+                let report = self.with_ports(|ports| node.execute_on(observed, guard, &Arc::new(plan), None, ports))?;
                 Ok(Ended::Executed(Box::new(report)))
             }
         }

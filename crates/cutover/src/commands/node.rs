@@ -1,5 +1,7 @@
 //! The commands that work on what a root holds: `status history verify rollback restore-points recover prune`.
 
+use std::sync::Arc;
+
 use cutover_core::{
     execute::Outcome,
     model::RestorePointId,
@@ -243,7 +245,7 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
     let lock = site.lock_and_recover(context)?;
     let observed = site.node.observe(None)?;
     let plan = match plan_back(&site, &observed, &target, context) {
-        Ok(plan) => plan,
+        Ok(plan) => Arc::new(plan),
         Err(failure) => {
             // E18: somebody wanted to go back and could not; that belongs into the history.
             let row = HistoryRow {

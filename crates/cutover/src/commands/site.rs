@@ -229,7 +229,7 @@ impl Site {
         &self,
         observed: Observed,
         lock: &NodeLock,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         payload: Option<&dyn cutover_host::payload::Payload>,
         context: &Context,
         stop_at: Option<&String>,

@@ -1,6 +1,6 @@
 //! The commands that lead to a release: `plan` and `apply`.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use cutover_core::{
     execute::Outcome,
@@ -193,6 +193,7 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
         Some(given) => given,
         None => planned.plan,
     };
+    let plan = Arc::new(plan);
     site.preflight(&plan, Some(planned.bundle.manifest()))?;
     let payload = Some(planned.bundle.payload());
     let installed = observed.observation.installed.as_ref().map(|installed| installed.release.clone());

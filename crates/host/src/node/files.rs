@@ -49,6 +49,11 @@ impl<T> Parsed<T> {
         self.0.lock().expect("no holder panics").get(&digest).map(Arc::clone)
     }
 
+    /// Takes in the value of the bytes whose digest is `digest`, parsed elsewhere.
+    pub(crate) fn know(&self, digest: Digest, value: &Arc<T>) {
+        self.0.lock().expect("no holder panics").entry(digest).or_insert_with(|| Arc::clone(value));
+    }
+
     /// The value of the bytes whose digest is `digest`, parsed at most once.
     pub(crate) fn get_or<E>(
         &self,

@@ -527,10 +527,10 @@ impl Node {
         ports: &Ports<'_>,
     ) -> Result<Report, NodeError> {
         let wanted = match plan.kind {
-            PlanKind::Update => payload.map(Payload::manifest),
+            PlanKind::Update => payload.map(|payload| &**payload.manifest()),
             PlanKind::Rollback => None,
         };
-        self.execute_on(self.observe(wanted)?, lock, plan, payload, ports)
+        self.execute_on(self.observe(wanted)?, lock, &Arc::new(plan.clone()), payload, ports)
     }
 
     /// As [`Node::execute`], on what was `observed` since the lock was taken: with the manifest of `payload` for an update,
@@ -542,7 +542,7 @@ impl Node {
         &self,
         observed: Observed,
         lock: &NodeLock,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         payload: Option<&dyn Payload>,
         ports: &Ports<'_>,
     ) -> Result<Report, NodeError> {
@@ -559,7 +559,7 @@ impl Node {
         if observed.observation.digest() != plan.based_on {
             return Err(NodeError::Changed);
         }
-        let wanted = wanted.as_ref().map(|(release, manifest)| (release, *manifest));
+        let wanted = wanted.as_ref().map(|(release, manifest)| (release, &***manifest));
         check_plan(plan, &observed.observation, wanted, &observed.points)?;
         let space = self.files.disk.space().attempt("ask for free space", "")?;
         if space.free_bytes < plan.bytes.need {
@@ -572,7 +572,7 @@ impl Node {
         log.go_through(&path, version)?;
         drop(log);
         let journal = Journal::create(&self.files, plan.number)?;
-        let plan = Arc::new(plan.clone());
+        let plan = Arc::clone(plan);
         let start = Start {
             payload,
             journal,

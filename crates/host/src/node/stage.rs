@@ -211,7 +211,7 @@ impl<'a> Staging<'a> {
         let digest = payload.release().manifest;
         // Flushed with everything else; the names are new, so nobody can see half of them.
         let put = |path: &Path, bytes: &[u8]| -> Result<(), FsError> {
-            if self.files.read(path)?.is_some_and(|present| present == bytes) {
+            if self.files.digest(path)? == Some(Digest::of(bytes)) {
                 return Ok(());
             }
             self.files.remove_file(path)?;
@@ -219,6 +219,7 @@ impl<'a> Staging<'a> {
             io::Write::write_all(&mut file, bytes).attempt("write", path)
         };
         put(&place::manifest(digest), payload.manifest_bytes())?;
+        self.files.manifests.know(digest, payload.manifest());
         put(&place::signature(digest), payload.signature_bytes())?;
         Ok(())
     }
