@@ -40,7 +40,7 @@ impl Default for Policy {
             hold_ms: 50,
             lock_timeout_ms: 100,
             lock_patience_ms: 600_000,
-            chunk_rows: 20_000,
+            chunk_rows: 1000,
             workers: 2,
             drain_under_lock: 1000,
             sample: 10,
@@ -133,6 +133,8 @@ pub struct ChunkDone {
 pub struct Go {
     /// Rows at most.
     pub rows: u64,
+    /// How many workers may be at work: one while clients are, so that they do not wait for a processor behind us.
+    pub workers: usize,
 }
 
 /// Decides between chunks: renews the lease, obeys pause, rate and cancel, measures, and waits. Shared by workers.

@@ -13,6 +13,8 @@ pub struct Measured {
     pub probe: Option<Duration>,
     /// How long the chunk waited for locks of clients.
     pub waited: Duration,
+    /// Whether clients are at work beside us.
+    pub company: bool,
 }
 
 /// The state of the throttle.
@@ -27,6 +29,8 @@ pub struct Throttle {
 
 /// The smallest chunk.
 const ROWS_MIN: u64 = 64;
+/// In company, locks are held for this part of what they may be held, and half as long nothing is done after each chunk.
+const POLITE: u32 = 10;
 /// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler, or one flush of
 /// the log that waits for another.
 const PROBE_FLOOR: Duration = Duration::from_millis(5);
@@ -55,8 +59,11 @@ impl Throttle {
 
     /// Takes in a measurement; returns how long to stay out before the next chunk. Over twice the baseline, or after waiting
     /// for clients longer than the hold, the chunk is halved and a pause begins that doubles up to one second; else the chunk
-    /// grows by an eighth of its first size while the hold allows it.
+    /// grows by an eighth while the hold allows it. Clients at work shorten the hold. Nothing done is nothing learnt.
     pub fn observe(&mut self, measured: Measured) -> Duration {
+        if measured.rows == 0 && measured.waited.is_zero() {
+            return Duration::ZERO;
+        }
         let limit = self.baseline.map(|baseline| (baseline * 2).max(PROBE_FLOOR));
         let slow = matches!((measured.probe, limit), (Some(probe), Some(limit)) if probe > limit);
         if slow || measured.waited > self.hold {
@@ -65,12 +72,13 @@ impl Throttle {
             return Duration::from_millis(16 << self.backing_off).min(Duration::from_secs(1));
         }
         self.backing_off = self.backing_off.saturating_sub(1);
-        if measured.held > self.hold {
+        let hold = if measured.company { self.hold / POLITE } else { self.hold };
+        if measured.held > hold {
             self.rows = (self.rows / 2).max(ROWS_MIN);
-        } else if measured.held < self.hold / 2 || measured.rows >= self.rows {
-            self.rows = (self.rows + self.rows_max / 128).min(self.rows_max);
+        } else if measured.held < hold / 2 || measured.rows >= self.rows {
+            self.rows = (self.rows + self.rows / 8).min(self.rows_max);
         }
-        Duration::ZERO
+        if measured.company { measured.held / 2 } else { Duration::ZERO }
     }
 }
 
@@ -94,6 +102,7 @@ mod tests {
             held: Duration::from_millis(held_ms),
             probe: Some(Duration::from_millis(probe_ms)),
             waited: Duration::ZERO,
+            company: false,
         }
     }
 
@@ -108,7 +117,7 @@ mod tests {
         assert!(pause >= Duration::from_millis(64), "{pause:?}");
         assert_eq!(throttle.rows(), before / 4);
         assert_eq!(throttle.observe(measured(400, 10, 3)), Duration::ZERO);
-        assert_eq!(throttle.rows(), before / 4 + 200);
+        assert_eq!(throttle.rows(), before / 4 + 50);
     }
 
     #[test]

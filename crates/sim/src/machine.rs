@@ -413,8 +413,9 @@ impl Process<'_> {
         match planned {
             Err(refusal) => Ok(Ended::Refused(Box::new(refusal))),
             Ok(plan) => {
-                let report =
-                    self.with_ports(|ports| node.execute_on(observed, guard, &Arc::new(plan), Some(payload), ports))?;
+                let report = self.with_ports(|ports| {
+                    node.execute_on(observed, guard, &Arc::new(plan), Some(payload), ports)
+                })?;
                 Ok(Ended::Executed(Box::new(report)))
             }
         }
@@ -432,7 +433,8 @@ impl Process<'_> {
         match plan_rollback(&observed.observation, points, target, &self.policy()) {
             Err(refusal) => Ok(Ended::Refused(Box::new(refusal))),
             Ok(plan) => {
-                let report = self.with_ports(|ports| node.execute_on(observed, guard, &Arc::new(plan), None, ports))?;
+                let report =
+                    self.with_ports(|ports| node.execute_on(observed, guard, &Arc::new(plan), None, ports))?;
                 Ok(Ended::Executed(Box::new(report)))
             }
         }

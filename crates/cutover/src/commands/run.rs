@@ -16,7 +16,12 @@ use super::{
     Context,
     site::{Missing, Site},
 };
-use crate::{args::{AtRoot, Run}, exit::Exit, failure::Failure, output};
+use crate::{
+    args::{AtRoot, Run},
+    exit::Exit,
+    failure::Failure,
+    output,
+};
 
 pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
     let at = &command.at;
@@ -40,7 +45,8 @@ pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
 
 /// Lets the supervisor that runs become this program.
 fn replace(service: &ServiceSettings, at: &AtRoot) -> Result<Exit, Failure> {
-    let program = std::env::current_exe().map_err(|source| Failure::io("find", Path::new("/proc/self/exe"), source))?;
+    let program =
+        std::env::current_exe().map_err(|source| Failure::io("find", Path::new("/proc/self/exe"), source))?;
     let note = SupervisorClient::new(service, &at.root).reexec(&program)?;
     output::note(&note);
     Ok(Exit::Done)

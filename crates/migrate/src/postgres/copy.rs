@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,14 +20,21 @@ use super::{
     sync::Sync as Dual,
 };
 use crate::{
-    engine::{ChunkDone, Pace, Task, Work},
+    engine::{ChunkDone, Go, Pace, Task, Work},
     error::{Error, SqlErrorKind},
     ir::OnReject,
 };
 
-/// Fixed for workers: keyset scans, whatever the statistics say.
-const WORKER: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off; \
+/// Fixed for workers: keyset scans, whatever the statistics say. A chunk and its line in the ledger may be lost together by
+/// a crash of the server, for then the chunk is done again; so nobody waits for the disk (the commit that ends the phase
+/// does, and with it all before it: the log is written in order). Pages of the log are compressed where we may say so, for
+/// row locks write whole pages of the table there, and clients wait for the log.
+const WORKER: &str = "SET synchronous_commit = off; \
+     DO $$ BEGIN PERFORM set_config('wal_compression', 'on', false); EXCEPTION WHEN OTHERS THEN NULL; END $$; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off; \
      SET max_parallel_workers_per_gather = 0";
+
+/// How long a worker rests before it asks again whether it may work.
+const REST: Duration = Duration::from_millis(50);
 
 /// A range of keys and how far it is.
 #[derive(Clone, Debug)]
@@ -215,17 +222,42 @@ pub(crate) fn each_chunk(
     let first_error: Mutex<Option<Error>> = Mutex::new(None);
     let workers = task.policy.workers.clamp(1, ranges.len().max(1));
     let queue = Mutex::new(ranges);
+    let queued = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let working = AtomicUsize::new(workers);
+    let rests = |go: &Go| {
+        let fewer = |now: usize| (now > go.workers.max(1)).then(|| now - 1);
+        working.fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer).is_ok()
+    };
+    let resumes = |go: &Go| {
+        let more = |now: usize| (now < go.workers.max(1)).then(|| now + 1);
+        working.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    };
     let work = || -> Result<(), Error> {
         let mut engine = dial.engine()?;
         engine.session.run(WORKER)?;
         let mut go = pace.between(&mut engine, &shape.change.table, &ChunkDone::default())?;
         let mut shrink: u32 = 0;
         loop {
-            let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-            let Some(mut range) = next else { return Ok(()) };
+            let next = queued().pop();
+            let Some(mut range) = next else {
+                working.fetch_sub(1, Ordering::AcqRel);
+                return Ok(());
+            };
             loop {
                 if failed.load(Ordering::Relaxed) {
                     return Ok(());
+                }
+                if rests(&go) {
+                    // Before anything else: whoever still works finds the range, or we do when nobody does.
+                    queued().push(range);
+                    loop {
+                        std::thread::sleep(REST);
+                        go = pace.between(&mut engine, &shape.change.table, &ChunkDone::default())?;
+                        if failed.load(Ordering::Relaxed) || resumes(&go) {
+                            break;
+                        }
+                    }
+                    break;
                 }
                 let rows = (go.rows >> shrink.min(16)).max(1);
                 match step(&mut engine, &range, rows) {

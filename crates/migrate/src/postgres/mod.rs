@@ -40,6 +40,8 @@ use crate::{
     },
 };
 
+pub(crate) use observe::has_company;
+
 use copy::{Walk, drain, is_walked, make_ranges, open_ranges};
 use polite::{Locks, ddl, fence, locked, unfence};
 use port::Port;

@@ -19,6 +19,7 @@ use crate::{
     engine::{ExprCheck, Task},
     error::{Error, Refusal, SqlErrorKind},
     ir::{Dialect, Ident},
+    state::sql::{Sql, Value},
 };
 
 fn part(row: &Row, at: usize) -> String {
@@ -31,6 +32,19 @@ fn number(row: &Row, at: usize) -> u64 {
 
 fn idents(names: &[String]) -> Vec<Ident> {
     names.iter().filter_map(|name| Ident::ours(name.clone()).ok()).collect()
+}
+
+/// Whether a session that is not ours has done anything within the last second. A role that may not see what others do
+/// takes every session for one that does (`pg_read_all_stats` lets it see).
+pub(crate) fn has_company(sql: &mut dyn Sql) -> Result<bool, Error> {
+    let rows = sql.query(
+        "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datname = current_database() \
+           AND coalesce(backend_type, 'client backend') = 'client backend' \
+           AND coalesce(application_name, '') <> current_setting('application_name') \
+           AND (state IS NULL OR state <> 'idle' OR state_change > clock_timestamp() - interval '1 second')",
+        &[],
+    )?;
+    Ok(!matches!(rows.first().and_then(|row| row.first()), Some(Value::Integer(0))))
 }
 
 pub(super) fn observe(engine: &mut PostgresEngine, tables: &[Ident]) -> Result<Catalog, Error> {

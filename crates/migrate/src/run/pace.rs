@@ -13,12 +13,15 @@ use crate::{
     error::Error,
     ir::{Dialect, Ident, Migration},
     plan::Plan,
+    postgres::has_company,
     state::{self, record, sql::Sql},
     throttle::{Measured, Throttle, wait_for_rate},
 };
 
 /// How often wishes are read.
 const WISHES_EVERY: Duration = Duration::from_millis(50);
+/// How often we look for clients at work.
+const COMPANY_EVERY: Duration = Duration::from_millis(500);
 /// How often the probe writes.
 const PROBE_EVERY: Duration = Duration::from_millis(20);
 /// How many measurements of the probe are kept.
@@ -87,6 +90,9 @@ pub(super) fn probe(sql: &mut dyn Sql, stop: &AtomicBool, probed: &Probed) {
 
 struct Inner {
     throttle: Throttle,
+    /// Whether clients were at work when we looked last.
+    company: bool,
+    looked: Option<Instant>,
     done: u64,
     since: Instant,
     asked: Option<Instant>,
@@ -126,6 +132,8 @@ impl<'r> Pacer<'r> {
             probed,
             inner: Mutex::new(Inner {
                 throttle,
+                company: true,
+                looked: None,
                 done: 0,
                 since: Instant::now(),
                 asked: None,
@@ -161,6 +169,25 @@ impl<'r> Pacer<'r> {
     }
 }
 
+impl Pacer<'_> {
+    /// Asks now and then whether others are at work. SQLite cannot be asked.
+    fn look_for_company(&self, sql: &mut dyn Sql) -> Result<(), Error> {
+        if self.plan.dialect != Dialect::Postgres {
+            return Ok(());
+        }
+        {
+            let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
+            if inner.looked.is_some_and(|looked| looked.elapsed() < COMPANY_EVERY) {
+                return Ok(());
+            }
+            inner.looked = Some(Instant::now());
+        }
+        let company = has_company(sql)?;
+        self.inner.lock().map_err(|_| Error::Cancelled)?.company = company;
+        Ok(())
+    }
+}
+
 impl Pace for Pacer<'_> {
     fn between(&self, sql: &mut dyn Sql, table: &Ident, done: &ChunkDone) -> Result<Go, Error> {
         let due = {
@@ -177,8 +204,9 @@ impl Pace for Pacer<'_> {
                 inner.since = Instant::now();
             }
         }
+        self.look_for_company(sql)?;
         let held = Duration::from_micros(done.held_us);
-        let (rows, pause, total) = {
+        let (rows, workers, pause, total) = {
             let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
             inner.done += done.seen;
             let measured = Measured {
@@ -186,13 +214,15 @@ impl Pace for Pacer<'_> {
                 held,
                 probe: self.probed.last(),
                 waited: Duration::from_micros(done.waited_us),
+                company: inner.company && self.plan.dialect == Dialect::Postgres,
             };
             let mut pause = inner.throttle.observe(measured);
             if self.plan.dialect == Dialect::Sqlite {
                 pause = pause.max(held * STAY_OUT);
             }
             let pause = pause.max(wait_for_rate(inner.done, inner.since.elapsed(), inner.rate));
-            (inner.throttle.rows(), pause, inner.done)
+            let workers = if inner.company { 1 } else { usize::MAX };
+            (inner.throttle.rows(), workers, pause, inner.done)
         };
         self.watch.progress(table, total, self.plan.rows);
         // In slices, so that a wish is obeyed while a low rate makes it wait long.
@@ -206,6 +236,6 @@ impl Pace for Pacer<'_> {
                 }
             }
         }
-        Ok(Go { rows })
+        Ok(Go { rows, workers })
     }
 }
