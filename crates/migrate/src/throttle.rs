@@ -21,15 +21,20 @@ pub struct Measured {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Throttle {
     rows: u64,
+    rows_first: u64,
     rows_max: u64,
     hold: Duration,
+    /// Rows per second of the last chunks: a moving average, so that one slow chunk among fast ones changes little.
+    speed: Option<f64>,
     baseline: Option<Duration>,
     backing_off: u32,
 }
 
 /// The smallest chunk.
 const ROWS_MIN: u64 = 64;
-/// In company, locks are held for this part of what they may be held, and half as long nothing is done after each chunk.
+/// The weight of the last chunk in the average speed.
+const LAST: f64 = 0.125;
+/// In company, locks are held for this part of what they may be held, and a quarter as long nothing is done after each chunk.
 const POLITE: u32 = 10;
 /// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler, or one flush of
 /// the log that waits for another.
@@ -40,8 +45,10 @@ impl Throttle {
     pub fn new(rows: u64, hold: Duration) -> Self {
         Self {
             rows: rows.max(ROWS_MIN),
+            rows_first: rows.max(ROWS_MIN),
             rows_max: rows.max(ROWS_MIN) * 16,
             hold,
+            speed: None,
             baseline: None,
             backing_off: 0,
         }
@@ -59,7 +66,8 @@ impl Throttle {
 
     /// Takes in a measurement; returns how long to stay out before the next chunk. Over twice the baseline, or after waiting
     /// for clients longer than the hold, the chunk is halved and a pause begins that doubles up to one second; else the chunk
-    /// grows by an eighth while the hold allows it. Clients at work shorten the hold. Nothing done is nothing learnt.
+    /// becomes what the hold allows at the speed of the last ones, growing by an eighth at most. Clients at work shorten the
+    /// hold, though not to chunks below half the first. Nothing done is nothing learnt.
     pub fn observe(&mut self, measured: Measured) -> Duration {
         if measured.rows == 0 && measured.waited.is_zero() {
             return Duration::ZERO;
@@ -72,13 +80,15 @@ impl Throttle {
             return Duration::from_millis(16 << self.backing_off).min(Duration::from_secs(1));
         }
         self.backing_off = self.backing_off.saturating_sub(1);
-        let hold = if measured.company { self.hold / POLITE } else { self.hold };
-        if measured.held > hold {
-            self.rows = (self.rows / 2).max(ROWS_MIN);
-        } else if measured.held < hold / 2 || measured.rows >= self.rows {
-            self.rows = (self.rows + self.rows / 8).min(self.rows_max);
-        }
-        if measured.company { measured.held / 2 } else { Duration::ZERO }
+        let (hold, least) =
+            if measured.company { (self.hold / POLITE, self.rows_first / 2) } else { (self.hold, ROWS_MIN) };
+        let now = measured.rows as f64 / measured.held.as_secs_f64().max(1e-6);
+        let speed = self.speed.map_or(now, |speed| speed + (now - speed) * LAST);
+        self.speed = Some(speed);
+        let fits = (speed * hold.as_secs_f64()) as u64;
+        let grown = self.rows + self.rows / 8;
+        self.rows = fits.clamp(least.max(ROWS_MIN).min(grown), grown).min(self.rows_max);
+        if measured.company { measured.held / 4 } else { Duration::ZERO }
     }
 }
 
@@ -128,6 +138,29 @@ mod tests {
             Duration::ZERO
         );
         assert_eq!(throttle.rows(), 500);
+    }
+
+    #[test]
+    fn clients_at_work_get_short_holds_and_pauses() {
+        let mut throttle = Throttle::new(1000, HOLD);
+        let chunk = Measured { rows: 1000, held: HOLD / 5, company: true, ..Measured::default() };
+        assert_eq!(throttle.observe(chunk), HOLD / 20);
+        assert_eq!(throttle.rows(), 500);
+        // Slower still, but small enough already.
+        throttle.observe(Measured { rows: 500, held: HOLD, ..chunk });
+        assert_eq!(throttle.rows(), 500);
+    }
+
+    #[test]
+    fn one_slow_chunk_among_fast_ones_changes_little() {
+        let mut throttle = Throttle::new(1000, HOLD);
+        let fast = Measured { rows: 1000, held: HOLD / 10, ..Measured::default() };
+        for _ in 0..40 {
+            throttle.observe(fast);
+        }
+        let before = throttle.rows();
+        throttle.observe(Measured { held: HOLD * 4, ..fast });
+        assert!(throttle.rows() > before * 3 / 4, "{before} to {}", throttle.rows());
     }
 
     #[test]
