@@ -22,7 +22,8 @@ pub(crate) enum Profile {
 impl Profile {
     fn arguments(self) -> &'static [&'static str] {
         match self {
-            Profile::Dev => &[],
+            // What `cargo xtask test` has built already.
+            Profile::Dev => &["--features", "cutover/s3"],
             Profile::Release => &["--release"],
         }
     }

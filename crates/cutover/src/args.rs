@@ -514,7 +514,7 @@ pub(crate) struct Signing {
 /// `repo`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Repo {
-    /// Sets up a repository in a directory that any web server can serve, and makes the keys of its metadata.
+    /// Sets up a repository in a directory that any web server can serve, or in a bucket, and makes the keys of its metadata.
     ///
     /// Keys that are in the key directory already are used. With `--sign-key` and `--sign-cert`, new clients need nothing
     /// but this program: its trust anchor vouches for the first root.
@@ -526,14 +526,14 @@ pub(crate) enum Repo {
     Publish(RepoPublish),
     /// Lists the releases, highest version first.
     List {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
     },
     /// Takes a release out. Its files go after the grace, as far as no other release needs them.
     Remove(RepoRemove),
     /// Puts a release into another channel.
     Promote {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
         /// The release.
         #[arg(value_name = "NAME@VERSION")]
@@ -550,7 +550,7 @@ pub(crate) enum Repo {
     },
     /// Says that nobody should choose a release any more. It can still be installed by its exact version.
     Yank {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
         /// The release.
         #[arg(value_name = "NAME@VERSION")]
@@ -573,7 +573,7 @@ pub(crate) enum Repo {
     /// The keys of `timestamp` and `snapshot` are enough. With `--sign-key` and `--sign-cert`, also vouches for the present
     /// root, so that new clients can start from it.
     Refresh {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
         /// Who signs the metadata.
         #[command(flatten)]
@@ -592,7 +592,7 @@ pub(crate) enum Repo {
     Log(RepoLog),
     /// Checks all of it as a client would: metadata, signatures, and every byte of every object.
     Verify {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
     },
 }
@@ -605,7 +605,7 @@ pub(crate) enum RepoLog {
     /// Its key, `log.key`, is made in the directory of `--keys` unless it is there. Prints the verifier key for the setting
     /// `trust-policy.log` of hosts.
     Init {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
         /// The log's name, such as `releases.example.com/app`; it never changes.
         #[arg(long, value_name = "NAME")]
@@ -647,7 +647,7 @@ pub(crate) enum RepoLog {
     },
     /// Adds the cosignatures of witnesses to the checkpoint of a repository.
     Add {
-        /// The repository.
+        /// The repository: a directory, or `s3://BUCKET/PREFIX`.
         dir: PathBuf,
         /// Cosigned checkpoints.
         #[arg(required = true)]
@@ -669,7 +669,7 @@ pub(crate) struct LogSource {
 /// `repo init`.
 #[derive(Args, Debug)]
 pub(crate) struct RepoInit {
-    /// The directory to serve; made when it is not there.
+    /// The directory to serve, made when it is not there; or `s3://BUCKET/PREFIX`.
     pub(crate) dir: PathBuf,
     /// Where the private keys are kept: not in the directory that is served.
     #[arg(long, value_name = "DIR")]
@@ -707,7 +707,7 @@ pub(crate) struct RepoInit {
 /// `repo publish`.
 #[derive(Args, Debug)]
 pub(crate) struct RepoPublish {
-    /// The repository.
+    /// The repository: a directory, or `s3://BUCKET/PREFIX`.
     pub(crate) dir: PathBuf,
     /// The bundles.
     #[arg(required = true)]
@@ -726,7 +726,7 @@ pub(crate) struct RepoPublish {
 /// `repo remove`.
 #[derive(Args, Debug)]
 pub(crate) struct RepoRemove {
-    /// The repository.
+    /// The repository: a directory, or `s3://BUCKET/PREFIX`.
     pub(crate) dir: PathBuf,
     /// The release.
     #[arg(value_name = "NAME@VERSION")]
@@ -745,7 +745,7 @@ pub(crate) struct RepoRemove {
 /// `repo rotate-key`.
 #[derive(Args, Debug)]
 pub(crate) struct RepoRotateKey {
-    /// The repository.
+    /// The repository: a directory, or `s3://BUCKET/PREFIX`.
     pub(crate) dir: PathBuf,
     /// Whose key: `root`, `targets`, `snapshot` or `timestamp`.
     #[arg(long, value_name = "ROLE")]

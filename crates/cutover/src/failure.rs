@@ -141,6 +141,8 @@ mod host;
 mod kinds;
 mod migrate;
 mod repo;
+#[cfg(feature = "s3")]
+mod s3;
 mod server;
 
 pub(crate) use kinds::exit_of_outcome;

@@ -1,5 +1,5 @@
-//! Publishes: a repository of releases in a directory that any static web server serves, and the metadata by which clients
-//! trust it.
+//! Publishes: a repository of releases in a directory that any static web server serves, or wherever else [`Storage`] leads,
+//! and the metadata by which clients trust it.
 //!
 //! Owns the layout of a repository (`docs/formats/repository.md`), its TUF metadata with keys and rotation, publishing that
 //! is atomic for readers, removal, and the client that follows such a repository. It never installs anything, opens no
@@ -47,5 +47,5 @@ pub use rotate::Rotation;
 pub use settings::RepositorySettings;
 pub use sign::{MetadataKey, SigningError, public_key_of};
 pub use state::{State, StateDirectory};
-pub use storage::{Batch, DirectoryStorage, Fill, Locked, Storage};
+pub use storage::{Batch, DirectoryStorage, Fill, Lock, Locked, Storage};
 pub use verify::{CheckRelease, Report, verify};

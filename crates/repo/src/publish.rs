@@ -28,7 +28,7 @@ use crate::{
     present::{Present, must, target_file},
     settings::{self, RepositorySettings, days_after, seconds_after},
     sign::{MetadataKey, SigningError, keys_of, sign_metadata},
-    storage::{Locked, Storage},
+    storage::{Lock, Locked, Storage},
     tombstone,
     tuf::{
         Listing, MetaFile, PublicKey, Refused, RoleKeys, RoleKind, Root, TargetFile, Targets,
@@ -72,8 +72,11 @@ pub enum PublishError {
     #[error("the present metadata of `{0}` is not signed by any of the keys that are given")]
     ForeignMetadata(RoleKind),
     /// Another publisher is at work.
-    #[error("another publisher is at work in this repository")]
-    InUse,
+    #[error("another publisher is at work in this repository{}", .by.as_ref().map_or(String::new(), |by| format!(": {by}")))]
+    InUse {
+        /// Who, where the store knows.
+        by: Option<String>,
+    },
     /// The same version was published with another content.
     #[error(
         "{release} for {platform} was published before with manifest {published}; \
@@ -487,9 +490,10 @@ impl<'a> Publisher<'a> {
         }
         let is_object = |path: &str| path.starts_with("objects/");
         let mut missing = Vec::new();
-        for (path, content) in &files {
+        let paths: Vec<&str> = files.keys().map(String::as_str).collect();
+        let sizes = self.storage.sizes(&paths).map_err(PublishError::storage("look at", "."))?;
+        for ((path, content), there) in files.iter().zip(sizes) {
             // A name appears after its content is durable, so another size is damage; it is mended here.
-            let there = self.storage.size(path).map_err(PublishError::storage("look at", path))?;
             if there != Some(content.size()) {
                 missing.push(path.clone());
             } else if is_object(path) {
@@ -888,7 +892,10 @@ fn file_ref(file: &dyn ReadAt) -> io::Result<FileRef> {
 }
 
 pub(crate) fn take_lock(storage: &dyn Storage) -> Result<Box<dyn Locked>, PublishError> {
-    storage.lock().map_err(PublishError::storage("lock", "."))?.ok_or(PublishError::InUse)
+    match storage.lock().map_err(PublishError::storage("lock", "."))? {
+        Lock::Held(lock) => Ok(lock),
+        Lock::InUse { by } => Err(PublishError::InUse { by }),
+    }
 }
 
 /// Reads the list of a release's objects.

@@ -1,7 +1,8 @@
 //! The port by which a repository is written, and the directory behind it.
 //!
 //! What a publisher needs of a store: batches that are durable before anybody is told of them, single files that are
-//! replaced whole, removal, and one publisher at a time.
+//! replaced whole, removal, and one publisher at a time. The order of all that is the publisher's, the same for every store.
+//! A bucket of S3-compatible storage is behind the same port in `cutover-s3`.
 
 use std::{
     collections::BTreeSet,
@@ -32,6 +33,14 @@ pub trait Storage {
     /// It cannot be looked at.
     fn size(&self, path: &str) -> io::Result<Option<u64>>;
 
+    /// The sizes of several files, in their order; for a store that can ask for them at the same time.
+    ///
+    /// # Errors
+    /// One cannot be looked at.
+    fn sizes(&self, paths: &[&str]) -> io::Result<Vec<Option<u64>>> {
+        paths.iter().map(|path| self.size(path)).collect()
+    }
+
     /// Starts a batch of new files.
     ///
     /// # Errors
@@ -56,11 +65,22 @@ pub trait Storage {
     /// A directory cannot be listed.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
 
-    /// Takes the publisher's lock; `None` when another publisher holds it.
+    /// Asks for the publisher's lock.
     ///
     /// # Errors
-    /// The lock cannot be taken.
-    fn lock(&self) -> io::Result<Option<Box<dyn Locked>>>;
+    /// The lock cannot be asked for.
+    fn lock(&self) -> io::Result<Lock>;
+}
+
+/// What became of asking for the publisher's lock.
+pub enum Lock {
+    /// It is held.
+    Held(Box<dyn Locked>),
+    /// Another publisher holds it.
+    InUse {
+        /// Who, where the store knows.
+        by: Option<String>,
+    },
 }
 
 /// Holds the publisher's lock until it is dropped.
@@ -68,8 +88,8 @@ pub trait Locked {}
 
 impl Locked for OwnedFd {}
 
-/// New files that get their names together, after all of their bytes are durable: a name never stands for less than its
-/// content. Dropped without [`Batch::commit`], nothing is there.
+/// New files, each of which gets its name after all of its bytes are durable: a name never stands for less than its content.
+/// Before [`Batch::commit`] returns, any of them may have its name or not; so it is when the batch is dropped without it.
 pub trait Batch {
     /// Adds a file, written by `fill`.
     ///
@@ -80,7 +100,7 @@ pub trait Batch {
     /// Makes all of them durable under their names, replacing files that have them.
     ///
     /// # Errors
-    /// One cannot be written. Some may have their names then, each whole.
+    /// One cannot be written.
     fn commit(self: Box<Self>) -> io::Result<()>;
 }
 
@@ -179,9 +199,12 @@ impl Storage for DirectoryStorage {
         Ok(files)
     }
 
-    fn lock(&self) -> io::Result<Option<Box<dyn Locked>>> {
+    fn lock(&self) -> io::Result<Lock> {
         self.0.make(PRIVATE)?;
-        Ok(self.0.lock(LOCK)?.map(|lock| Box::new(lock) as Box<dyn Locked>))
+        Ok(match self.0.lock(LOCK)? {
+            Some(lock) => Lock::Held(Box::new(lock)),
+            None => Lock::InUse { by: None },
+        })
     }
 }
 

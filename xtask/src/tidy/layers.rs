@@ -103,6 +103,7 @@ const LAYERS: &[Layer] = &[
             dev: &["reqwest", "tempfile"],
         },
     },
+    Layer { package: "cutover-s3", may_use: &["cutover-repo"], outside: Outside::Anything },
     Layer {
         package: "cutover-server",
         may_use: &["cutover-core", "cutover-bundle", "cutover-host", "cutover-repo"],
@@ -116,6 +117,7 @@ const LAYERS: &[Layer] = &[
             "cutover-host",
             "cutover-migrate",
             "cutover-repo",
+            "cutover-s3",
             "cutover-server",
         ],
         outside: Outside::Anything,

@@ -12,7 +12,8 @@ use cutover_repo::{
 
 use super::{
     Context,
-    repo::{key_at, key_file, metadata_keys, open, said},
+    place::open,
+    repo::{key_at, key_file, metadata_keys, said},
     source::{Metadata, ports},
 };
 use crate::{
@@ -43,7 +44,7 @@ pub(super) fn run(command: RepoLog, context: &Context) -> Result<Exit, Failure> 
         RepoLog::Add { dir, checkpoints } => {
             let notes = checkpoints.iter().map(|path| files::read("the checkpoint", path));
             let notes = notes.collect::<Result<Vec<_>, _>>()?;
-            let added = add_cosignatures(&open(&dir)?, &notes)?;
+            let added = add_cosignatures(open(&dir, context)?.as_ref(), &notes)?;
             if added == 0 {
                 return Err(Failure::new(Exit::NothingToDo, "the checkpoint has these cosignatures already"));
             }
@@ -56,7 +57,7 @@ fn init(dir: &Path, name: &str, named: &RepoKeys, context: &Context) -> Result<E
     if let Some(keys) = &named.keys {
         key_at(&keys.join("log.key"), MetadataKey::generate_ed25519)?;
     }
-    let (storage, keys) = (open(dir)?, metadata_keys(named)?);
+    let (storage, keys) = (open(dir, context)?, metadata_keys(named)?);
     let mut candidates = keys.iter().filter_map(|key| key.verifier_key(name, KeyKind::Log).ok());
     let key = match (candidates.next(), candidates.next()) {
         (Some(key), None) => key,
@@ -72,7 +73,7 @@ fn init(dir: &Path, name: &str, named: &RepoKeys, context: &Context) -> Result<E
             None => return Err(Failure::usage("several keys could sign the log: pass one with --key")),
         },
     };
-    let checkpoint = Publisher::open(&storage, &keys, context.now)?.start_log(&key)?;
+    let checkpoint = Publisher::open(storage.as_ref(), &keys, context.now)?.start_log(&key)?;
     let json = serde_json::json!({ "log": key, "entries": checkpoint.size, "root": checkpoint.root });
     said(context, &json, || key.to_string())
 }
@@ -200,7 +201,7 @@ fn cosign(
                     "pass --output, and have whoever keeps the repository run `cutover repo log add`",
                 ));
             }
-            add_cosignatures(&open(dir)?, &[cosigned])?;
+            add_cosignatures(open(dir, context)?.as_ref(), &[cosigned])?;
         }
     }
     let json = serde_json::json!({ "cosigned_by": name, "checkpoint": checkpoint_json(log.checkpoint()) });

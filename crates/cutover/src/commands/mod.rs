@@ -13,6 +13,7 @@ mod node;
 mod offers;
 mod outcome;
 mod pki;
+mod place;
 mod repo;
 mod run;
 mod schema;

@@ -13,13 +13,17 @@ use cutover_bundle::{
 };
 use cutover_core::model::{Manifest, Name, ObjectEntry, ReleaseRef};
 use cutover_repo::{
-    Base, DirectoryStorage, MetadataKey, NewDelta, NewRelease, Published, Publisher, RepositorySettings,
-    Rotation, SigningError,
+    Base, MetadataKey, NewDelta, NewRelease, Published, Publisher, RepositorySettings, Rotation,
+    SigningError,
     tuf::{PublicKey, RoleKind},
 };
 use zeroize::Zeroizing;
 
-use super::{Context, bundle, delta_release, log, trust};
+use super::{
+    Context, bundle, delta_release, log,
+    place::{make, open},
+    trust,
+};
 use crate::{
     args::{Repo, RepoInit, RepoKeys, RepoPublish, RepoRemove, RepoRotateKey, Signing},
     exit::Exit,
@@ -35,8 +39,8 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
         Repo::List { dir } => list(&dir, context),
         Repo::Remove(command) => remove(&command, context),
         Repo::Promote { dir, release, to, platform, keys } => {
-            let (storage, keys) = (open(&dir)?, metadata_keys(&keys)?);
-            let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+            let (storage, keys) = (open(&dir, context)?, metadata_keys(&keys)?);
+            let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
             let platforms = publisher.promote(&release.package, &release.version, platform.as_ref(), &to)?;
             if platforms.is_empty() {
                 return Err(Failure::new(Exit::NothingToDo, format!("`{to}` has {release} already")));
@@ -48,8 +52,8 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
             said(context, &json, || format!("{release} is in `{to}` now ({})", platforms.join(", ")))
         }
         Repo::Yank { dir, release, reason, undo, platform, keys } => {
-            let (storage, keys) = (open(&dir)?, metadata_keys(&keys)?);
-            let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+            let (storage, keys) = (open(&dir, context)?, metadata_keys(&keys)?);
+            let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
             let reason = reason.as_deref().filter(|_| !undo);
             let places = publisher.yank(&release.package, &release.version, platform.as_ref(), reason)?;
             if places == 0 {
@@ -64,8 +68,8 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
             })
         }
         Repo::Refresh { dir, keys, signing } => {
-            let (storage, keys) = (open(&dir)?, metadata_keys(&keys)?);
-            let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+            let (storage, keys) = (open(&dir, context)?, metadata_keys(&keys)?);
+            let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
             publisher.refresh()?;
             vouch(&publisher, &signing, context)?;
             let expires = publisher.expires();
@@ -93,10 +97,6 @@ pub(super) fn said(
         Form::Text => output::line(output::printable(&text())),
     }
     Ok(Exit::Done)
-}
-
-pub(super) fn open(dir: &Path) -> Result<DirectoryStorage, Failure> {
-    DirectoryStorage::open(dir).map_err(|source| Failure::io("open the repository", dir, source))
 }
 
 /// Opens the keys that are named.
@@ -201,9 +201,8 @@ fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
         deltas: command.deltas,
         ..RepositorySettings::default()
     };
-    files::make_directory(&command.dir, 0o755)?;
-    let storage = open(&command.dir)?;
-    let publisher = Publisher::create(&storage, &roles, settings, &keys, context.now)?;
+    let storage = make(&command.dir, context)?;
+    let publisher = Publisher::create(storage.as_ref(), &roles, settings, &keys, context.now)?;
     let vouched = vouch(&publisher, &command.signing, context)?;
     let json = serde_json::json!({
         "repository": command.dir, "keys": command.keys, "bootstrap": vouched,
@@ -240,8 +239,8 @@ fn publish(command: &RepoPublish, context: &Context) -> Result<Exit, Failure> {
         .iter()
         .map(|path| bundle::open_verified(path, &settings, context.now))
         .collect::<Result<Vec<_>, _>>()?;
-    let (storage, keys) = (open(&command.dir)?, metadata_keys(&command.keys)?);
-    let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+    let (storage, keys) = (open(&command.dir, context)?, metadata_keys(&command.keys)?);
+    let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
     let mut deltas = Vec::new();
     for (path, bundle) in command.bundles.iter().zip(&bundles) {
         let channel = command.channel.as_ref().unwrap_or(&bundle.manifest().channel);
@@ -344,7 +343,7 @@ fn report_published(names: &[String], published: &Published, context: &Context) 
 }
 
 fn list(dir: &Path, context: &Context) -> Result<Exit, Failure> {
-    let listed = cutover_repo::list(&open(dir)?)?;
+    let listed = cutover_repo::list(open(dir, context)?.as_ref())?;
     match context.form {
         Form::Json => {
             let releases: Vec<_> = listed
@@ -393,8 +392,8 @@ fn list(dir: &Path, context: &Context) -> Result<Exit, Failure> {
 }
 
 fn remove(command: &RepoRemove, context: &Context) -> Result<Exit, Failure> {
-    let (storage, keys) = (open(&command.dir)?, metadata_keys(&command.keys)?);
-    let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+    let (storage, keys) = (open(&command.dir, context)?, metadata_keys(&command.keys)?);
+    let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
     let release = &command.release;
     let (platform, channel) = (command.platform.as_ref(), command.channel.as_ref());
     let removed = publisher.remove(&release.package, &release.version, platform, channel)?;
@@ -413,9 +412,9 @@ fn remove(command: &RepoRemove, context: &Context) -> Result<Exit, Failure> {
 }
 
 fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failure> {
-    let storage = open(&command.dir)?;
+    let storage = open(&command.dir, context)?;
     let mut keys = metadata_keys(&command.keys)?;
-    let root = Publisher::open(&storage, &keys, context.now)?.root().clone();
+    let root = Publisher::open(storage.as_ref(), &keys, context.now)?.root().clone();
     let present = &root.role(command.role).keyids;
     let retire = match (command.retire.as_slice(), present.as_slice()) {
         _ if command.keep_all => Vec::new(),
@@ -445,7 +444,7 @@ fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failur
     }
     let file = made.as_ref().map(|(path, _)| path.clone());
     keys.extend(made.map(|(_, key)| key));
-    let mut publisher = Publisher::open(&storage, &keys, context.now)?;
+    let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
     let rotation = Rotation { role: command.role, add, retire, threshold: command.threshold };
     publisher.rotate(&rotation)?;
     vouch(&publisher, &command.signing, context)?;
@@ -487,7 +486,7 @@ fn verify(dir: &Path, context: &Context) -> Result<Exit, Failure> {
             .map(drop)
             .map_err(|error| error.to_string())
     };
-    let report = cutover_repo::verify(&open(dir)?, &check, context.now)?;
+    let report = cutover_repo::verify(open(dir, context)?.as_ref(), &check, context.now)?;
     for file in &report.unreferenced {
         output::note(format!("warning: nothing names `{file}`"));
     }

@@ -1,5 +1,7 @@
 //! Exit codes of the errors of `cutover-repo`.
 
+use std::io;
+
 use cutover_bundle::tlog::CheckpointError;
 use cutover_repo::{
     BootstrapError, CatalogueError, FetchError, IndexError, LogError, PublishError, SigningError,
@@ -90,7 +92,7 @@ impl Classify for PublishError {
             | Self::Index(_)
             | Self::Signing(_)
             | Self::ForeignMetadata(_)
-            | Self::InUse
+            | Self::InUse { .. }
             | Self::Conflict { .. }
             | Self::Object(_)
             | Self::NotFound(_)
@@ -108,12 +110,13 @@ impl Classify for PublishError {
             Self::Index(error) => error.exit(),
             Self::Signing(error) => error.exit(),
             Self::ForeignMetadata(_) => Exit::NotTrusted,
-            Self::InUse => Exit::InProgress,
+            Self::InUse { .. } => Exit::InProgress,
             Self::Conflict { .. } => Exit::Policy,
             Self::Damaged(_) | Self::Log(_) | Self::LogFile(_) => Exit::Damaged,
             Self::Note(_) | Self::NoLogKey(_) => Exit::Usage,
             Self::Object(error) => error.exit(),
-            Self::Storage { .. } | Self::NotARepository | Self::Exists | Self::NotFound(_) => Exit::Failed,
+            Self::Storage { source, .. } => of_store(source).0,
+            Self::NotARepository | Self::Exists | Self::NotFound(_) => Exit::Failed,
         }
     }
 
@@ -128,15 +131,28 @@ impl Classify for PublishError {
             Self::ForeignMetadata(_) => {
                 "give the keys it was signed with; if those are right, somebody replaced the metadata: restore it"
             }
-            Self::InUse => "wait until it has ended, then run this again",
+            Self::InUse { .. } => "wait until it has ended, then run this again",
             Self::Conflict { .. } => "give the new content a new version",
             Self::NotFound(_) => "`cutover repo list` shows what there is",
             Self::Damaged(_) => "`cutover repo verify` lists what is wrong; publish the same bundles again",
             Self::Log(_) | Self::LogFile(_) => "restore `log/` of the repository from a copy or a mirror",
             Self::NoLogKey(_) => "name it with --key, or put it beside the others as `log.key`",
-            Self::Storage { .. } | Self::Note(_) => return Vec::new(),
+            Self::Storage { source, .. } => return of_store(source).1,
+            Self::Note(_) => return Vec::new(),
         };
         vec![hint.to_owned()]
+    }
+}
+
+/// What a failed operation of a store leads to, and what to do about it.
+fn of_store(error: &io::Error) -> (Exit, Vec<String>) {
+    #[cfg(feature = "s3")]
+    if let Some(error) = cutover_s3::S3Error::of(error) {
+        return (error.exit(), error.hints());
+    }
+    match error.kind() {
+        io::ErrorKind::StorageFull => (Exit::Failed, vec!["make room there, then run this again".to_owned()]),
+        _ => (Exit::Failed, Vec::new()),
     }
 }
 

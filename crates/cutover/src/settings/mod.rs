@@ -16,7 +16,9 @@ use std::{
 };
 
 pub use reference::page as reference;
-pub use schema::{InstallSettings, PackageSettings, PruneWhen, SchemaSettings, Settings, TrustPolicy};
+pub use schema::{
+    InstallSettings, PackageSettings, PruneWhen, S3Settings, SchemaSettings, Settings, TrustPolicy,
+};
 use serde::{Deserialize as _, Serialize};
 pub use tree::Origin;
 use tree::{KeyError, KeyErrorKind, Node, Value};

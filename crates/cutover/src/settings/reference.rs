@@ -348,6 +348,33 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("ship.update_every_s", "`update`: shortest time from one start to the next, in seconds."),
     ("ship.update_timeout_s", "`update`: longest time of one run, in seconds."),
+    (
+        "s3.endpoint",
+        "The address of S3-compatible storage. Unset: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, else Amazon's for the region.",
+    ),
+    ("s3.region", "The region. Unset: `AWS_REGION`, `AWS_DEFAULT_REGION`, else `us-east-1`."),
+    (
+        "s3.path_style",
+        "Whether the bucket is named in the path and not in the host name. Unset: yes where an endpoint is named.",
+    ),
+    ("s3.allow_http", "Whether an endpoint may be plain http."),
+    (
+        "s3.credentials_file",
+        "A file with profiles. Unset: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, else the file `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`, else the role of a container.",
+    ),
+    ("s3.profile", "The profile in it. Unset: `AWS_PROFILE`, else `default`."),
+    (
+        "s3.instance_credentials",
+        "Whether the credentials of the machine's own role count when there are no others.",
+    ),
+    (
+        "s3.ca_file",
+        "Certificates (PEM) that the storage's may lead to, beside the system's. Unset: `AWS_CA_BUNDLE`.",
+    ),
+    (
+        "s3.lease_s",
+        "How long a publisher that gives no sign of life keeps others out, in seconds; at least 1.",
+    ),
 ];
 
 /// The page as Markdown.

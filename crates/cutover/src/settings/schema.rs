@@ -45,6 +45,8 @@ pub struct Settings {
     pub schema: SchemaSettings,
     /// What is shipped, where to, and how.
     pub ship: ShipSettings,
+    /// How S3-compatible storage is reached.
+    pub s3: S3Settings,
 }
 
 /// `[package]`: what may be installed here.
@@ -140,6 +142,52 @@ pub struct SchemaSettings {
     pub workers: usize,
     /// How long a migrator that gives no sign of life keeps others out, in seconds; at least 3.
     pub lease_s: u64,
+}
+
+/// `[s3]`: how S3-compatible storage is reached. Used by programs that are built with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3Settings {
+    /// The address of the storage. Default: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, else Amazon's for the region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region. Default: `AWS_REGION`, `AWS_DEFAULT_REGION`, else `us-east-1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether the bucket is named in the path and not in the host name. Default: yes where an endpoint is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_style: Option<bool>,
+    /// Whether an endpoint may be plain http.
+    pub allow_http: bool,
+    /// A file with profiles. Default: `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<PathBuf>,
+    /// The profile in it. Default: `AWS_PROFILE`, else `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Whether the credentials of the machine's own role count when there are no others.
+    pub instance_credentials: bool,
+    /// Certificates (PEM) that the storage's may lead to, beside the system's. Default: `AWS_CA_BUNDLE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// How long a publisher that gives no sign of life keeps others out, in seconds; at least 1.
+    pub lease_s: u64,
+}
+
+impl Default for S3Settings {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            path_style: None,
+            allow_http: false,
+            credentials_file: None,
+            profile: None,
+            instance_credentials: false,
+            ca_file: None,
+            lease_s: 30,
+        }
+    }
 }
 
 impl Default for SchemaSettings {

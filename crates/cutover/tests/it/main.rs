@@ -11,11 +11,17 @@ mod gate;
 mod guides;
 mod install;
 mod log;
+#[cfg(feature = "s3")]
+#[allow(dead_code, reason = "each of the two crates uses what it needs")]
+#[path = "../../../s3/tests/it/moto.rs"]
+mod moto;
 #[allow(dead_code, reason = "the shipper's own tests use all of it")]
 #[path = "../../../host/tests/ship/receiver.rs"]
 mod receiver;
 mod refusals;
 mod repo;
+#[cfg(feature = "s3")]
+mod s3;
 mod schema;
 mod settings;
 mod ship;

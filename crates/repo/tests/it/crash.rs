@@ -5,7 +5,7 @@ use std::{
     io::{self, Read},
 };
 
-use cutover_repo::{Batch, DirectoryStorage, Fill, Locked, PublishError, Publisher, Storage};
+use cutover_repo::{Batch, DirectoryStorage, Fill, Lock, PublishError, Publisher, Storage};
 
 use crate::world::{Verified, World, at, bundle, name, publish, report, version};
 
@@ -62,7 +62,7 @@ impl Storage for Dying {
         self.inner.list(directory)
     }
 
-    fn lock(&self) -> io::Result<Option<Box<dyn Locked>>> {
+    fn lock(&self) -> io::Result<Lock> {
         self.inner.lock()
     }
 }

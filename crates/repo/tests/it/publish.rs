@@ -222,7 +222,7 @@ fn only_one_publisher_works_at_a_time() {
     let (one, other) = (world.storage(), world.storage());
     let first = Publisher::open(&one, &world.keys, at(1)).unwrap();
     let second = Publisher::open(&other, &world.keys, at(1));
-    assert!(matches!(second.err(), Some(PublishError::InUse)));
+    assert!(matches!(second.err(), Some(PublishError::InUse { .. })));
     drop(first);
     Publisher::open(&other, &world.keys, at(1)).unwrap();
 }

@@ -1,0 +1,359 @@
+//! Repositories in a bucket of S3-compatible storage, through the real binary and a real server.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use cutover_repo::{Lock, Storage as _};
+use cutover_s3::{S3Options, S3Storage};
+
+use crate::{
+    moto::{Moto, Readers},
+    world::{Ran, Release, World, command, finish, stamped, text},
+};
+
+const PLACE: &str = "s3://releases/app";
+
+/// A repository of a test in a bucket that everybody may read.
+struct Bucket<'a> {
+    world: &'a World,
+    moto: &'a Moto,
+    keys: PathBuf,
+}
+
+/// Credentials, and how long a publisher is believed to live.
+fn with_s3(mut command: Command, endpoint: &str, lease_s: u64) -> Command {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
+        command.env_remove(name);
+    }
+    command
+        .env("AWS_ACCESS_KEY_ID", "testing")
+        .env("AWS_SECRET_ACCESS_KEY", "testing")
+        .env("AWS_ENDPOINT_URL", endpoint)
+        .env("CUTOVER_S3__ALLOW_HTTP", "true")
+        .env("CUTOVER_S3__LEASE_S", lease_s.to_string());
+    command
+}
+
+impl<'a> Bucket<'a> {
+    fn new(world: &'a World, moto: &'a Moto) -> Self {
+        moto.make_bucket("releases", Readers::Public);
+        let bucket = Self { world, moto, keys: world.path("keys") };
+        let pki = &stamped().pki;
+        let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
+        let signing = ["--grace-s", "0", "--sign-key", text(&key), "--sign-cert", text(&certificate)];
+        bucket.run("init", &[], &signing).must(0);
+        bucket
+    }
+
+    fn command(
+        &self,
+        verb: &str,
+        operands: &[&str],
+        flags: &[&str],
+        endpoint: &str,
+        lease_s: u64,
+    ) -> Command {
+        let mut all = vec!["repo", verb, PLACE];
+        all.extend(operands);
+        if !matches!(verb, "list" | "verify") {
+            all.extend(["--keys", text(&self.keys)]);
+        }
+        all.extend(flags);
+        with_s3(command(&stamped().program, &all), endpoint, lease_s)
+    }
+
+    fn run(&self, verb: &str, operands: &[&str], flags: &[&str]) -> Ran {
+        finish(self.command(verb, operands, flags, &self.moto.endpoint, 1))
+    }
+
+    /// Where everybody reads it: the bucket is public.
+    fn url(&self) -> String {
+        format!("{}/releases/app", self.moto.endpoint)
+    }
+
+    #[track_caller]
+    fn must_be_whole(&self) -> serde_json::Value {
+        let report = self.run("verify", &[], &["--json"]).must(0).json();
+        assert_eq!(
+            (&report["problems"], &report["unreferenced"]),
+            (&serde_json::json!([]), &serde_json::json!([]))
+        );
+        report
+    }
+
+    /// The newest version that a host is offered.
+    #[track_caller]
+    fn offered(&self) -> Option<String> {
+        let root = self.world.path("nothing-here");
+        let ran =
+            self.world.run(&["check", "tool", "--source", &self.url(), "--root", text(&root), "--json"]);
+        // 3: nothing newer; 1: the repository has nothing of this package.
+        assert!([0, 1, 3].contains(&ran.code), "{ran:?}");
+        ran.json()["offers"][0]["version"].as_str().map(str::to_owned)
+    }
+}
+
+// M14, M15
+#[test]
+fn a_release_is_published_to_a_bucket_installed_from_it_and_removed() {
+    let Some(moto) = Moto::start() else { return };
+    let world = World::new();
+    let bucket = Bucket::new(&world, &moto);
+    let (one, two) = (world.build_version("1.0.0"), world.build_version("1.1.0"));
+    let published = bucket.run("publish", &[text(&one)], &["--json"]).must(0).json();
+    assert_eq!((&published["releases"], &published["objects_new"]), (&1.into(), &4.into()));
+    let published = bucket.run("publish", &[text(&two)], &["--json"]).must(0).json();
+    assert_eq!((&published["objects_new"], &published["objects_shared"]), (&2.into(), &2.into()));
+    bucket.run("publish", &[text(&two)], &[]).must(3);
+    bucket.must_be_whole();
+    bucket.run("init", &[], &[]).must(1);
+    let log =
+        ["repo", "log", "init", PLACE, "--name", "releases.example.com/tool", "--keys", text(&bucket.keys)];
+    finish(with_s3(command(&stamped().program, &log), &moto.endpoint, 1)).must(0);
+    bucket.must_be_whole();
+
+    let root = world.root();
+    let url = bucket.url();
+    world.run(&["apply", "tool@1.0.0", "--source", &url, "--root", text(&root)]).must(0);
+    world.run(&["apply", "tool", "--source", &url, "--root", text(&root)]).must(0);
+    assert_eq!(std::fs::read_to_string(root.join("current/share/version")).unwrap(), "1.1.0");
+
+    bucket.run("yank", &["tool@1.1.0"], &["--reason", "loses data"]).must(0);
+    bucket.run("remove", &["tool@1.1.0"], &[]).must(0);
+    bucket.run("remove", &["tool@1.1.0"], &[]).must(1);
+    assert_eq!(bucket.must_be_whole()["objects"], 4);
+    assert_eq!(bucket.offered().as_deref(), Some("1.0.0"));
+    bucket.run("remove", &["tool@1.0.0"], &[]).must(0);
+    assert_eq!(bucket.must_be_whole()["objects"], 0);
+    assert_eq!(bucket.offered(), None);
+}
+
+#[test]
+fn another_publisher_is_named_and_waited_for_by_nobody() {
+    let Some(moto) = Moto::start() else { return };
+    let world = World::new();
+    let bucket = Bucket::new(&world, &moto);
+    let variable =
+        |name: &str| ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name).then(|| "x".to_owned());
+    let options = S3Options {
+        endpoint: Some(moto.endpoint.clone()),
+        allow_http: true,
+        lease: Duration::from_secs(20),
+        owner: "anna on build-7".to_owned(),
+        ..S3Options::default()
+    };
+    let at_work = S3Storage::open(PLACE.parse().unwrap(), &options, &variable).unwrap();
+    let Lock::Held(lock) = at_work.lock().unwrap() else { panic!("nobody else is there") };
+    let refused = finish(bucket.command("refresh", &[], &[], &moto.endpoint, 20)).must(10);
+    assert!(refused.stderr.contains("anna on build-7"), "{}", refused.stderr);
+    drop(lock);
+    bucket.run("refresh", &[], &[]).must(0);
+}
+
+#[test]
+fn refusals_name_the_thing_and_the_remedy() {
+    let Some(moto) = Moto::start() else { return };
+    let world = World::new();
+    let bucket = Bucket::new(&world, &moto);
+    let list =
+        |place: &str| with_s3(command(&stamped().program, &["repo", "list", place]), &moto.endpoint, 1);
+    let refused = |command: Command, code: i32, words: &[&str]| {
+        let ran = finish(command).must(code);
+        for word in words {
+            assert!(ran.stderr.contains(word), "`{word}` in {}", ran.stderr);
+        }
+    };
+    refused(list("s3://absent/app"), 1, &["bucket `absent`", "make the bucket first"]);
+    refused(list("s3://releases//app"), 2, &["s3://releases//app", "s3://BUCKET/PREFIX"]);
+    let mut plain = list(PLACE);
+    plain.env_remove("CUTOVER_S3__ALLOW_HTTP");
+    refused(plain, 2, &["plain http", "s3.allow_http"]);
+    let mut nobody = list(PLACE);
+    nobody.env_remove("AWS_ACCESS_KEY_ID").env("HOME", text(world.dir.path()));
+    refused(nobody, 2, &["AWS_ACCESS_KEY_ID", ".aws/credentials"]);
+    let unheard = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut alone = list(PLACE);
+    alone.env("AWS_ENDPOINT_URL", format!("http://{unheard}"));
+    refused(alone, 1, &["cannot be reached", "s3.endpoint"]);
+    bucket.run("list", &[], &[]).must(0);
+    // From here on the server looks who asks.
+    let strict =
+        reqwest::blocking::Client::new().post(format!("{}/moto-api/reset-auth", moto.endpoint)).body("0");
+    assert!(strict.send().unwrap().status().is_success());
+    refused(list(PLACE), 1, &["refuses to read", "bucket `releases`", "InvalidAccessKeyId", "s3:PutObject"]);
+}
+
+/// Passes requests on to a server, and kills who makes them right after a certain write has happened there.
+struct Killing {
+    endpoint: String,
+    plan: Arc<Mutex<Plan>>,
+}
+
+#[derive(Default)]
+struct Plan {
+    child: Option<Child>,
+    /// Writes that happen before.
+    left: usize,
+    /// Whether the fatal write has happened.
+    is_over: bool,
+}
+
+impl Killing {
+    fn before(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let plan: Arc<Mutex<Plan>> = Arc::default();
+        let (kept, server) = (Arc::clone(&plan), server.trim_start_matches("http://").to_owned());
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let (plan, server) = (Arc::clone(&kept), server.clone());
+                // A client that is killed breaks its connections; that is all that can go wrong here.
+                thread::spawn(move || drop(pass_on(client, &server, &plan)));
+            }
+        });
+        Self { endpoint, plan }
+    }
+
+    /// Runs a command that dies after `left` + 1 writes; whether it did.
+    fn run(&self, mut command: Command, left: usize) -> bool {
+        *self.plan.lock().unwrap() = Plan { child: None, left, is_over: false };
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        self.plan.lock().unwrap().child = Some(command.spawn().unwrap());
+        loop {
+            let mut plan = self.plan.lock().unwrap();
+            if let Some(status) = plan.child.as_mut().unwrap().try_wait().unwrap() {
+                assert!(plan.is_over || status.success(), "{status:?}");
+                return plan.is_over;
+            }
+            drop(plan);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// One request and its answer; the server closes after each.
+fn pass_on(mut client: TcpStream, server: &str, plan: &Mutex<Plan>) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut buffer = [0; 1 << 14];
+    let head_ends = loop {
+        if let Some(at) = request.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            break at + 4;
+        }
+        match client.read(&mut buffer)? {
+            0 => return Ok(()),
+            read => request.extend_from_slice(&buffer[..read]),
+        }
+    };
+    let head = String::from_utf8_lossy(&request[..head_ends]).to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    while request.len() < head_ends + length.unwrap_or(0) {
+        match client.read(&mut buffer)? {
+            0 => return Ok(()),
+            read => request.extend_from_slice(&buffer[..read]),
+        }
+    }
+    if plan.lock().unwrap().is_over {
+        return Ok(());
+    }
+    let mut upstream = TcpStream::connect(server)?;
+    upstream.write_all(&request)?;
+    let mut answer = Vec::new();
+    upstream.read_to_end(&mut answer)?;
+    let is_write = ["put ", "post ", "delete "].iter().any(|method| head.starts_with(method));
+    let is_lock = head.lines().next().is_some_and(|line| line.contains("/.publish/lock"));
+    if is_write && !is_lock {
+        let mut plan = plan.lock().unwrap();
+        if plan.left == 0 {
+            plan.is_over = true;
+            if let Some(child) = &mut plan.child {
+                child.kill()?;
+            }
+            return Ok(());
+        }
+        plan.left -= 1;
+    }
+    client.write_all(&answer)
+}
+
+// M16
+#[test]
+fn a_publisher_killed_after_any_write_leaves_readers_a_whole_repository_and_the_next_goes_on() {
+    let Some(moto) = Moto::start() else { return };
+    let world = World::new();
+    let bucket = Bucket::new(&world, &moto);
+    let killing = Killing::before(&moto.endpoint);
+    let build =
+        |number: usize| world.build(&Release { files: &[], ..Release::new(&format!("1.{number}.0")) });
+    let version = |number: usize| Some(format!("1.{number}.0"));
+    bucket.run("publish", &[text(&build(0))], &[]).must(0);
+    let mut writes = 0;
+    loop {
+        let (old, new) = (version(writes), version(writes + 1));
+        let bundle = build(writes + 1);
+        let publish = bucket.command("publish", &[text(&bundle)], &[], &killing.endpoint, 60);
+        let died = killing.run(publish, writes);
+        bucket.must_be_whole();
+        let offered = bucket.offered();
+        assert!(offered == old || offered == new, "write {writes}: {offered:?}");
+        assert!(died || offered == new, "write {writes}: {offered:?}");
+        // What it left is gone on with; or it had published already.
+        let ran = bucket.run("publish", &[text(&bundle)], &[]);
+        assert!([0, 3].contains(&ran.code), "write {writes}: {ran:?}");
+        assert_eq!(bucket.offered(), new, "write {writes}");
+        writes += 1;
+        if !died {
+            break;
+        }
+    }
+    assert!(writes > 10, "{writes}");
+    bucket.run("refresh", &[], &[]).must(0);
+    assert_eq!(bucket.must_be_whole()["pending"], 0);
+
+    let mut removals = 0;
+    loop {
+        let newest = writes - removals;
+        let release = format!("tool@1.{newest}.0");
+        let (old, new) = (version(newest), version(newest - 1));
+        let remove = bucket.command("remove", &[&release], &[], &killing.endpoint, 60);
+        let died = killing.run(remove, removals);
+        bucket.must_be_whole();
+        let offered = bucket.offered();
+        assert!(offered == old || offered == new, "removal {removals}: {offered:?}");
+        let ran = bucket.run("remove", &[&release], &[]);
+        assert!([0, 1].contains(&ran.code), "removal {removals}: {ran:?}");
+        assert_eq!(bucket.offered(), new, "removal {removals}");
+        removals += 1;
+        if !died {
+            break;
+        }
+    }
+    assert!(removals > 6, "{removals}");
+    bucket.run("refresh", &[], &[]).must(0);
+    let report = bucket.must_be_whole();
+    assert_eq!((&report["pending"], &report["releases"]), (&0.into(), &(writes + 1 - removals).into()));
+}
+
+#[test]
+fn a_file_with_profiles_does_as_well() {
+    let Some(moto) = Moto::start() else { return };
+    let world = World::new();
+    let bucket = Bucket::new(&world, &moto);
+    let profiles = "[default]\naws_access_key_id = a\naws_secret_access_key = b\n[ci]\naws_access_key_id = c\naws_secret_access_key = d\n";
+    let home: &Path = world.dir.path();
+    world.write(".aws/credentials", profiles);
+    let mut list = bucket.command("list", &[], &[], &moto.endpoint, 1);
+    list.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("HOME", home);
+    finish(list).must(0);
+    let mut list = bucket.command("list", &[], &["--set", "s3.profile=none"], &moto.endpoint, 1);
+    list.env("HOME", home);
+    let refused = finish(list).must(2);
+    assert!(refused.stderr.contains("`none`"), "{}", refused.stderr);
+}

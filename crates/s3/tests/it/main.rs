@@ -1,0 +1,6 @@
+//! The storage of a repository in a bucket, against a real server.
+#![allow(missing_docs, unreachable_pub, clippy::disallowed_methods, clippy::unwrap_used)]
+
+#[allow(dead_code, reason = "each of the two crates uses what it needs")]
+mod moto;
+mod port;
