@@ -15,7 +15,10 @@ mod tidy;
 mod trace;
 mod tree;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -40,6 +43,12 @@ enum Task {
         /// As many seeds on each engine.
         #[arg(long)]
         seeds: Option<u64>,
+    },
+    /// A thousand clients, a shipper and a receiver, killed at random for a time; then every episode is looked for.
+    GateSweep {
+        /// How long, in seconds, each of the two parts.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
     },
     /// Installs, updates, kills and rolls back two consecutive releases of real programs.
     RealUpdate(real_update::Options),
@@ -67,28 +76,33 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Reference => reference::write(&root),
         Task::Crash(options) => crash::run(&root, &options),
+        Task::GateSweep { seconds } => sweep(
+            &root,
+            ("GATE_SWEEP_S", seconds),
+            &["cutover", "killed_again_and_again", "--test-threads=1"],
+        ),
         Task::SchemaSweep { full, seeds } => {
             let seeds = seeds.unwrap_or(if full { 200 } else { 12 });
-            let mut command = std::process::Command::new(program::cargo());
-            command.current_dir(&root).env("SCHEMA_SEEDS", seeds.to_string());
-            command.args([
-                "test",
-                "-p",
-                "cutover-migrate",
-                "--test",
-                "it",
-                "--",
-                "--nocapture",
-                "no_acknowledged_write",
-                "lose_nothing",
-            ]);
-            anyhow::ensure!(command.status().context("failed to start cargo")?.success(), "the sweep failed");
-            Ok(())
+            sweep(
+                &root,
+                ("SCHEMA_SEEDS", seeds),
+                &["cutover-migrate", "no_acknowledged_write", "lose_nothing"],
+            )
         }
         Task::Pairs(options) => pairs::run(&root, &options),
         Task::Bench(bench) => bench::run(&root, &bench),
         Task::RealUpdate(options) => real_update::run(&root, &options),
     }
+}
+
+/// Runs tests of a package that go further when a variable says so.
+fn sweep(root: &Path, (variable, value): (&str, u64), which: &[&str]) -> Result<()> {
+    let (package, filters) = which.split_first().context("a package is named")?;
+    let mut command = std::process::Command::new(program::cargo());
+    command.current_dir(root).env(variable, value.to_string());
+    command.args(["test", "-p", package, "--test", "it", "--", "--nocapture"]).args(filters);
+    anyhow::ensure!(command.status().context("failed to start cargo")?.success(), "the sweep failed");
+    Ok(())
 }
 
 /// The workspace this program was built from.

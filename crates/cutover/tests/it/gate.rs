@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     repo::Repository,
-    world::{PLAIN, Release, World, command, run, text},
+    world::{PLAIN, Release, World, command, run, sweep_time, text},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,25 +116,30 @@ fn files(root: &Path) -> BTreeMap<String, PathBuf> {
     files
 }
 
+/// Clients hand in episodes without a pause while the receiver is killed; in the end there is one file and one row of each.
+/// `cargo xtask gate-sweep` lets a thousand do so for a time.
 // I11 I32 index-1
 #[test]
 fn receiver_killed_again_and_again_keeps_each_upload_exactly_once() {
-    const CLIENTS: usize = 8;
-    const EACH: usize = 60;
     const KILLS: usize = 10;
+    let sweep = sweep_time();
+    let (clients, each) = if sweep.is_some() { (1000, usize::MAX) } else { (8, 60) };
     let directory = tempfile::tempdir().expect("a directory");
     let (clone, root) = (directory.path().join("clone"), directory.path().join("gate"));
     let commit = clone_at(&clone);
     let arguments = ["--root", text(&root), "--repository", text(&clone)];
     let receiver = Receiver::start(&arguments);
     let address = Mutex::new(receiver.address);
-    let acknowledged = AtomicUsize::new(0);
-    let body = |key: &str| key.repeat(if key.ends_with('7') { 50_000 } else { 500 }).into_bytes();
+    let (acknowledged, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let body = |key: &str| key.repeat(if key.ends_with("77") { 50_000 } else { 500 }).into_bytes();
+    let started = Instant::now();
+    let is_over = || sweep.is_some_and(|time| started.elapsed() > time);
     std::thread::scope(|scope| {
-        for client in 0..CLIENTS {
-            let (address, acknowledged, commit) = (&address, &acknowledged, &commit);
+        for client in 0..clients {
+            let (address, acknowledged, ended, commit, is_over) =
+                (&address, &acknowledged, &ended, &commit, &is_over);
             scope.spawn(move || {
-                for number in 0..EACH {
+                for number in (0..each).take_while(|_| !is_over()) {
                     let key = format!("h{}/e{client}-{number}", client % 3);
                     let deadline = Instant::now() + PATIENCE;
                     loop {
@@ -142,37 +147,50 @@ fn receiver_killed_again_and_again_keeps_each_upload_exactly_once() {
                         match put(at, &key, commit, &body(&key)) {
                             Some((200 | 201, _)) => break,
                             Some((503, _)) | None => {
-                                assert!(Instant::now() < deadline, "{key} is never taken")
+                                assert!(Instant::now() < deadline, "{key} is never taken");
+                                std::thread::sleep(Duration::from_millis(5));
                             }
                             Some((status, answer)) => panic!("{key}: {status} {answer}"),
                         }
                     }
                     acknowledged.fetch_add(1, Ordering::SeqCst);
+                    if sweep.is_some() {
+                        // What is written stays within a few gigabytes.
+                        std::thread::sleep(Duration::from_secs(5));
+                    }
                 }
+                ended.fetch_add(1, Ordering::SeqCst);
             });
         }
         let mut receiver = receiver;
-        for kill in 1..=KILLS {
-            // Each upload takes many steps, and eight are under way: at any moment the kill strikes them at different ones.
-            let wanted = kill * CLIENTS * EACH / (KILLS + 1);
-            while acknowledged.load(Ordering::SeqCst) < wanted {
-                std::thread::yield_now();
+        let mut kills = 0;
+        while if sweep.is_some() { !is_over() } else { kills < KILLS } {
+            kills += 1;
+            // Each upload takes many steps, and many are under way: at any moment the kill strikes them at different ones.
+            if sweep.is_some() {
+                std::thread::sleep(Duration::from_millis(rand::random_range(50..4000)));
+            } else {
+                while acknowledged.load(Ordering::SeqCst) < kills * clients * each / (KILLS + 1) {
+                    std::thread::yield_now();
+                }
             }
             receiver.signal(rustix::process::Signal::KILL);
             drop(receiver);
             receiver = Receiver::start(&arguments);
             *address.lock().expect("no panic") = receiver.address;
         }
-        while acknowledged.load(Ordering::SeqCst) < CLIENTS * EACH {
+        while ended.load(Ordering::SeqCst) < clients {
             std::thread::sleep(Duration::from_millis(5));
         }
+        eprintln!("{kills} kills, {} uploads acknowledged", acknowledged.load(Ordering::SeqCst));
         receiver.signal(rustix::process::Signal::TERM);
         assert!(receiver.child.wait().expect("it ends").success());
     });
     // What the last kill left is mended by a start.
     drop(Receiver::start(&arguments));
     let (rows, files) = (rows(&root), files(&root));
-    assert_eq!((rows.len(), files.len()), (CLIENTS * EACH, CLIENTS * EACH));
+    let acknowledged = acknowledged.into_inner();
+    assert_eq!((rows.len(), files.len()), (acknowledged, acknowledged));
     for (key, rows) in rows {
         let [row] = &rows[..] else { panic!("{key} has {} rows", rows.len()) };
         let bytes = std::fs::read(&files[&format!("{key}.tar.zst")]).expect("a file");

@@ -304,3 +304,9 @@ fn collect(base: &Path, within: &str, without: &[&str], found: &mut BTreeMap<Str
         }
     }
 }
+
+/// How long a sweep goes on, in `GATE_SWEEP_S`; `None` in the test command, which has a small one.
+pub(crate) fn sweep_time() -> Option<Duration> {
+    let seconds = std::env::var("GATE_SWEEP_S").ok()?.parse().expect("seconds");
+    Some(Duration::from_secs(seconds))
+}
