@@ -658,7 +658,7 @@ pub(crate) enum RepoLog {
 /// Which log.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LogSource {
-    /// The repository: a URL or a directory.
+    /// The repository: a URL (also `s3://BUCKET/PREFIX`) or a directory.
     #[arg(value_name = "URL|DIR")]
     pub(crate) source: String,
     /// The log's verifier key [setting: trust-policy.log]. Without, the repository's own word for it is taken.
@@ -962,7 +962,7 @@ fn layout(text: &str) -> Result<Layout, String> {
 /// Which repository, and what of it.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct FromRepository {
-    /// The repository: a URL or a directory [setting: source.urls]. May be repeated for mirrors.
+    /// The repository: a URL (also `s3://BUCKET/PREFIX`) or a directory [setting: source.urls]. May be repeated for mirrors.
     #[arg(long, value_name = "URL|DIR")]
     pub(crate) source: Vec<String>,
     /// The channel [setting: trust-policy.channels; else `stable`]. May be repeated; the first that has a version wins.

@@ -78,7 +78,7 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     pub(crate) fn new(client: Client, address: S3Address) -> Self {
-        let Client { store, endpoint, region } = client;
+        let Client { store, endpoint, region, bucket_url: _ } = client;
         Self { store, address, endpoint, region }
     }
 

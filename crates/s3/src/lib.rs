@@ -14,9 +14,11 @@ mod credentials;
 mod error;
 mod lease;
 mod options;
+mod signer;
 mod storage;
 
 pub use address::S3Address;
 pub use error::S3Error;
 pub use options::S3Options;
+pub use signer::S3Signer;
 pub use storage::S3Storage;

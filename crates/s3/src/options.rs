@@ -67,6 +67,8 @@ pub(crate) struct Client {
     pub(crate) store: AmazonS3,
     pub(crate) endpoint: String,
     pub(crate) region: String,
+    /// Where the bucket's objects are, without a `/` at the end.
+    pub(crate) bucket_url: String,
 }
 
 impl S3Options {
@@ -118,9 +120,10 @@ impl S3Options {
             // With the bucket in the host name, this is the whole of it.
             builder = builder.with_endpoint(if is_path_style { &endpoint } else { &hosted });
         }
+        let bucket_url = if is_path_style { format!("{endpoint}/{}", address.bucket()) } else { hosted };
         let builder = credentials::apply(self, variable, builder)?;
         let store = builder.build().map_err(|error| S3Error::Settings(Box::new(error)))?;
-        Ok(Client { store, endpoint, region })
+        Ok(Client { store, endpoint, region, bucket_url })
     }
 }
 

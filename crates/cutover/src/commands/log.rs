@@ -12,7 +12,7 @@ use cutover_repo::{
 
 use super::{
     Context,
-    place::open,
+    place::{is_in_bucket, open},
     repo::{key_at, key_file, metadata_keys, said},
     source::{Metadata, ports},
 };
@@ -196,8 +196,8 @@ fn cosign(
         })?,
         None => {
             let dir = Path::new(&named.source);
-            if !dir.is_dir() {
-                return Err(Failure::usage("a repository that is no directory cannot be written to").hint(
+            if !dir.is_dir() && !is_in_bucket(dir) {
+                return Err(Failure::usage("a repository over http cannot be written to").hint(
                     "pass --output, and have whoever keeps the repository run `cutover repo log add`",
                 ));
             }

@@ -1,11 +1,13 @@
-//! Where a repository lies: in a directory, or in a bucket of S3-compatible storage.
+//! Where a repository lies: in a directory, or in a bucket of S3-compatible storage; and how hosts read a bucket that is not
+//! public.
 
 use std::path::Path;
 
+use cutover_host::fetch::Buckets;
 use cutover_repo::{DirectoryStorage, Storage};
 
 use super::Context;
-use crate::{failure::Failure, files};
+use crate::{failure::Failure, files, settings::Settings};
 
 /// What places in a bucket start with.
 const S3: &str = "s3://";
@@ -80,4 +82,49 @@ fn owner() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let user = variable("USER").unwrap_or_else(|| "somebody".to_owned());
     format!("{user} on {}, process {}", host.trim(), std::process::id())
+}
+
+/// What opens buckets for downloads; nothing in a program that is built without S3.
+#[cfg(not(feature = "s3"))]
+pub(super) fn buckets(_: &Settings) -> Option<Box<dyn Buckets>> {
+    None
+}
+
+/// What opens buckets for downloads.
+#[cfg(feature = "s3")]
+pub(super) fn buckets(settings: &Settings) -> Option<Box<dyn Buckets>> {
+    Some(Box::new(signed::Signed(settings.s3.clone())))
+}
+
+#[cfg(feature = "s3")]
+mod signed {
+    //! The downloader's port for buckets, over signed addresses.
+
+    use std::{error::Error, sync::Arc};
+
+    use cutover_host::fetch::{Bucket, Buckets, Signing};
+    use cutover_s3::S3Signer;
+
+    use crate::settings::S3Settings;
+
+    pub(super) struct Signed(pub(super) S3Settings);
+
+    impl Buckets for Signed {
+        fn open(&self, place: &str) -> Result<Arc<dyn Bucket>, Box<dyn Error + Send + Sync>> {
+            let options = super::options(&self.0);
+            Ok(Arc::new(SignedBucket(S3Signer::new(place.parse()?, &options, &super::variable)?)))
+        }
+    }
+
+    struct SignedBucket(S3Signer);
+
+    impl Bucket for SignedBucket {
+        fn url(&self) -> String {
+            self.0.url()
+        }
+
+        fn sign<'a>(&'a self, path: &'a str) -> Signing<'a> {
+            Box::pin(async move { Ok(self.0.sign(path).await?) })
+        }
+    }
 }

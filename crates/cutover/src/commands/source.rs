@@ -30,7 +30,7 @@ use cutover_repo::{
 };
 
 use super::{
-    Context, documents, log, offers,
+    Context, documents, log, offers, place,
     site::{self, Missing, Site},
     trust,
 };
@@ -79,6 +79,7 @@ pub(super) fn ports(settings: &Settings) -> FetchPorts {
         clock: Arc::new(site::WallClock),
         seed: rand::random(),
         jobs: NonZeroUsize::new(settings.install.jobs).unwrap_or(NonZeroUsize::MIN),
+        buckets: place::buckets(settings),
     }
 }
 

@@ -143,6 +143,9 @@ impl Classify for FetchError {
         match self {
             Self::Setting { .. } | Self::Path(_) => Exit::Usage,
             Self::Busy(_) => Exit::InProgress,
+            Self::Bucket { source, .. } => {
+                super::repo::of_bucket(source.as_ref()).map_or(Exit::Failed, |(exit, _)| exit)
+            }
             Self::Space { .. } => Exit::Preflight,
             Self::NoDigest(_) | Self::Mismatch { .. } | Self::TooLong { .. } | Self::Malformed { .. } => {
                 Exit::UnsafeContent
@@ -162,6 +165,9 @@ impl Classify for FetchError {
     }
 
     fn hints(&self) -> Vec<String> {
+        if let Self::Bucket { source, .. } = self {
+            return super::repo::of_bucket(source.as_ref()).map_or_else(Vec::new, |(_, hints)| hints);
+        }
         self.remedy().into_iter().collect()
     }
 }

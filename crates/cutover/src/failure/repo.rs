@@ -1,6 +1,6 @@
 //! Exit codes of the errors of `cutover-repo`.
 
-use std::io;
+use std::{error::Error, io};
 
 use cutover_bundle::tlog::CheckpointError;
 use cutover_repo::{
@@ -146,14 +146,21 @@ impl Classify for PublishError {
 
 /// What a failed operation of a store leads to, and what to do about it.
 fn of_store(error: &io::Error) -> (Exit, Vec<String>) {
-    #[cfg(feature = "s3")]
-    if let Some(error) = cutover_s3::S3Error::of(error) {
-        return (error.exit(), error.hints());
-    }
-    match error.kind() {
+    let of_bucket = error.get_ref().and_then(of_bucket);
+    of_bucket.unwrap_or_else(|| match error.kind() {
         io::ErrorKind::StorageFull => (Exit::Failed, vec!["make room there, then run this again".to_owned()]),
         _ => (Exit::Failed, Vec::new()),
+    })
+}
+
+/// What a failure with a bucket leads to, and what to do about it; `None` when it is another error.
+pub(super) fn of_bucket(error: &(dyn Error + Send + Sync + 'static)) -> Option<(Exit, Vec<String>)> {
+    #[cfg(feature = "s3")]
+    if let Some(error) = error.downcast_ref::<cutover_s3::S3Error>() {
+        return Some((error.exit(), error.hints()));
     }
+    let _ = error;
+    None
 }
 
 impl Classify for LogError {

@@ -18,7 +18,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "source.urls",
-        "`repository`: base URLs (http, https) or directories that hold the same, tried in order of measured speed. Empty: no source.",
+        "`repository`: base URLs (http, https), directories or `s3://BUCKET/PREFIX` that hold the same, tried in order of measured speed. Empty: no source.",
     ),
     ("source.path", "`file`: a bundle, or a directory with bundles."),
     ("source.github", "`github`: `OWNER/NAME`."),

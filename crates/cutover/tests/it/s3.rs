@@ -43,7 +43,11 @@ fn with_s3(mut command: Command, endpoint: &str, lease_s: u64) -> Command {
 
 impl<'a> Bucket<'a> {
     fn new(world: &'a World, moto: &'a Moto) -> Self {
-        moto.make_bucket("releases", Readers::Public);
+        Self::with_readers(world, moto, Readers::Public)
+    }
+
+    fn with_readers(world: &'a World, moto: &'a Moto, readers: Readers) -> Self {
+        moto.make_bucket("releases", readers);
         let bucket = Self { world, moto, keys: world.path("keys") };
         let pki = &stamped().pki;
         let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
@@ -143,20 +147,67 @@ fn a_release_is_published_to_a_bucket_installed_from_it_and_removed() {
 }
 
 #[test]
-fn another_publisher_is_named_and_waited_for_by_nobody() {
+fn hosts_with_credentials_install_from_a_bucket_that_nobody_else_can_read() {
     let Some(moto) = Moto::start() else { return };
     let world = World::new();
-    let bucket = Bucket::new(&world, &moto);
+    let bucket = Bucket::with_readers(&world, &moto, Readers::Private);
+    bucket.run("publish", &[text(&world.build_version("1.0.0"))], &[]).must(0);
+    let root = world.root();
+    let host = |arguments: &[&str], source: &str| {
+        let all = [arguments, &["--source", source, "--root", text(&root)]].concat();
+        with_s3(command(&stamped().program, &all), &moto.endpoint, 1)
+    };
+    finish(host(&["apply", "tool"], &bucket.url())).must(1);
+    finish(host(&["plan", "tool"], PLACE)).must(0);
+    finish(host(&["apply", "tool"], PLACE)).must(0);
+    assert_eq!(std::fs::read_to_string(root.join("current/share/version")).unwrap(), "1.0.0");
+    finish(host(&["check", "tool"], PLACE)).must(3);
+
+    bucket.run("publish", &[text(&world.build_version("1.1.0"))], &[]).must(0);
+    finish(host(&["check", "tool"], PLACE)).must(0);
+    let mut nobody = host(&["check", "tool"], PLACE);
+    nobody.env_remove("AWS_SECRET_ACCESS_KEY").env("HOME", text(world.dir.path()));
+    let refused = finish(nobody).must(2);
+    assert!(
+        refused.stderr.contains(PLACE) && refused.stderr.contains(".aws/credentials"),
+        "{}",
+        refused.stderr
+    );
+    // A token is for whoever takes one.
+    let token = format!("source.token_file={}", text(&world.write("token", "canary\n")));
+    let refused = finish(host(&["check", "tool", "--set", &token], PLACE)).must(2);
+    assert!(refused.stderr.contains("no token is sent"), "{}", refused.stderr);
+
+    // Addresses count for a while for whoever has them: none of them is told.
+    let storage = open(&moto);
+    storage.remove(&storage.list("objects").unwrap()).unwrap();
+    let mut broken = host(&["apply", "tool"], PLACE);
+    broken.env("CUTOVER_LOG", "debug");
+    let failed = finish(broken).must(1);
+    assert!(failed.stderr.contains("/releases/app/objects/"), "{}", failed.stderr);
+    assert!(!failed.stderr.contains("X-Amz-"), "{}", failed.stderr);
+}
+
+fn open(moto: &Moto) -> S3Storage {
     let variable =
         |name: &str| ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name).then(|| "x".to_owned());
     let options = S3Options {
         endpoint: Some(moto.endpoint.clone()),
         allow_http: true,
+        // Renewed every five seconds.
         lease: Duration::from_secs(20),
         owner: "anna on build-7".to_owned(),
         ..S3Options::default()
     };
-    let at_work = S3Storage::open(PLACE.parse().unwrap(), &options, &variable).unwrap();
+    S3Storage::open(PLACE.parse().unwrap(), &options, &variable).unwrap()
+}
+
+#[test]
+fn another_publisher_is_named_and_waited_for_by_nobody() {
+    let Some(moto) = Moto::start() else { return };
+    let world = World::new();
+    let bucket = Bucket::new(&world, &moto);
+    let at_work = open(&moto);
     let Lock::Held(lock) = at_work.lock().unwrap() else { panic!("nobody else is there") };
     let refused = finish(bucket.command("refresh", &[], &[], &moto.endpoint, 20)).must(10);
     assert!(refused.stderr.contains("anna on build-7"), "{}", refused.stderr);

@@ -1,8 +1,10 @@
 //! One place objects come from: a base URL or a directory, and paths below it.
 
 use std::{
+    error::Error,
     fmt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
 };
 
@@ -18,6 +20,31 @@ use super::{
 };
 use crate::disk::{Disk, OpenFile, RealDisk};
 
+/// What places in a bucket start with.
+const BUCKET: &str = "s3://";
+
+/// A place in a bucket of S3-compatible storage that not everybody may read.
+pub trait Bucket: Send + Sync {
+    /// Its address, unsigned: what messages say and what tells mirrors apart.
+    fn url(&self) -> String;
+
+    /// An address by which the file at `path` below it can be read now. It is used once and told to nobody.
+    fn sign<'a>(&'a self, path: &'a str) -> Signing<'a>;
+}
+
+/// A signature in the making.
+pub type Signing<'a> =
+    Pin<Box<dyn Future<Output = Result<String, Box<dyn Error + Send + Sync>>> + Send + 'a>>;
+
+/// Opens places in buckets.
+pub trait Buckets: Send + Sync {
+    /// Opens `s3://BUCKET/PREFIX`.
+    ///
+    /// # Errors
+    /// It is no such place, or there are no credentials for it.
+    fn open(&self, place: &str) -> Result<Arc<dyn Bucket>, Box<dyn Error + Send + Sync>>;
+}
+
 /// A place.
 #[derive(Clone)]
 pub(super) enum Base {
@@ -26,12 +53,36 @@ pub(super) enum Base {
         url: Url,
         /// What we accept, when that is not just anything.
         accept: Option<&'static str>,
+        /// Who signs the addresses, where the place is a bucket.
+        bucket: Option<Arc<dyn Bucket>>,
     },
     /// A directory on this machine.
     Directory { disk: Arc<RealDisk>, path: PathBuf },
 }
 
 impl Base {
+    /// A URL, the path of a directory, or a place in a bucket, which `buckets` opens.
+    pub(super) fn open(
+        text: &str,
+        token: Option<&Token>,
+        buckets: Option<&dyn Buckets>,
+    ) -> Result<Self, FetchError> {
+        if !text.starts_with(BUCKET) {
+            return Self::parse(text, token);
+        }
+        let setting = |reason: String| FetchError::Setting { key: "urls", reason };
+        let Some(buckets) = buckets else {
+            return Err(setting(format!("this program was built without S3, which `{text}` needs")));
+        };
+        if token.is_some() {
+            return Err(setting(format!("no token is sent to `{text}`: its addresses are signed")));
+        }
+        let bucket =
+            buckets.open(text).map_err(|source| FetchError::Bucket { place: text.to_owned(), source })?;
+        let url = bucket.url().parse().map_err(|error| setting(format!("`{text}`: {error}")))?;
+        Ok(Self::Http { url, accept: None, bucket: Some(bucket) })
+    }
+
     /// A URL, or the path of a directory.
     pub(super) fn parse(text: &str, token: Option<&Token>) -> Result<Self, FetchError> {
         let setting = |reason: String| FetchError::Setting { key: "urls", reason };
@@ -67,17 +118,18 @@ impl Base {
             let path = format!("{}/", url.path());
             url.set_path(&path);
         }
-        Ok(Self::Http { url, accept: None })
+        Ok(Self::Http { url, accept: None, bucket: None })
     }
 
     /// The request for a path below a base URL.
     pub(super) fn request(&self, path: &RelativePath) -> Option<Request> {
-        let Self::Http { url, accept } = self else { return None };
+        let Self::Http { url, accept, bucket } = self else { return None };
         let mut url = url.clone();
         // Each segment is percent-encoded: a name is data.
         url.path_segments_mut().expect("checked by `parse`").pop_if_empty().extend(path.segments());
         let accept: Option<(HeaderName, String)> = accept.map(|accept| (header::ACCEPT, accept.to_owned()));
-        Some(Request { url, headers: accept.into_iter().collect() })
+        let signed = bucket.as_ref().map(|bucket| (Arc::clone(bucket), path.clone()));
+        Some(Request { url, headers: accept.into_iter().collect(), signed })
     }
 
     /// What messages call the file at `path`.

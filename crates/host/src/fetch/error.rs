@@ -51,6 +51,15 @@ pub enum FetchError {
         /// What happened.
         reason: String,
     },
+    /// A place in a bucket cannot be opened, or nothing there can be asked for.
+    #[error("failed to ask for `{place}`")]
+    Bucket {
+        /// The place, or the address of an object.
+        place: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// Too few bytes for too long.
     #[error("failed to fetch `{url}`: less than {bytes_min} bytes in {window:?}")]
     Stalled {
@@ -160,6 +169,7 @@ impl FetchError {
             | Self::Redirect { .. }
             | Self::TooLongAWait { .. }
             | Self::Malformed { .. }
+            | Self::Bucket { .. }
             | Self::Read { .. } => Outlook::Elsewhere,
             Self::Setting { .. }
             | Self::Busy(_)
@@ -193,9 +203,13 @@ impl FetchError {
             }
             Self::Redirect { .. } => "put the address it should lead to into `source.urls`".to_owned(),
             Self::TooLongAWait { .. } => "try again later, or use a token or another mirror".to_owned(),
-            Self::Path(_) | Self::Read { .. } | Self::Fs(_) | Self::Sink(_) | Self::Stopped | Self::Runtime(_) => {
-                return None;
-            }
+            Self::Path(_)
+            | Self::Bucket { .. }
+            | Self::Read { .. }
+            | Self::Fs(_)
+            | Self::Sink(_)
+            | Self::Stopped
+            | Self::Runtime(_) => return None,
         };
         Some(text)
     }
@@ -205,7 +219,8 @@ fn answer_remedy(refusal: &Refusal) -> Option<String> {
     let text = match refusal {
         Refusal::Missing(_) => "check the address in `[source]`, and that the release is published there",
         Refusal::Denied(_) => {
-            "check `source.token_file` or `source.token_variable` and what the token may read"
+            "check `source.token_file` or `source.token_variable` and what the token may read; for a bucket, the \
+             credentials and that they allow s3:GetObject and s3:ListBucket"
         }
         Refusal::Busy { .. } | Refusal::Failed(_) => "try again later: what was fetched is kept",
         Refusal::Encoded(_) => "make the server or proxy send files as they are, without compressing them",

@@ -1,7 +1,7 @@
 //! HTTP requests as Cutover makes them: redirects followed by hand, credentials only for the source they belong to, heads
 //! as plain values.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cutover_core::{
@@ -15,6 +15,7 @@ use reqwest::{
 
 use super::{
     FetchError, SourceSettings,
+    base::{Bucket, RelativePath},
     settings::{Token, read_small},
 };
 use crate::causes::chain;
@@ -36,11 +37,14 @@ pub(super) struct Http {
 }
 
 /// A request that a source answers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Request {
+    /// What messages say; where nothing signs it, what is asked for as well.
     pub(super) url: Url,
     /// Sent to the source and wherever it redirects to; nothing secret.
     pub(super) headers: Vec<(HeaderName, String)>,
+    /// Who signs the address of which path, in place of a token.
+    pub(super) signed: Option<(Arc<dyn Bucket>, RelativePath)>,
 }
 
 /// An answer's head, and its body still to be read.
@@ -92,7 +96,12 @@ impl Http {
 
     async fn ask(&self, request: &Request, url: &Url) -> Result<Response, FetchError> {
         let at_home = same_origin(&request.url, url);
-        let mut builder = if at_home { &self.own } else { &self.foreign }.get(url.clone());
+        // The signature stays out of messages: `url` is what they say.
+        let asked = match &request.signed {
+            Some((bucket, path)) if request.url == *url => signed(bucket.as_ref(), path, url).await?,
+            _ => url.clone(),
+        };
+        let mut builder = if at_home { &self.own } else { &self.foreign }.get(asked);
         let mut headers = HeaderMap::new();
         for (name, value) in &request.headers {
             // A remembered validator that is no header value is not worth a request's failure.
@@ -180,6 +189,13 @@ impl BodyReader {
     pub(super) fn waited(&mut self, wait: Duration) {
         self.deadline += wait;
     }
+}
+
+/// The address of an object with a signature, by which it is asked for.
+async fn signed(bucket: &dyn Bucket, path: &RelativePath, url: &Url) -> Result<Url, FetchError> {
+    let failed = |source| FetchError::Bucket { place: url.to_string(), source };
+    let signed = bucket.sign(path.as_str()).await.map_err(failed)?;
+    Url::parse(&signed).map_err(|error| failed(Box::new(error)))
 }
 
 fn is_redirect(status: u16) -> bool {

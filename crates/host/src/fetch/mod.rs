@@ -24,7 +24,7 @@ mod writer;
 
 use cutover_core::{fetch::Priority, model::Digest};
 
-pub use base::RelativePath;
+pub use base::{Bucket, Buckets, RelativePath, Signing};
 pub use downloads::Downloads;
 pub use error::FetchError;
 pub use get::{Got, Tag};

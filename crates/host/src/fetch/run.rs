@@ -15,7 +15,7 @@ use tokio::{runtime::Runtime, sync::Semaphore};
 
 use super::{
     Downloads, FetchError, Fetched, Sink, SourceSettings, Taken, Timer, Token, Wanted, Watch,
-    base::Base,
+    base::{Base, Buckets},
     http::Http,
     timer::Limiter,
     transfer::{Shared, Transfer},
@@ -42,6 +42,8 @@ pub struct FetchPorts {
     pub seed: u64,
     /// Files hashed and written at the same time.
     pub jobs: NonZeroUsize,
+    /// Opens places in buckets, where the program can.
+    pub buckets: Option<Box<dyn Buckets>>,
 }
 
 /// What the failure of one object means for the others.
@@ -94,17 +96,20 @@ impl Report {
 }
 
 impl Fetcher {
-    /// Fetches from `bases`, each a URL or a directory, as `settings` say.
+    /// Fetches from `bases`, each a URL, a directory or `s3://BUCKET/PREFIX`, as `settings` say.
     ///
     /// # Errors
-    /// [`FetchError::Setting`], [`FetchError::Read`] for a directory that cannot be opened, [`FetchError::Runtime`].
+    /// [`FetchError::Setting`], [`FetchError::Read`] for a directory that cannot be opened, [`FetchError::Bucket`],
+    /// [`FetchError::Runtime`].
     pub fn new(
         bases: &[String],
         settings: &SourceSettings,
         token: Option<Token>,
         ports: FetchPorts,
     ) -> Result<Self, FetchError> {
-        let bases = bases.iter().map(|base| Base::parse(base, token.as_ref())).collect::<Result<_, _>>()?;
+        let buckets = ports.buckets.as_deref();
+        let open = |base: &String| Base::open(base, token.as_ref(), buckets);
+        let bases = bases.iter().map(open).collect::<Result<_, _>>()?;
         Self::of_bases(bases, settings, token, ports)
     }
 

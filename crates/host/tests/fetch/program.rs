@@ -102,7 +102,8 @@ fn get(arguments: &mut Vec<String>) {
     let list = std::fs::read_to_string(arguments.remove(0)).unwrap();
     let wanted: Vec<Wanted> = list.lines().map(parse).collect();
     let jobs = std::thread::available_parallelism().unwrap().min(NonZeroUsize::new(4).unwrap());
-    let ports = FetchPorts { timer: Arc::new(RealTimer::start()), clock: Arc::new(System), seed: 1, jobs };
+    let timer = Arc::new(RealTimer::start());
+    let ports = FetchPorts { timer, clock: Arc::new(System), seed: 1, jobs, buckets: None };
     let fetcher = Fetcher::new(arguments, &settings, None, ports).unwrap();
     let downloads = Arc::new(Downloads::open(Arc::new(RealDisk::open(&root).unwrap())).unwrap());
     let watch = Arc::new(Unwatched) as Arc<dyn Watch>;

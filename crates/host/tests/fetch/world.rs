@@ -149,6 +149,7 @@ impl World {
             clock: Arc::new(FixedClock),
             seed: 1,
             jobs: NonZeroUsize::new(2).unwrap(),
+            buckets: None,
         }
     }
 

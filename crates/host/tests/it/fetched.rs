@@ -93,6 +93,7 @@ fn apply(
         clock: Arc::new(FakeClock::default()),
         seed: 1,
         jobs: std::num::NonZeroUsize::MIN,
+        buckets: None,
     };
     let source = open_source(&settings, &|_| None, ports).expect("settings").expect("a source");
     let (manifest, signature) = (bundle.manifest_bytes().to_vec(), bundle.signature_bytes().to_vec());

@@ -69,7 +69,9 @@ impl GithubSource {
             return Err(FetchError::Setting { key: "github", reason });
         }
         let base = match Base::parse(&settings.github_api, token.as_ref())? {
-            Base::Http { url, .. } => Base::Http { url, accept: Some("application/octet-stream") },
+            Base::Http { url, .. } => {
+                Base::Http { url, accept: Some("application/octet-stream"), bucket: None }
+            }
             Base::Directory { .. } => {
                 let reason = "it is an http or https URL".to_owned();
                 return Err(FetchError::Setting { key: "github_api", reason });
