@@ -11,9 +11,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = match env::var_os("CUTOVER_BUILD_ANCHOR") {
         Some(path) => {
             let path = PathBuf::from(path);
+            let bad = |why: &str| format!("CUTOVER_BUILD_ANCHOR: {}: {why}", path.display());
+            if !path.is_absolute() {
+                return Err(bad("name it from `/` on: cargo builds in another directory").into());
+            }
             println!("cargo::rerun-if-changed={}", path.display());
-            fs::read_to_string(&path)
-                .map_err(|error| format!("CUTOVER_BUILD_ANCHOR: {}: {error}", path.display()))?
+            let text = fs::read_to_string(&path).map_err(|error| bad(&error.to_string()))?;
+            if !text.contains("-----BEGIN CERTIFICATE-----") {
+                return Err(bad("it holds no certificate").into());
+            }
+            text
         }
         None => String::new(),
     };

@@ -38,7 +38,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             hold_ms: 50,
-            lock_timeout_ms: 100,
+            lock_timeout_ms: 80,
             lock_patience_ms: 600_000,
             chunk_rows: 1000,
             workers: 2,

@@ -99,3 +99,46 @@ fn program_without_anchor_has_none() {
     assert!(TrustAnchor::compiled_in().expect("none").is_none());
     assert!(TrustAnchor::of_executable(&b"an executable".to_vec()).expect("readable").is_none());
 }
+
+/// The script that compiles an anchor in, built and run as cargo does it.
+#[test]
+fn anchor_compiled_in_is_the_file_that_the_build_names_and_a_bad_one_ends_the_build() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("script");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/build.rs");
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let made = std::process::Command::new(rustc)
+        .args(["--edition", "2024", "--crate-name", "script", source, "-o"])
+        .arg(&script)
+        .output()
+        .expect("rustc runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let build = |anchor: Option<&std::path::Path>| {
+        let mut command = std::process::Command::new(&script);
+        command.env("OUT_DIR", directory.path()).env_remove("CUTOVER_BUILD_ANCHOR").current_dir("/");
+        if let Some(anchor) = anchor {
+            command.env("CUTOVER_BUILD_ANCHOR", anchor);
+        }
+        let ran = command.output().expect("it runs");
+        let text = std::fs::read_to_string(directory.path().join("anchor.pem")).unwrap_or_default();
+        (ran.status.success(), text, String::from_utf8_lossy(&ran.stderr).into_owned())
+    };
+    let root = pki().root.certificate_pem();
+    let file = directory.path().join("root.pem");
+    std::fs::write(&file, &root).expect("written");
+    let (is_built, text, _) = build(Some(&file));
+    assert!(is_built);
+    let anchor = TrustAnchor::parse(text.as_bytes()).expect("an anchor");
+    assert_eq!(anchor.describe()[0].subject, "CN=Release Root,O=Example");
+    assert_eq!(build(None), (true, String::new(), String::new()));
+
+    std::fs::write(&file, "no certificate").expect("written");
+    for (path, why) in [
+        (file.as_path(), "it holds no certificate"),
+        (std::path::Path::new("root.pem"), "name it from `/` on"),
+        (&directory.path().join("absent"), "No such file"),
+    ] {
+        let (is_built, _, stderr) = build(Some(path));
+        assert!(!is_built && stderr.contains(why), "{stderr}");
+    }
+}

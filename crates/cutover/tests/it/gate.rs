@@ -130,25 +130,25 @@ fn receiver_killed_again_and_again_keeps_each_upload_exactly_once() {
     let arguments = ["--root", text(&root), "--repository", text(&clone)];
     let receiver = Receiver::start(&arguments);
     let address = Mutex::new(receiver.address);
-    let (acknowledged, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let acknowledged = AtomicUsize::new(0);
     let body = |key: &str| key.repeat(if key.ends_with("77") { 50_000 } else { 500 }).into_bytes();
     let started = Instant::now();
     let is_over = || sweep.is_some_and(|time| started.elapsed() > time);
     std::thread::scope(|scope| {
-        for client in 0..clients {
-            let (address, acknowledged, ended, commit, is_over) =
-                (&address, &acknowledged, &ended, &commit, &is_over);
+        let client = |client: usize| {
+            let (address, acknowledged, commit, is_over) = (&address, &acknowledged, &commit, &is_over);
             scope.spawn(move || {
                 for number in (0..each).take_while(|_| !is_over()) {
                     let key = format!("h{}/e{client}-{number}", client % 3);
-                    let deadline = Instant::now() + PATIENCE;
+                    let deadline = Instant::now() + PATIENCE + sweep.unwrap_or_default() / 5;
                     loop {
                         let at = *address.lock().expect("no panic");
                         match put(at, &key, commit, &body(&key)) {
                             Some((200 | 201, _)) => break,
                             Some((503, _)) | None => {
                                 assert!(Instant::now() < deadline, "{key} is never taken");
-                                std::thread::sleep(Duration::from_millis(5));
+                                // As many as these would leave the receiver no processor to start on.
+                                std::thread::sleep(Duration::from_millis(clients as u64));
                             }
                             Some((status, answer)) => panic!("{key}: {status} {answer}"),
                         }
@@ -159,9 +159,9 @@ fn receiver_killed_again_and_again_keeps_each_upload_exactly_once() {
                         std::thread::sleep(Duration::from_secs(5));
                     }
                 }
-                ended.fetch_add(1, Ordering::SeqCst);
-            });
-        }
+            })
+        };
+        let handles: Vec<_> = (0..clients).map(client).collect();
         let mut receiver = receiver;
         let mut kills = 0;
         while if sweep.is_some() { !is_over() } else { kills < KILLS } {
@@ -179,8 +179,8 @@ fn receiver_killed_again_and_again_keeps_each_upload_exactly_once() {
             receiver = Receiver::start(&arguments);
             *address.lock().expect("no panic") = receiver.address;
         }
-        while ended.load(Ordering::SeqCst) < clients {
-            std::thread::sleep(Duration::from_millis(5));
+        for client in handles {
+            client.join().expect("every upload is taken");
         }
         eprintln!("{kills} kills, {} uploads acknowledged", acknowledged.load(Ordering::SeqCst));
         receiver.signal(rustix::process::Signal::TERM);
