@@ -16,6 +16,7 @@ pub mod model;
 pub mod plan;
 pub mod resolve;
 pub mod retain;
+pub mod set;
 pub mod ship;
 pub mod supervise;
 mod tagged;

@@ -56,6 +56,13 @@ impl Failure {
         self
     }
 
+    /// Names the subject in front of the message.
+    #[must_use]
+    pub fn of(mut self, subject: impl fmt::Display) -> Self {
+        self.message = format!("{subject}: {}", self.message);
+        self
+    }
+
     /// Adds something to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

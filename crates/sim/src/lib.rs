@@ -18,7 +18,9 @@ mod sweep;
 pub use disk::{Crashed, FaultDisk};
 pub use fault::{Call, Death, Errno, Fault, Faults, Lasting, Moment, Op};
 pub use fs::{BLOCK, FileSystem, Options, Reflinks, Tree, TreeEntry, TreeKind};
-pub use machine::{Action, Ended, Life, Machine, Process, Verdicts};
+pub use machine::{
+    Action, Ended, Life, Machine, PART_ROOTS, Process, SetEnded, SetLife, SetMachine, SetStory, Verdicts,
+};
 pub use random::Random;
 pub use release::{Release, Spec, SpecFile, releases};
 pub use state::{Visible, damaged_objects, leftovers, shared_inodes};

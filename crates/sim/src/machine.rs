@@ -41,6 +41,10 @@ use crate::{
     fs::{FileSystem, Options},
 };
 
+mod sets;
+
+pub use sets::{PART_ROOTS, SetEnded, SetLife, SetMachine, SetStory};
+
 /// What a process can be asked to do, as the commands of the program do it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -148,6 +152,17 @@ struct World {
 }
 
 impl World {
+    /// The same with a future of its own.
+    fn fork(&self) -> Self {
+        Self {
+            now: self.now.load(Ordering::Relaxed).into(),
+            probes: AtomicU64::default(),
+            running: Mutex::new(lock(&self.running).clone()),
+            schema: Mutex::new(lock(&self.schema).clone()),
+            broken: Mutex::default(),
+        }
+    }
+
     fn demand(&self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             lock(&self.broken).get_or_insert_with(what);

@@ -1,6 +1,6 @@
 //! What a root looks like from outside, and whether that is in order.
 
-use std::{collections::BTreeSet, io::Read as _, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io::Read as _, path::{Path, PathBuf}, sync::Arc};
 
 use cutover_bundle::decode_object;
 use cutover_core::{model::ObjectEntry, plan::Layout};
@@ -25,16 +25,22 @@ pub struct Visible {
 impl Visible {
     /// Looks at a root.
     pub fn of(fs: &FileSystem, layout: Layout) -> Self {
+        Self::below(fs, "", layout)
+    }
+
+    /// Looks at a root that lies in a directory of the disk.
+    pub fn below(fs: &FileSystem, root: &str, layout: Layout) -> Self {
+        let root = Path::new(root);
         let path = match layout {
-            Layout::Versioned => fs.read_symlink("current"),
-            Layout::Exchange => fs.tree("current").map(|_| "current".to_owned()),
+            Layout::Versioned => fs.read_symlink(root.join("current")),
+            Layout::Exchange => fs.tree(root.join("current")).map(|_| "current".to_owned()),
             Layout::InPlace => Some(String::new()),
         };
-        let mut tree = path.as_ref().and_then(|path| fs.tree(path)).unwrap_or_default();
+        let mut tree = path.as_ref().and_then(|path| fs.tree(root.join(path))).unwrap_or_default();
         if layout == Layout::InPlace {
             tree.0.retain(|path, _| !path.starts_with(".cutover") && path != "FOREIGN");
         }
-        Self { path, tree, foreign: fs.read_file("FOREIGN") }
+        Self { path, tree, foreign: fs.read_file(root.join("FOREIGN")) }
     }
 
     /// How it differs from `other`; empty when it does not.
@@ -109,7 +115,12 @@ pub(crate) fn tree_path(tree: &str, path: &str) -> PathBuf {
 
 /// What should not be there once nothing is going on: temporary files, staged trees, trash.
 pub fn leftovers(fs: &FileSystem) -> Vec<String> {
-    let Some(ours) = fs.tree(".cutover") else { return Vec::new() };
+    leftovers_below(fs, "")
+}
+
+/// As [`leftovers`], of a root that lies in a directory of the disk.
+pub(crate) fn leftovers_below(fs: &FileSystem, root: &str) -> Vec<String> {
+    let Some(ours) = fs.tree(Path::new(root).join(".cutover")) else { return Vec::new() };
     let temporary = |path: &str| {
         let top = path.split('/').next().unwrap_or_default();
         (matches!(top, "staging" | "trash") && path != top) || path.ends_with(".tmp")

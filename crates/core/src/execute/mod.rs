@@ -5,15 +5,18 @@
 //!
 //! The rules: the intent of a step is durable before its effect starts (I2); an intent without outcome is performed, or
 //! undone, again; undo covers every *started* step in reverse order (I5); once `confirm` is done there is only forward
-//! (I6).
+//! (I6). An execution that is part of a set ([`crate::set`]) holds before `confirm` until the set is committed.
 
 mod record;
 
 use std::sync::Arc;
 
-use crate::plan::{OnProbeFailure, Plan, Step};
+use crate::{
+    plan::{OnProbeFailure, Plan, Step},
+    set::SetId,
+};
 pub use record::{Outcome, Record, RecordError};
-pub(crate) use record::{checked_json, checked_line};
+pub(crate) use record::{checked_json, checked_line, line_records, records_line};
 
 /// Where one step stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub enum Next<'a> {
     Perform(usize, &'a Step),
     /// Record the intent to undo, undo the step, record the outcome.
     Undo(usize, &'a Step),
+    /// Wait until the set it is part of is committed ([`Record::Released`]) or turned back ([`Record::TurnedBack`]).
+    Hold,
     /// Record this end.
     Finish(Outcome),
     /// It has ended.
@@ -71,6 +76,8 @@ pub struct Execution {
     direction: Direction,
     probe_failed: bool,
     resumes: u32,
+    set: Option<SetId>,
+    released: bool,
     outcome: Option<Outcome>,
 }
 
@@ -97,7 +104,21 @@ impl Execution {
     /// Starts an execution of `plan` whose journal holds nothing but the plan.
     pub fn new(plan: Arc<Plan>) -> Self {
         let steps = vec![StepState::Waiting; plan.steps.len()];
-        Self { plan, steps, direction: Direction::Forward, probe_failed: false, resumes: 0, outcome: None }
+        Self {
+            plan,
+            steps,
+            direction: Direction::Forward,
+            probe_failed: false,
+            resumes: 0,
+            set: None,
+            released: false,
+            outcome: None,
+        }
+    }
+
+    /// The same as part of a set.
+    pub fn in_set(self, set: Option<SetId>) -> Self {
+        Self { set, ..self }
     }
 
     /// Replays a journal.
@@ -108,7 +129,7 @@ impl Execution {
         let mut records = records.into_iter().enumerate();
         let mut execution = match records.next() {
             None => return Err(FoldError::Empty),
-            Some((_, Record::Planned { plan })) => Self::new(plan),
+            Some((_, Record::Planned { plan, set })) => Self::new(plan).in_set(set),
             Some((index, _)) => return Err(FoldError::Plan(index)),
         };
         for (index, record) in records {
@@ -134,10 +155,12 @@ impl Execution {
             Record::Planned { .. } => Err("a second plan"),
             Record::Intent { step } if forward => self.step(*step, "an intent", &[Waiting, Started], Started),
             Record::Done { step, .. } if forward => self.step(*step, "a completed step", &[Started], Done),
-            Record::Failed { step, error } if forward => {
+            Record::Failed { step, error } if forward && !self.released => {
                 self.step(*step, "a failed step", &[Started], Failed)?;
                 self.probe_failed |= matches!(self.plan.steps[*step], Step::Probe);
-                let keep = self.probe_failed && self.plan.on_probe_failure == OnProbeFailure::Keep;
+                let keep = self.probe_failed
+                    && self.plan.on_probe_failure == OnProbeFailure::Keep
+                    && self.set.is_none();
                 if !keep {
                     self.direction = Direction::Back { reason: error.clone() };
                 }
@@ -153,7 +176,12 @@ impl Execution {
                 }
                 Ok(())
             }
-            Record::TurnedBack { reason } if forward && !self.is_confirmed() => {
+            Record::Released if self.is_held() => {
+                self.released = true;
+                Ok(())
+            }
+            Record::Released => Err("a release of what does not wait for it"),
+            Record::TurnedBack { reason } if forward && !self.is_confirmed() && !self.released => {
                 self.direction = Direction::Back { reason: reason.clone() };
                 Ok(())
             }
@@ -197,6 +225,10 @@ impl Execution {
     /// After an interruption: before the switch has begun nobody has seen anything, so going back is the cheap and safe
     /// way; from then on the way is forward unless it was tried too often.
     fn reason_to_turn_back(&self) -> Option<String> {
+        // What waits for its set, or was released by it, is not turned back by an interruption: the set decides.
+        if self.released || self.is_held() {
+            return None;
+        }
         if !self.has_started_switch() {
             return Some("interrupted before the switch".to_owned());
         }
@@ -220,9 +252,15 @@ impl Execution {
             self.steps.iter().position(|state| matches!(state, StepState::Waiting | StepState::Started));
         match waiting {
             _ if self.probe_failed => Next::Finish(Outcome::KeptUnconfirmed),
+            Some(index) if self.must_hold(index) => Next::Hold,
             Some(index) => Next::Perform(index, &self.plan.steps[index]),
             None => Next::Finish(Outcome::Confirmed),
         }
+    }
+
+    /// Whether the set has to speak before this step.
+    fn must_hold(&self, index: usize) -> bool {
+        self.set.is_some() && !self.released && matches!(self.plan.steps[index], Step::Confirm)
     }
 
     fn next_back(&self, reason: &str) -> Next<'_> {
@@ -245,6 +283,21 @@ impl Execution {
     /// Where each step stands.
     pub fn steps(&self) -> &[StepState] {
         &self.steps
+    }
+
+    /// The set it is part of.
+    pub fn set(&self) -> Option<&SetId> {
+        self.set.as_ref()
+    }
+
+    /// Whether everything but `confirm` is done and it waits for its set.
+    pub fn is_held(&self) -> bool {
+        self.next() == Next::Hold
+    }
+
+    /// Whether its set is committed.
+    pub fn is_released(&self) -> bool {
+        self.released
     }
 
     /// Which way it goes.

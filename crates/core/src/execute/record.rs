@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 use crate::{
     model::{Digest, Instant},
     plan::Plan,
+    set::SetId,
     tagged::{self, NoFields, Tagged},
 };
 
@@ -18,7 +19,12 @@ pub enum Record {
     Planned {
         /// The plan.
         plan: Arc<Plan>,
+        /// The set that this execution is part of: it waits before `confirm` until the set is committed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        set: Option<SetId>,
     },
+    /// The set of this execution is committed: from here on it only goes forward.
+    Released,
     /// A step is about to be performed.
     Intent {
         /// Index of the step in the plan.
@@ -74,6 +80,7 @@ impl Tagged for Record {
     const TAG: &'static str = "record";
     const VARIANTS: &'static [&'static str] = &[
         "planned",
+        "released",
         "intent",
         "done",
         "failed",
@@ -90,6 +97,8 @@ impl Tagged for Record {
         #[serde(deny_unknown_fields)]
         struct Planned {
             plan: Arc<Plan>,
+            #[serde(default)]
+            set: Option<SetId>,
         }
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -120,7 +129,10 @@ impl Tagged for Record {
             outcome: Outcome,
         }
         Some(match name {
-            "planned" => Planned::deserialize(fields).map(|Planned { plan }| Self::Planned { plan }),
+            "planned" => {
+                Planned::deserialize(fields).map(|Planned { plan, set }| Self::Planned { plan, set })
+            }
+            "released" => NoFields::deserialize(fields).map(|_| Self::Released),
             "intent" => Numbered::deserialize(fields).map(|Numbered { step }| Self::Intent { step }),
             "done" => {
                 Proven::deserialize(fields).map(|Proven { step, evidence }| Self::Done { step, evidence })
@@ -199,7 +211,7 @@ impl Record {
     /// JSON. What is written together (a step's outcome and the next one's intent) is one line, so that a torn write can
     /// only ever damage the last line and never leaves one of them without the other.
     pub fn to_line(records: &[Self], at: Instant) -> Vec<u8> {
-        checked_line(&Line { at, records })
+        records_line(records, at)
     }
 
     /// Reads a line without its newline.
@@ -207,11 +219,21 @@ impl Record {
     /// # Errors
     /// [`RecordError`].
     pub fn from_line(line: &[u8]) -> Result<(Instant, Vec<Self>), RecordError> {
-        let json = checked_json(line).ok_or(RecordError::Checksum)?;
-        let line: Line<Vec<Self>> =
-            serde_json::from_slice(json).map_err(|error| RecordError::Syntax(error.to_string()))?;
-        Ok((line.at, line.records))
+        line_records(line)
     }
+}
+
+/// The line of records that are written together, of whichever journal.
+pub(crate) fn records_line<T: Serialize>(records: &[T], at: Instant) -> Vec<u8> {
+    checked_line(&Line { at, records })
+}
+
+/// The records of a line without its newline.
+pub(crate) fn line_records<T: DeserializeOwned>(line: &[u8]) -> Result<(Instant, Vec<T>), RecordError> {
+    let json = checked_json(line).ok_or(RecordError::Checksum)?;
+    let line: Line<Vec<T>> =
+        serde_json::from_slice(json).map_err(|error| RecordError::Syntax(error.to_string()))?;
+    Ok((line.at, line.records))
 }
 
 /// One line of JSON behind its checksum. Journal and state log share this form. The line of a plan can be long, so it is made

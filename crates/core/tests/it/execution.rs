@@ -6,6 +6,7 @@ use cutover_core::{
     execute::{Direction, Execution, FoldError, Next, Outcome, Record, RecordError, StepState},
     model::{Digest, FileKind, Instant},
     plan::{Layout, OnProbeFailure, Plan, Policy, plan_update},
+    set::SetId,
 };
 use proptest::prelude::*;
 
@@ -16,6 +17,10 @@ fn plan(on_probe_failure: OnProbeFailure) -> Plan {
     let new = manifest("1.1.0", &[("bin/db", FileKind::Executable, "new")]);
     let policy = Policy { on_probe_failure, ..policy() };
     plan_update(&observation(Layout::Versioned, Some(&old)), &release(&new), &new, &policy).expect("a plan")
+}
+
+fn set() -> SetId {
+    SetId { coordinator: "/srv/query".to_owned(), number: 3 }
 }
 
 const STAGE: usize = 0;
@@ -33,7 +38,15 @@ struct World {
 
 impl World {
     fn new(plan: Plan) -> Self {
-        Self { journal: vec![Record::Planned { plan: Arc::new(plan) }], effects: [false; 7], probes: 0 }
+        Self::of(Record::Planned { plan: Arc::new(plan), set: None })
+    }
+
+    fn in_set(plan: Plan) -> Self {
+        Self::of(Record::Planned { plan: Arc::new(plan), set: Some(set()) })
+    }
+
+    fn of(planned: Record) -> Self {
+        Self { journal: vec![planned], effects: [false; 7], probes: 0 }
     }
 
     fn execution(&self) -> Execution {
@@ -52,6 +65,7 @@ impl World {
             let execution = self.execution();
             match execution.next() {
                 Next::Ended(outcome) => return Some(outcome.clone()),
+                Next::Hold => return None,
                 Next::Finish(Outcome::Stuck { reason }) => return Some(Outcome::Stuck { reason }),
                 Next::Finish(outcome) => {
                     if crashed() {
@@ -202,8 +216,57 @@ fn confirmed_execution_never_turns_back() {
 }
 
 #[test]
+fn member_of_a_set_waits_before_confirm_until_the_set_is_committed() {
+    let mut world = World::in_set(plan(OnProbeFailure::Restore));
+    assert_eq!(world.run(|_| false, usize::MAX), None);
+    assert!(world.execution().is_held() && world.effects[PROBE] && !world.effects[CONFIRM]);
+    world.journal.push(Record::Released);
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Confirmed));
+}
+
+#[test]
+fn member_that_waits_is_turned_back_by_its_set_and_by_nothing_else() {
+    let mut world = World::in_set(plan(OnProbeFailure::Keep));
+    world.run(|_| false, usize::MAX);
+    (0..9).for_each(|_| world.resume());
+    assert!(world.execution().is_held(), "an interruption decides nothing");
+    let reason = "another package failed".to_owned();
+    world.journal.push(Record::TurnedBack { reason: reason.clone() });
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Undone { reason }));
+    assert_eq!(world.effects, [false; 7]);
+}
+
+#[test]
+fn member_that_was_released_never_turns_back() {
+    let mut world = World::in_set(plan(OnProbeFailure::Restore));
+    world.run(|_| false, usize::MAX);
+    world.journal.push(Record::Released);
+    let mut released = world.execution();
+    assert!(released.apply(&Record::TurnedBack { reason: "no".to_owned() }).is_err());
+    assert!(released.apply(&Record::Released).is_err());
+    released.apply(&Record::Intent { step: CONFIRM }).expect("in order");
+    assert!(released.apply(&Record::Failed { step: CONFIRM, error: "disk".to_owned() }).is_err());
+    (0..9).for_each(|_| world.resume());
+    assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Confirmed));
+}
+
+#[test]
+fn member_is_restored_when_its_probe_fails_whatever_its_plan_says() {
+    let mut world = World::in_set(plan(OnProbeFailure::Keep));
+    let outcome = world.run(|step| step == PROBE, usize::MAX);
+    assert_eq!(outcome, Some(Outcome::ProbeFailed { reason: "scripted".to_owned() }));
+}
+
+#[test]
+fn execution_of_no_set_cannot_be_released() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    world.run(|_| false, 18);
+    assert!(world.execution().apply(&Record::Released).is_err());
+}
+
+#[test]
 fn journal_that_cannot_have_happened_is_refused() {
-    let planned = Record::Planned { plan: Arc::new(plan(OnProbeFailure::Restore)) };
+    let planned = Record::Planned { plan: Arc::new(plan(OnProbeFailure::Restore)), set: None };
     let fold =
         |records: &[Record]| Execution::fold(std::iter::once(planned.clone()).chain(records.iter().cloned()));
     assert_eq!(Execution::fold([]), Err(FoldError::Empty));
@@ -279,7 +342,9 @@ fn every_record_is_read_as_it_was_written() {
     let at = Instant::from_unix(0).expect("the epoch");
     let (step, error, reason) = (3, "no space".to_owned(), "asked".to_owned());
     let records = vec![
-        Record::Planned { plan: Arc::new(plan(OnProbeFailure::Keep)) },
+        Record::Planned { plan: Arc::new(plan(OnProbeFailure::Keep)), set: None },
+        Record::Planned { plan: Arc::new(plan(OnProbeFailure::Keep)), set: Some(set()) },
+        Record::Released,
         Record::Intent { step },
         Record::Done { step, evidence: None },
         Record::Done { step, evidence: Some(Digest::of(b"point")) },

@@ -4,3 +4,4 @@ mod execution;
 mod fixtures;
 mod plan;
 mod resolve;
+mod set;

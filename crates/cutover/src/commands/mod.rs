@@ -18,6 +18,7 @@ mod repo;
 mod run;
 mod schema;
 mod schema_port;
+mod sets;
 mod ship;
 mod site;
 mod source;
@@ -99,12 +100,25 @@ impl Context {
         flags: impl IntoIterator<Item = (&'static str, String, &'static str)>,
     ) -> Result<Resolved, Failure> {
         let own = flags.into_iter().map(|(key, value, flag)| (key.to_owned(), value, flag.to_owned()));
-        let resolved = Resolved::load(&Sources {
+        Self::resolve(&Sources {
             file: self.config.clone(),
             root: root.map(Path::to_owned),
             environment: self.environment.clone(),
             flags: self.flags.iter().cloned().chain(own).collect(),
-        })?;
+        })
+    }
+
+    /// Settings of another root than the one the command names: what is given on the command line and in the environment is
+    /// meant for that one, so here only the files of the root count.
+    ///
+    /// # Errors
+    /// See [`settings::SettingsError`].
+    pub(crate) fn settings_of_site(&self, root: &Path) -> Result<Resolved, Failure> {
+        Self::resolve(&Sources { root: Some(root.to_owned()), ..Sources::default() })
+    }
+
+    fn resolve(sources: &Sources) -> Result<Resolved, Failure> {
+        let resolved = Resolved::load(sources)?;
         for key in &resolved.masked {
             output::note(format!("warning: setting `{key}` holds the mask of a secret and stays unset"));
         }

@@ -9,7 +9,7 @@ use cutover_core::{
 };
 use cutover_host::{
     catalog::HistoryRow,
-    node::{Drift, Edited, Observed},
+    node::{Drift, Edited, Observed, PastSet},
     service::ServiceState,
 };
 
@@ -17,6 +17,7 @@ use super::{
     Context,
     describe::describe,
     outcome::{finish, with_exit},
+    sets::{self, Supervisors},
     site::{Missing, Site},
 };
 use crate::{
@@ -64,6 +65,7 @@ pub(super) fn status(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
             "tree": tree,
             "state": lifecycle.state(),
             "in_flight": status.in_flight,
+            "set": status.set,
             "highest": status.highest,
             "restore_points": status.restore_points,
             "service": match &service {
@@ -83,6 +85,12 @@ pub(super) fn status(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
                     "unfinished      execution {}{}; `cutover recover` ends it",
                     in_flight.number,
                     in_flight.step.map_or(String::new(), |step| format!(", at {step}"))
+                ));
+            }
+            if let Some(set) = &status.set {
+                output::line(format!(
+                    "set             part of set {} of `{}`, which has not ended; `cutover recover` ends it",
+                    set.number, set.coordinator
                 ));
             }
             output::line(format!("restore points  {}", status.restore_points));
@@ -126,9 +134,11 @@ pub(super) fn history(command: &History, context: &Context) -> Result<Exit, Fail
         }
         return Ok(Exit::Done);
     }
-    let rows = site.node.history(command.limit.unwrap_or(usize::MAX >> 1))?;
+    let limit = command.limit.unwrap_or(usize::MAX >> 1);
+    let rows = site.node.history(limit)?;
+    let sets: Vec<PastSet> = cutover_host::node::sets(&site.node)?.into_iter().take(limit).collect();
     match context.form {
-        Form::Json => output::json(&serde_json::json!({ "history": rows }))?,
+        Form::Json => output::json(&serde_json::json!({ "history": rows, "sets": sets }))?,
         Form::Text => {
             let version = |version: &Option<cutover_core::model::Version>| {
                 version.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)
@@ -150,9 +160,32 @@ pub(super) fn history(command: &History, context: &Context) -> Result<Exit, Fail
                     })
                     .collect(),
             ));
+            if !sets.is_empty() {
+                output::line("");
+                let rows = sets.iter().map(set_row).collect();
+                output::line(output::table(&["set", "at", "packages", "outcome", "error"], rows));
+            }
         }
     }
     Ok(Exit::Done)
+}
+
+/// A line about several packages that changed together.
+fn set_row(set: &PastSet) -> Vec<String> {
+    let change = |part: &cutover_core::set::Part| match &part.from {
+        Some(from) => format!("{} {from} -> {}", part.package, part.to),
+        None => format!("{} {}", part.package, part.to),
+    };
+    let (outcome, error) = match &set.outcome {
+        None => ("not ended", ""),
+        Some(Outcome::Confirmed) => ("confirmed", ""),
+        Some(Outcome::Undone { reason }) => ("undone", reason.as_str()),
+        Some(Outcome::ProbeFailed { reason }) => ("probe-failed", reason.as_str()),
+        Some(Outcome::KeptUnconfirmed) => ("kept-unconfirmed", ""),
+        Some(Outcome::Stuck { reason }) => ("stuck", reason.as_str()),
+    };
+    let packages = set.parts.iter().map(change).collect::<Vec<_>>().join(", ");
+    vec![set.number.to_string(), set.at.to_string(), packages, outcome.to_owned(), error.to_owned()]
 }
 
 pub(super) fn verify(command: &Verify, context: &Context) -> Result<Exit, Failure> {
@@ -361,6 +394,23 @@ pub(super) fn restore_points(at: &AtRoot, context: &Context) -> Result<Exit, Fai
 
 pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Failure> {
     let site = open(&command.at, context, "recover")?;
+    if let Some(coordinator) = sets::coordinator_of(&site)? {
+        let supervisors = match command.wait_for_supervisor {
+            true => Supervisors::WaitFor,
+            false => Supervisors::Ask,
+        };
+        if let Some(report) = sets::recover(&coordinator, &command.at.root, supervisors, context)? {
+            // That an interrupted update was undone is what was asked for here.
+            if let Outcome::Undone { .. } = report.outcome {
+                match context.form {
+                    Form::Json => output::json(&with_exit(serde_json::to_value(&report), Exit::Done)?)?,
+                    Form::Text => output::line(output::printable(&report.message)),
+                }
+                return Ok(Exit::Done);
+            }
+            return sets::finish(&report, context);
+        }
+    }
     if command.wait_for_supervisor {
         site.wait_for_supervisor();
     }

@@ -34,8 +34,11 @@ pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
         return replace(&settings.service, at);
     }
     let site = Arc::new(Site::open(&at.root, settings.clone(), Missing::Make, "run")?);
-    if supervisor::start() == Start::Fresh && site.node.status()?.in_flight.is_some() {
-        recover_beside(&site, context)?;
+    if supervisor::start() == Start::Fresh {
+        let status = site.node.status()?;
+        if status.in_flight.is_some() || status.set.is_some() {
+            recover_beside(&site, context)?;
+        }
     }
     let asked = Arc::clone(&site);
     let current = move || current(&asked).map_err(|failure| Box::new(failure) as _);

@@ -74,6 +74,21 @@ impl Site {
         missing: Missing,
         command: &str,
     ) -> Result<Self, Failure> {
+        let packages = packages(root, &settings)?;
+        Self::open_among(root, settings, packages, missing, command)
+    }
+
+    /// As [`Site::open`], with these other packages on the host.
+    ///
+    /// # Errors
+    /// As [`Site::open`].
+    pub(super) fn open_among(
+        root: &Path,
+        settings: Settings,
+        packages: BTreeMap<Name, Version>,
+        missing: Missing,
+        command: &str,
+    ) -> Result<Self, Failure> {
         let mut imagined = None;
         let root = match (root.is_dir(), missing) {
             (false, Missing::Refuse) => {
@@ -93,7 +108,6 @@ impl Site {
             (true, _) => root.canonicalize(),
         }
         .map_err(|source| Failure::io("find", root, source))?;
-        let packages = packages(&settings)?;
         let looked_at = imagined.as_ref().map_or(root.as_path(), tempfile::TempDir::path);
         let node = node_at(looked_at, &settings, packages.clone(), command)?;
         let service: Arc<dyn ServiceManager> = Arc::from(service_manager(&settings.service, &root));
@@ -105,6 +119,19 @@ impl Site {
     /// Other packages of this host.
     pub(super) fn packages(&self) -> &BTreeMap<Name, Version> {
         &self.packages
+    }
+
+    /// The manifests of what other roots of this host hold.
+    ///
+    /// # Errors
+    /// A root cannot be looked at.
+    pub(super) fn beside(&self) -> Result<Vec<Arc<Manifest>>, Failure> {
+        let mut found = Vec::new();
+        for root in other_roots(&self.root, &self.settings)? {
+            let status = node_at(&root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
+            found.extend(status.manifest);
+        }
+        Ok(found)
     }
 
     /// What the operator wants, for the planner.
@@ -277,21 +304,28 @@ pub(super) fn platform(settings: &Settings) -> Result<Name, Failure> {
 }
 
 /// Other packages of this host: those that are named, and those in other roots.
-fn packages(settings: &Settings) -> Result<BTreeMap<Name, Version>, Failure> {
+fn packages(root: &Path, settings: &Settings) -> Result<BTreeMap<Name, Version>, Failure> {
     let mut packages = settings.preflight.packages.clone();
-    for root in &settings.package.roots {
-        if !root.is_dir() {
-            return Err(Failure::usage(format!(
-                "`package.roots` names `{}`, which is not there",
-                root.display()
-            )));
-        }
-        let status = node_at(root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
+    for root in other_roots(root, settings)? {
+        let status = node_at(&root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
         if let Some(release) = status.installed {
             packages.insert(release.package, release.version);
         }
     }
     Ok(packages)
+}
+
+/// The other roots of this host: those in `package.roots`, and those in `package.sites` that are there already.
+fn other_roots(own: &Path, settings: &Settings) -> Result<Vec<PathBuf>, Failure> {
+    let missing = settings.package.roots.iter().find(|root| !root.is_dir());
+    if let Some(root) = missing {
+        let message = format!("`package.roots` names `{}`, which is not there", root.display());
+        return Err(Failure::usage(message));
+    }
+    let own = own.canonicalize().ok();
+    let sites = settings.package.sites.values().filter(|root| root.is_dir());
+    let others = settings.package.roots.iter().chain(sites);
+    Ok(others.filter(|root| own.is_none() || root.canonicalize().ok() != own).cloned().collect())
 }
 
 fn node_at(

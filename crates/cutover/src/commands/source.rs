@@ -8,10 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use cutover_bundle::{DeltaBundle, Limits, RevocationLists, TrustAnchor, decode_object, delta::DeltaLimits};
+use cutover_bundle::{
+    DeltaBundle, Limits, RevocationLists, TrustAnchor, VerifiedManifest, decode_object, delta::DeltaLimits,
+};
 use cutover_core::{
     fetch::Priority,
-    model::{Digest, Name, ObjectEntry, ReleaseRef, Version},
+    model::{Digest, Manifest, Name, ObjectEntry, ReleaseRef, Version},
     plan::{Plan, Source as FileSource, Step},
     resolve::{Candidate, Preference, Question, Step as Change, resolve},
 };
@@ -164,6 +166,22 @@ impl Fetch for Metadata<'_> {
     }
 }
 
+/// The places of the repository that is meant.
+fn repository_source(from: &FromRepository, settings: &Settings) -> Result<Box<dyn Source>, Failure> {
+    let mut source = settings.source.clone();
+    if !from.source.is_empty() {
+        source.kind = SourceKind::Repository;
+        source.urls.clone_from(&from.source);
+    }
+    if source.kind != SourceKind::Repository {
+        return Err(Failure::usage("`source.kind` is no repository").hint("name one with --source"));
+    }
+    let variable = |name: &str| std::env::var(name).ok();
+    open_source(&source, &variable, ports(settings))?.ok_or_else(|| {
+        Failure::usage("there is no repository to look in").hint("name one with --source or `source.urls`")
+    })
+}
+
 impl Repository {
     fn open(
         from: &FromRepository,
@@ -171,19 +189,7 @@ impl Repository {
         settings: &Settings,
         context: &Context,
     ) -> Result<Self, Failure> {
-        let mut source = settings.source.clone();
-        if !from.source.is_empty() {
-            source.kind = SourceKind::Repository;
-            source.urls.clone_from(&from.source);
-        }
-        if source.kind != SourceKind::Repository {
-            return Err(Failure::usage("`source.kind` is no repository").hint("name one with --source"));
-        }
-        let variable = |name: &str| std::env::var(name).ok();
-        let source = open_source(&source, &variable, ports(settings))?.ok_or_else(|| {
-            Failure::usage("there is no repository to look in")
-                .hint("name one with --source or `source.urls`")
-        })?;
+        let source = repository_source(from, settings)?;
         let allowed = &settings.trust_policy.channels;
         let channels = match (from.channel.as_slice(), allowed.as_slice()) {
             ([], []) => vec!["stable".parse().expect("`stable` is a name")],
@@ -260,17 +266,43 @@ impl Repository {
 
 /// What a host has.
 #[derive(Default)]
-struct Present {
+pub(super) struct Present {
     /// The release of this root.
-    installed: Option<ReleaseRef>,
-    /// The packages beside it.
-    packages: BTreeMap<Name, Version>,
+    pub(super) installed: Option<ReleaseRef>,
+    /// Every package of the host, this root's included.
+    pub(super) packages: BTreeMap<Name, Candidate>,
 }
 
 impl Present {
     fn of(root: &Path, settings: &Settings) -> Result<Self, Failure> {
         let site = Site::open(root, settings.clone(), Missing::Imagine, "look")?;
-        Ok(Self { installed: site.node.status()?.installed, packages: site.packages().clone() })
+        let status = site.node.status()?;
+        // What other packages need is in their manifests; of one that is only named, the version counts.
+        let named = site.packages().iter().map(|(name, version)| (name.clone(), bare(version)));
+        let mut packages: BTreeMap<Name, Candidate> = named.collect();
+        let beside = site.beside()?;
+        for manifest in beside.iter().chain(status.manifest.as_ref()) {
+            packages.insert(manifest.package.clone(), installed_candidate(manifest));
+        }
+        Ok(Self { installed: status.installed, packages })
+    }
+}
+
+fn bare(version: &Version) -> Candidate {
+    Candidate {
+        version: version.clone(),
+        requires: Vec::new(),
+        conflicts: Vec::new(),
+        min_upgrade_from: None,
+        yanked: false,
+    }
+}
+
+fn installed_candidate(manifest: &Manifest) -> Candidate {
+    Candidate {
+        requires: manifest.requires.clone(),
+        conflicts: manifest.conflicts.clone(),
+        ..bare(&manifest.version)
     }
 }
 
@@ -293,20 +325,11 @@ fn changes(
     chosen: &Chosen,
     wanted: &cutover_repo::Wanted,
     present: &Present,
+    preference: Preference,
 ) -> Result<Vec<Change>, Failure> {
-    // What the installed releases need is in their manifests, which other roots keep to themselves; their versions count.
-    let bare = |version: &Version| Candidate {
-        version: version.clone(),
-        requires: Vec::new(),
-        conflicts: Vec::new(),
-        min_upgrade_from: None,
-        yanked: false,
-    };
-    let beside = present.packages.iter().map(|(name, version)| (name.clone(), bare(version)));
-    let own = present.installed.iter().map(|release| (release.package.clone(), bare(&release.version)));
-    let installed: BTreeMap<Name, Candidate> = beside.chain(own).collect();
     let mut offered: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
-    let mut open = vec![chosen.package.clone()];
+    // Those that are there may have to follow what they need.
+    let mut open: Vec<Name> = present.packages.keys().cloned().chain([chosen.package.clone()]).collect();
     while let Some(package) = open.pop() {
         if offered.contains_key(&package) {
             continue;
@@ -323,8 +346,7 @@ fn changes(
         offered.insert(package, found);
     }
     let wanted = BTreeMap::from([(chosen.package.clone(), chosen.entry.version.clone())]);
-    let preference = Preference::Lowest;
-    let question = Question { installed: &installed, offered: &offered, wanted: &wanted, preference };
+    let question = Question { installed: &present.packages, offered: &offered, wanted: &wanted, preference };
     resolve(&question).map_err(|error| {
         let what = format!("{} {} cannot be installed here", chosen.package, chosen.entry.version);
         Failure::new(Exit::Policy, what).because(error)
@@ -340,20 +362,23 @@ fn detour(
     chosen: &Chosen,
     wanted: &cutover_repo::Wanted,
     present: &Present,
+    settings: &Settings,
 ) -> Result<Option<Version>, Failure> {
     let installed = present.installed.as_ref().filter(|release| release.package == chosen.package);
     if installed.is_some_and(|installed| chosen.entry.version.cmp_precedence(&installed.version).is_le()) {
         // The planner has its own words for that.
         return Ok(None);
     }
-    let changes = changes(catalogue, chosen, wanted, present)?;
+    let changes = changes(catalogue, chosen, wanted, present, settings.package.prefer)?;
     let (own, others): (Vec<Change>, Vec<Change>) =
         changes.into_iter().partition(|change| change.package == chosen.package);
     if !others.is_empty() {
         let what =
             format!("{} {} needs other packages to change first", chosen.package, chosen.entry.version);
         let failure = Failure::new(Exit::Policy, what);
-        return Err(others.iter().fold(failure, |failure, change| failure.hint(format!("install {change}"))));
+        let failure =
+            others.iter().fold(failure, |failure, change| failure.hint(format!("install {change}")));
+        return Err(failure.hint("or name their roots in `package.sites`, and all change as one execution"));
     }
     let first = own.into_iter().next().map(|change| change.to);
     Ok(first.filter(|first| first.cmp_precedence(&chosen.entry.version).is_ne()))
@@ -365,10 +390,31 @@ pub(super) struct Fetched {
     /// Whether it is only on the way to the one that was named.
     pub(super) is_on_the_way: bool,
     entry: IndexEntry,
-    state: StateDirectory,
-    aside: Option<tempfile::TempDir>,
+    /// What was believed of the repository, as long as there was no root to keep it in.
+    aside: Option<Aside>,
     anchor: TrustAnchor,
     lists: RevocationLists,
+}
+
+/// What was believed of a repository before there was a root, and the directory it lies in.
+pub(super) struct Aside {
+    state: StateDirectory,
+    _directory: tempfile::TempDir,
+}
+
+impl Aside {
+    /// Moves it to the root, once there is one.
+    pub(super) fn settle(&self, root: &Path) -> Result<(), Failure> {
+        let place = root.join(".cutover/trusted");
+        let failed = |source| Failure::io("keep the repository's metadata in", &place, source);
+        let state = StateDirectory::open(&place).map_err(failed)?;
+        for role in ["root", "timestamp", "snapshot", "targets", TAG, "log"] {
+            if let Some(bytes) = self.state.load(role).map_err(failed)? {
+                state.keep(role, &bytes).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Follows the repository and verifies the manifest of the release that is meant.
@@ -392,11 +438,30 @@ pub(super) fn open(
     let mut catalogue = Catalogue::new(client);
     let wanted = repository.wanted(&named);
     let mut chosen = catalogue.choose(&wanted)?;
-    let detour = detour(&mut catalogue, &chosen, &wanted, &Present::of(root, settings)?)?;
+    let detour = detour(&mut catalogue, &chosen, &wanted, &Present::of(root, settings)?, settings)?;
     let is_on_the_way = detour.is_some();
     if is_on_the_way {
         chosen = catalogue.choose(&cutover_repo::Wanted { version: detour, ..wanted })?;
     }
+    let (release, objects) =
+        verified(&repository, &mut catalogue, &chosen, &metadata, root, &[settings], context)?;
+    let Repository { source, state, aside, anchor, lists, .. } = repository;
+    let aside = aside.map(|directory| Aside { state, _directory: directory });
+    let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
+    Ok(Box::new(Fetched { payload, is_on_the_way, entry: chosen.entry, aside, anchor, lists }))
+}
+
+/// The verified manifest of a release, and where its objects lie. `root` may know the manifest already; every one of
+/// `demands` has to be met.
+fn verified(
+    repository: &Repository,
+    catalogue: &mut Catalogue<'_>,
+    chosen: &Chosen,
+    metadata: &Metadata<'_>,
+    root: &Path,
+    demands: &[&Settings],
+    context: &Context,
+) -> Result<(VerifiedManifest, BTreeMap<Digest, Wanted>), Failure> {
     if let Some(yanked) = &chosen.entry.yanked {
         output::note(output::printable(&format!(
             "warning: {} {} was yanked: {}",
@@ -431,14 +496,16 @@ pub(super) fn open(
         return Err(Failure::new(Exit::NotTrusted, message));
     }
     let sha256 = release.release().manifest;
-    log::judge(manifest, sha256, chosen.entry.log_index, settings, (&metadata, &repository.state))?;
     let stored: BTreeMap<Digest, Digest> =
         files.objects.of(manifest)?.into_iter().map(|(object, stored)| (object.sha256, stored)).collect();
-    let read = |object: &ObjectEntry| fetch_object(&metadata, object, stored[&object.sha256]);
-    documents::judge(manifest, settings, &read).map_err(|failure| {
-        let name = format!("{}@{}", chosen.package, chosen.entry.version);
-        documents::with_hint(failure, Path::new(&name))
-    })?;
+    let read = |object: &ObjectEntry| fetch_object(metadata, object, stored[&object.sha256]);
+    for settings in demands {
+        log::judge(manifest, sha256, chosen.entry.log_index, settings, (metadata, &repository.state))?;
+        documents::judge(manifest, settings, &read).map_err(|failure| {
+            let name = format!("{}@{}", chosen.package, chosen.entry.version);
+            documents::with_hint(failure, Path::new(&name))
+        })?;
+    }
     let mut priorities: BTreeMap<Digest, Priority> = BTreeMap::new();
     for file in &manifest.files {
         let priority = priorities.entry(file.sha256).or_default();
@@ -457,9 +524,111 @@ pub(super) fn open(
             },
         );
     }
-    let Repository { source, state, aside, anchor, lists, .. } = repository;
-    let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
-    Ok(Box::new(Fetched { payload, is_on_the_way, entry: chosen.entry, state, aside, anchor, lists }))
+    Ok((release, objects))
+}
+
+/// Releases that have to change together, in order, each chosen and verified.
+pub(super) struct Together {
+    pub(super) parts: Vec<Fetched>,
+    pub(super) changes: Vec<Change>,
+    /// Every package of the host as it is now.
+    pub(super) present: BTreeMap<Name, Candidate>,
+    pub(super) aside: Option<Aside>,
+}
+
+/// What has to change together on this host until the named release is installed; `None` when nothing but that one package
+/// changes, and only once. `site` says what is demanded of a package beyond `settings`, and where it is.
+///
+/// # Errors
+/// As [`open`]; or a package has to change whose root is not known.
+pub(super) fn open_together<'s>(
+    named: &Named,
+    from: &FromRepository,
+    root: &Path,
+    settings: &Settings,
+    site: &dyn Fn(&Name) -> Option<(&'s Path, &'s Settings)>,
+    context: &Context,
+) -> Result<Option<Together>, Failure> {
+    let repository = Repository::open(from, root, settings, context)?;
+    let metadata = repository.metadata();
+    let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
+    let mut catalogue = Catalogue::new(client);
+    let wanted = repository.wanted(named);
+    let chosen = catalogue.choose(&wanted)?;
+    let present = Present::of(root, settings)?;
+    let installed = present.installed.as_ref().filter(|release| release.package == chosen.package);
+    let is_newer = |installed: &ReleaseRef| chosen.entry.version.cmp_precedence(&installed.version).is_gt();
+    if !installed.is_none_or(is_newer) {
+        // The planner has its own words for that.
+        return Ok(None);
+    }
+    let changes = changes(&mut catalogue, &chosen, &wanted, &present, settings.package.prefer)?;
+    if changes.iter().all(|change| change.package == chosen.package) && changes.len() < 2 {
+        return Ok(None);
+    }
+    let unknown: Vec<&Change> = changes.iter().filter(|change| site(&change.package).is_none()).collect();
+    if !unknown.is_empty() {
+        let what =
+            format!("{} {} needs other packages to change first", chosen.package, chosen.entry.version);
+        let failure = Failure::new(Exit::Policy, what);
+        let failure =
+            unknown.iter().fold(failure, |failure, change| failure.hint(format!("install {change}")));
+        return Err(failure.hint("or name their roots in `package.sites`, and all change as one execution"));
+    }
+    let mut parts = Vec::with_capacity(changes.len());
+    for change in &changes {
+        let (root, own) = site(&change.package).expect("all are known");
+        let (package, version) = (change.package.clone(), Some(change.to.clone()));
+        let chosen = catalogue.choose(&cutover_repo::Wanted { package, version, ..wanted.clone() })?;
+        must_be_allowed(&chosen, own)?;
+        let both = [settings, own];
+        let demands = if own.trust_policy == settings.trust_policy { &both[..1] } else { &both[..] };
+        let (release, objects) =
+            verified(&repository, &mut catalogue, &chosen, &metadata, root, demands, context)?;
+        if !own.trust_policy.crl.is_empty() {
+            // Its own lists count too.
+            let lists = trust::revocation_lists(&own.trust_policy)?;
+            let limits = Limits::default();
+            cutover_bundle::verify_signature(
+                release.manifest_bytes(),
+                release.signature_bytes(),
+                &repository.anchor,
+                &lists,
+                context.now,
+                &limits,
+            )
+            .map_err(|error| Failure::about(error, format!("refused {change}")))?;
+        }
+        let source = repository_source(from, settings)?;
+        let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
+        parts.push(Fetched {
+            payload,
+            is_on_the_way: false,
+            entry: chosen.entry,
+            aside: None,
+            anchor: trust::anchor()?,
+            lists: repository.lists.clone(),
+        });
+    }
+    let Repository { state, aside, .. } = repository;
+    let aside = aside.map(|directory| Aside { state, _directory: directory });
+    Ok(Some(Together { parts, changes, present: present.packages, aside }))
+}
+
+/// Whether a root may hold this release, as its own settings say.
+fn must_be_allowed(chosen: &Chosen, own: &Settings) -> Result<(), Failure> {
+    let refused = |message: String| Err(Failure::new(Exit::Policy, message));
+    if let Some(only) = own.package.name.as_ref().filter(|only| **only != chosen.package) {
+        return refused(format!("`package.name` allows `{only}` only, and not `{}`", chosen.package));
+    }
+    let allowed = &own.trust_policy.channels;
+    if !allowed.is_empty() && !allowed.contains(&chosen.channel) {
+        return refused(format!(
+            "`trust-policy.channels` of the root of {} does not allow `{}`",
+            chosen.package, chosen.channel
+        ));
+    }
+    Ok(())
 }
 
 /// Fetches a small object whole.
@@ -489,7 +658,9 @@ impl Fetched {
         context: &Context,
         work: impl FnOnce() -> T,
     ) -> Result<(T, Option<FetchError>), Failure> {
-        self.settle(&site.root)?;
+        if let Some(aside) = &self.aside {
+            aside.settle(&site.root)?;
+        }
         let disk =
             RealDisk::open(&site.root).map_err(|source| Failure::io("open the root", &site.root, source))?;
         let downloads = Arc::new(Downloads::open(Arc::new(disk))?);
@@ -554,22 +725,6 @@ impl Fetched {
                 None
             }
         }
-    }
-
-    /// Moves what was believed of the repository to the root, once there is one.
-    fn settle(&self, root: &Path) -> Result<(), Failure> {
-        if self.aside.is_none() {
-            return Ok(());
-        }
-        let place = root.join(".cutover/trusted");
-        let failed = |source| Failure::io("keep the repository's metadata in", &place, source);
-        let state = StateDirectory::open(&place).map_err(failed)?;
-        for role in ["root", "timestamp", "snapshot", "targets", TAG, "log"] {
-            if let Some(bytes) = self.state.load(role).map_err(failed)? {
-                state.keep(role, &bytes).map_err(failed)?;
-            }
-        }
-        Ok(())
     }
 
     /// Removes the downloads: the release is installed.

@@ -17,6 +17,7 @@ use super::{
     describe::describe,
     log, offers,
     outcome::{DeltaSaved, finish},
+    sets,
     site::{Missing, Site},
     source,
 };
@@ -72,6 +73,25 @@ impl Given<'_> {
             None => bundle::open_update(self.path, self.full, settings, context.now),
         }
     }
+
+    /// What has to change together, if a release of a repository is meant and takes that.
+    fn open_set(
+        &self,
+        root: &Path,
+        settings: &Settings,
+        update: &UpdateFlags,
+        is_planned: bool,
+        context: &Context,
+    ) -> Result<Option<sets::Set>, Failure> {
+        let Some(wanted) = source::reference(self.path, self.from, settings) else { return Ok(None) };
+        let set = sets::open(&wanted, self.from, root, settings, context)?;
+        let refused = |what: &str| Err(Failure::usage(format!("{what}: this changes several packages, or one in several steps")));
+        match &set {
+            Some(_) if is_planned => refused("a plan in a file is for one package"),
+            Some(_) if update.keep_on_probe_failure => refused("--keep-on-probe-failure is for one package"),
+            Some(_) | None => Ok(set),
+        }
+    }
 }
 
 /// A verified bundle, and the plan to install it here.
@@ -114,7 +134,11 @@ fn plan_opened(
     context: &Context,
 ) -> Result<(Planned, PreflightReport), Failure> {
     let site = Site::open(root, settings, Missing::Imagine, "plan")?;
-    if let Some(in_flight) = site.node.status()?.in_flight {
+    let status = site.node.status()?;
+    if let Some(set) = status.set {
+        return Err(cutover_host::node::NodeError::InSet(set).into());
+    }
+    if let Some(in_flight) = status.in_flight {
         return Err(cutover_host::node::NodeError::Unfinished(in_flight.number).into());
     }
     let observed = site.node.observe(Some(bundle.manifest()))?;
@@ -125,6 +149,11 @@ fn plan_opened(
 
 pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
     let given = Given { path: &command.bundle, full: command.full.as_deref(), from: &command.from };
+    let settings = context.settings(Some(&command.at.root), flags_of(&command.update))?.settings;
+    let in_file = command.output.is_some();
+    if let Some(set) = given.open_set(&command.at.root, &settings, &command.update, in_file, context)? {
+        return sets::plan(&set, false, context);
+    }
     let (planned, preflight) = plan_only(&given, &command.at, &command.update, context)?;
     if let Some(path) = &command.output {
         let text = serde_json::to_vec_pretty(&planned.plan).expect("plans have string keys");
@@ -141,6 +170,18 @@ pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
 
 pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure> {
     let given = Given { path: &command.bundle, full: command.full.as_deref(), from: &command.from };
+    let (root, in_file) = (&command.at.root, command.plan.is_some());
+    let settings = context.settings(Some(root), flags_of(&command.update))?.settings;
+    if !command.dry_run && !settings.package.sites.is_empty() {
+        sets::recover_first(root, &settings, context)?;
+    }
+    if let Some(set) = given.open_set(root, &settings, &command.update, in_file, context)? {
+        return if command.dry_run {
+            sets::plan(&set, true, context)
+        } else {
+            sets::apply(&set, root, command.stop_at.as_ref(), context)
+        };
+    }
     if command.dry_run {
         let (planned, preflight) = plan_only(&given, &command.at, &command.update, context)?;
         planned.bundle.check(&format!("refused `{}`", command.bundle.display()))?;
@@ -242,7 +283,7 @@ fn delta_saved(update: &Update, path: &Path) -> Option<DeltaSaved> {
 }
 
 /// Retention after an update: the update stands whatever comes of it.
-fn prune_after(site: &Site, lock: &cutover_host::node::NodeLock) {
+pub(super) fn prune_after(site: &Site, lock: &cutover_host::node::NodeLock) {
     if let Err(error) = site.node.prune_after_update(lock, &site.settings.retention) {
         output::note(format!("warning: old restore points were not pruned: {error}"));
         output::note("hint: `cutover prune` tries again");

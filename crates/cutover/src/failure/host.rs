@@ -21,15 +21,19 @@ impl Classify for NodeError {
             Self::Stage(error) => error.exit(),
             Self::Store(error) => error.exit(),
             Self::State(error) => error.exit(),
-            Self::Damaged { .. } | Self::Journal { .. } | Self::Manifest { .. } => Exit::Damaged,
+            Self::Damaged { .. }
+            | Self::Journal { .. }
+            | Self::SetJournal { .. }
+            | Self::Manifest { .. } => Exit::Damaged,
             Self::Layout { .. } | Self::Needed(_) => Exit::Policy,
             Self::NoSpace { .. } => Exit::Preflight,
-            Self::Stopped(_) => Exit::RestoreFailed,
+            Self::Stopped(_) | Self::NotConfirmed { .. } => Exit::RestoreFailed,
             Self::Fs(_)
             | Self::Changed
             | Self::Violation(_)
             | Self::Payload
             | Self::Unfinished(_)
+            | Self::InSet(_)
             | Self::UnknownRelease(_) => Exit::Failed,
         }
     }
@@ -42,8 +46,14 @@ impl Classify for NodeError {
             Self::Store(_) => {
                 "`cutover verify` shows what is damaged; apply the bundle again to fill the store"
             }
-            Self::State(_) | Self::Unfinished(_) | Self::Stopped(_) => "run `cutover recover`",
-            Self::Damaged { .. } | Self::Journal { .. } | Self::Manifest { .. } => {
+            Self::State(_) | Self::Unfinished(_) | Self::Stopped(_) | Self::NotConfirmed { .. } => {
+                "run `cutover recover`"
+            }
+            Self::InSet(_) => "it ends what was begun for all packages of the set; then run this again",
+            Self::Damaged { .. }
+            | Self::Journal { .. }
+            | Self::SetJournal { .. }
+            | Self::Manifest { .. } => {
                 "keep a copy of `.cutover`, move the named file away, then run `cutover recover`"
             }
             Self::Layout { .. } => "leave out `--layout` and `install.layout`, or use another root",

@@ -13,6 +13,15 @@ const MEANINGS: &[(&str, &str)] = &[
         "Roots of other packages on this host; their versions count like those in `preflight.packages`.",
     ),
     (
+        "package.sites",
+        "Roots of other packages on this host, by package, that `plan` and `apply NAME@VERSION` may change together with \
+         this one, all or none; each has a `cutover.toml` of its own. They count like `package.roots` otherwise.",
+    ),
+    (
+        "package.prefer",
+        "Of the versions that will do, the one taken of a package that has to change with another: `lowest` or `newest`.",
+    ),
+    (
         "source.kind",
         "Where releases come from: a release `repository`, the releases of a `github` repository, or a `file`.",
     ),

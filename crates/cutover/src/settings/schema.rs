@@ -3,12 +3,13 @@
 //! The structs live with the code that uses them; this module puts them together and adds the sections that belong to the
 //! command line itself. Reference: `docs/reference/settings.md`, which a test compares with the code.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use cutover_bundle::tlog::VerifierKey;
 use cutover_core::{
     model::Name,
     plan::{Layout, LocalChanges},
+    resolve::Preference,
     retain::Retention,
 };
 use cutover_host::{
@@ -62,6 +63,11 @@ pub struct PackageSettings {
     /// Roots of other packages that Cutover keeps on this host; their current versions count like those in
     /// `preflight.packages`.
     pub roots: Vec<PathBuf>,
+    /// Roots of other packages on this host, by package, that a release of a repository may change together with this
+    /// root's package, all of them or none. Each has its own `cutover.toml`. They count like `roots` otherwise.
+    pub sites: BTreeMap<Name, PathBuf>,
+    /// Which of the versions that will do is taken of a package that has to change with another: `lowest` or `newest`.
+    pub prefer: Preference,
 }
 
 /// `[trust-policy]`: what a signature must fulfil beyond the anchor. These can only refuse more, never less.

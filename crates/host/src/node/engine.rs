@@ -23,7 +23,7 @@ use cutover_core::{
 };
 
 use super::{
-    Node, NodeError, NodeLock, Ports, Report, StepReport, StepResult, Way, current,
+    Driven, Held, Node, NodeError, NodeLock, Ports, Report, StepReport, StepResult, Way, current,
     events::Events,
     files::Files,
     garbage,
@@ -76,6 +76,7 @@ pub(crate) struct Run<'a> {
 enum Turn {
     Perform(usize),
     Undo(usize),
+    Hold,
     Finish(Outcome),
 }
 
@@ -136,8 +137,8 @@ pub(crate) struct Start<'a> {
     pub(crate) payload: Option<&'a dyn Payload>,
     pub(crate) journal: Journal<'a>,
     pub(crate) execution: Execution,
-    /// Records to be written with the first announcement.
-    pub(crate) first: Record,
+    /// Records to be written with the first announcement; the execution has taken them in.
+    pub(crate) first: Vec<Record>,
     pub(crate) seen: Option<SeenTree>,
 }
 
@@ -153,7 +154,7 @@ impl<'a> Run<'a> {
             events: Events::new(Arc::clone(&ports.observer)),
             journal,
             execution,
-            pending: vec![first],
+            pending: first,
             untold: Vec::new(),
             seen,
             point: None,
@@ -164,21 +165,29 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs to the end.
-    pub(crate) fn drive(mut self) -> Result<Report, NodeError> {
+    /// Runs to the end, or until it waits for its set.
+    pub(crate) fn drive(mut self) -> Result<Driven, NodeError> {
         let (from, to) = (self.plan.from.clone(), self.plan.to.clone());
         self.events.send(Event::Started { number: self.plan.number, from, to });
         loop {
             let turn = match self.execution.next() {
                 Next::Perform(index, _) => Turn::Perform(index),
                 Next::Undo(index, _) => Turn::Undo(index),
+                Next::Hold => Turn::Hold,
                 Next::Finish(outcome) => Turn::Finish(outcome),
                 Next::Ended(outcome) => Turn::Finish(outcome.clone()),
             };
             match turn {
                 Turn::Perform(index) => self.perform_and_record(index)?,
                 Turn::Undo(index) => self.undo_and_record(index)?,
-                Turn::Finish(outcome) => return self.finish(outcome),
+                Turn::Hold => {
+                    self.flush()?;
+                    let number = self.plan.number;
+                    return Ok(Driven::Held(Held { number, steps: self.steps, warnings: self.warnings }));
+                }
+                Turn::Finish(outcome) => {
+                    return self.finish(outcome).map(|report| Driven::Ended(Box::new(report)));
+                }
             }
         }
     }
@@ -195,7 +204,7 @@ impl<'a> Run<'a> {
     fn flush(&mut self) -> Result<(), NodeError> {
         if !self.pending.is_empty() {
             let now = self.node.clock().now();
-            self.journal.append(&self.pending, now).map_err(NodeError::Stopped)?;
+            self.journal.append(&Record::to_line(&self.pending, now)).map_err(NodeError::Stopped)?;
             self.pending.clear();
         }
         for event in self.untold.drain(..) {
@@ -226,6 +235,12 @@ impl<'a> Run<'a> {
                 self.untold.push(Event::StepDone { step: name, elapsed_ms, note: note.clone() });
                 self.events.progress(percent_after(&plan, index));
                 (note, StepResult::Done)
+            }
+            // Its set is committed: there is no way back, and the step is tried again by the next process.
+            Err(error) if self.execution.is_released() => {
+                let error = chain(&error);
+                tracing::error!(step = name, %error, "failed; there is only forward");
+                return Err(NodeError::NotConfirmed { number: plan.number, error });
             }
             Err(error) => {
                 let error = chain(&error);
@@ -662,7 +677,7 @@ impl<'a> Run<'a> {
     }
 
     /// The state log follows; it decides nothing, so a failure to write it is only a warning.
-    fn log_state(&mut self, to: State) {
+    pub(crate) fn log_state(&mut self, to: State) {
         let version = self.plan.to.as_ref().map(|to| to.version.clone());
         let written = (|| {
             let mut log = StateLog::open(&self.node.files, self.node.clock(), self.lock)?;

@@ -1,6 +1,10 @@
-//! The journal of one execution: append-only, flushed before anything it announces. Format: `docs/formats/journal.md`.
+//! Journals, of executions and of sets: append-only, flushed before anything they announce. Formats:
+//! `docs/formats/journal.md`, `docs/formats/set.md`.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use cutover_core::{
     execute::{Record, RecordError},
@@ -24,9 +28,9 @@ pub(crate) struct Journal<'d> {
 }
 
 /// What a journal file holds.
-pub(crate) struct Read {
+pub(crate) struct Read<T = Record> {
     /// Its records, in order.
-    pub(crate) records: Vec<Record>,
+    pub(crate) records: Vec<T>,
     /// When the first and the last line were written.
     pub(crate) written: Option<(Instant, Instant)>,
     /// Bytes of whole lines; what lies behind them is a torn tail.
@@ -37,13 +41,21 @@ pub(crate) struct Read {
 /// Reads a journal; `None` when there is none. Only its last line may be damaged: that is a write that was cut off
 /// before anybody could rely on it.
 pub(crate) fn read(files: &Files, number: u64) -> Result<Option<Read>, NodeError> {
-    let path = place::journal(number);
-    let Some(bytes) = files.read(&path)? else { return Ok(None) };
+    read_lines(files, &place::journal(number), Record::from_line)
+}
+
+/// As [`read`], of whatever records `parse` makes of a line.
+pub(crate) fn read_lines<T>(
+    files: &Files,
+    path: &Path,
+    parse: impl Fn(&[u8]) -> Result<(Instant, Vec<T>), RecordError>,
+) -> Result<Option<Read<T>>, NodeError> {
+    let Some(bytes) = files.read(path)? else { return Ok(None) };
     let damaged = |problem: String| NodeError::Damaged { path: path.display().to_string(), problem };
     let mut read = Read { records: Vec::new(), written: None, whole: 0, torn: false };
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {
-        let parsed = line.strip_suffix(b"\n").map_or(Err(RecordError::Checksum), Record::from_line);
+        let parsed = line.strip_suffix(b"\n").map_or(Err(RecordError::Checksum), &parse);
         match parsed {
             Ok((at, records)) => {
                 read.whole += line.len() as u64;
@@ -117,17 +129,15 @@ pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>, FsError> {
 }
 
 impl<'d> Journal<'d> {
-    /// Starts the journal of execution `number`. Its name is durable when this returns.
-    pub(crate) fn create(files: &'d Files, number: u64) -> Result<Self, FsError> {
-        let path = place::journal(number);
+    /// Starts a journal. Its name is durable when this returns.
+    pub(crate) fn create(files: &'d Files, path: PathBuf) -> Result<Self, FsError> {
         let file = retry_with_reserve(files, || files.disk.append(&path, 0o600)).attempt("create", &path)?;
         files.sync_parent(&path)?;
         Ok(Self { files, path, file, size: 0 })
     }
 
     /// Opens a journal to go on writing it; a torn tail is cut off first.
-    pub(crate) fn resume(files: &'d Files, number: u64, read: &Read) -> Result<Self, FsError> {
-        let path = place::journal(number);
+    pub(crate) fn resume<T>(files: &'d Files, path: PathBuf, read: &Read<T>) -> Result<Self, FsError> {
         if read.torn {
             tracing::warn!(journal = %path.display(), "the last line was cut off and is dropped");
             files.disk.truncate(&path, read.whole).attempt("repair", &path)?;
@@ -136,18 +146,17 @@ impl<'d> Journal<'d> {
         Ok(Self { files, path, file, size: read.whole })
     }
 
-    /// Appends `records` as one line and makes them durable. After an error the journal must not be written any more in
+    /// Appends a line of records and makes it durable. After an error the journal must not be written any more in
     /// this process: whether the line is on disk can only be told by reading it anew.
-    pub(crate) fn append(&mut self, records: &[Record], at: Instant) -> Result<(), FsError> {
-        let line = Record::to_line(records, at);
-        let written = self.file.write_all(&line).or_else(|error| {
+    pub(crate) fn append(&mut self, line: &[u8]) -> Result<(), FsError> {
+        let written = self.file.write_all(line).or_else(|error| {
             if !is_full(&error) {
                 return Err(error);
             }
             // Part of the line may be there; it goes before the line is written whole.
             self.files.disk.truncate(&self.path, self.size)?;
             release_reserve(self.files)?;
-            self.file.write_all(&line)
+            self.file.write_all(line)
         });
         written.attempt("write", &self.path)?;
         self.file.sync().attempt("flush", &self.path)?;

@@ -22,6 +22,7 @@ use cutover_core::{
     },
     plan::{Installed, Layout, Observation, Plan, PlanKind, Violation, check_plan},
     retain::Retention,
+    set::{SetFoldError, SetId},
 };
 
 use self::{
@@ -53,6 +54,7 @@ mod place;
 mod prune;
 mod report;
 mod restore;
+mod sets;
 mod stage;
 mod state_log;
 mod store;
@@ -61,8 +63,11 @@ mod tree;
 
 pub use pack::{PackError, PackIndex};
 pub use report::{
-    Drift, InFlight, Observed, PointListed, PruneReport, RepairReport, Report, Status, StepReport,
+    Drift, Driven, Held, InFlight, Observed, PointListed, PruneReport, RepairReport, Report, Status, StepReport,
     StepResult, Way,
+};
+pub use sets::{
+    Member, Members, OpenSet, PartReport, PastSet, Perform, SetReport, coordinate, open_set, recover_set, sets,
 };
 pub use stage::StageError;
 pub use state_log::{Idempotent, StateError, StateLog, StateObserver};
@@ -154,6 +159,15 @@ pub enum NodeError {
         #[source]
         source: FoldError,
     },
+    /// The journal of a set makes no sense. Exit code 17.
+    #[error("local state is damaged: journal `{path}`")]
+    SetJournal {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        #[source]
+        source: SetFoldError,
+    },
     /// A manifest that was stored cannot be read. Exit code 17.
     #[error("local state is damaged: manifest `{path}`")]
     Manifest {
@@ -185,6 +199,19 @@ pub enum NodeError {
     /// An execution has not ended. Exit code 1.
     #[error("execution {0} was interrupted and has not ended; run `cutover recover` first")]
     Unfinished(u64),
+    /// The root is part of a set that has not ended. Exit code 1.
+    #[error(
+        "this root is part of set {} of `{}`, which has not ended; run `cutover recover --root {}` first", .0.number, .0.coordinator, .0.coordinator
+    )]
+    InSet(SetId),
+    /// A set was committed, and its execution here could not be confirmed yet. Exit code 15.
+    #[error("execution {number} is decided and could not be confirmed: {error}; mend this, then run `cutover recover`")]
+    NotConfirmed {
+        /// The execution.
+        number: u64,
+        /// Why.
+        error: String,
+    },
     /// Not enough room. Exit code 12.
     #[error("{free} bytes are free below the root, {needed} are needed (twice what the update lays down)")]
     NoSpace {
@@ -415,11 +442,13 @@ impl Node {
         Ok(())
     }
 
-    /// The execution that has not ended, with its journal. Only the newest can be one, because none begins before the
-    /// last has ended.
+    /// The newest execution that has not ended, with its journal. Outside of a set only the newest of all can be one,
+    /// because none begins before the last has ended; within a set several may wait for it.
     fn unfinished(&self) -> Result<Option<(u64, Execution, journal::Read)>, NodeError> {
+        let first_of_set = self.mark()?.map(|mark| mark.first);
         for number in journal::numbers(&self.files)?.into_iter().rev() {
             match journal::end(&self.files, number)? {
+                journal::End::Ended if first_of_set.is_some_and(|first| first < number) => continue,
                 journal::End::Ended => return Ok(None),
                 // Its process died before the first line was whole.
                 journal::End::Empty => continue,
@@ -432,6 +461,17 @@ impl Node {
             return Ok(execution.outcome().is_none().then_some((number, execution, read)));
         }
         Ok(None)
+    }
+
+    /// Whether nothing is under way here that something else would disturb.
+    fn must_be_idle(&self) -> Result<(), NodeError> {
+        if let Some(mark) = self.mark()? {
+            return Err(NodeError::InSet(mark.set));
+        }
+        match self.unfinished()? {
+            Some((number, ..)) => Err(NodeError::Unfinished(number)),
+            None => Ok(()),
+        }
     }
 
     /// The number the next execution gets: above everything that has one.
@@ -546,9 +586,20 @@ impl Node {
         payload: Option<&dyn Payload>,
         ports: &Ports<'_>,
     ) -> Result<Report, NodeError> {
-        if let Some((number, ..)) = self.unfinished()? {
-            return Err(NodeError::Unfinished(number));
-        }
+        self.must_be_idle()?;
+        self.begin(observed, lock, plan, payload, ports, None)?.ended()
+    }
+
+    /// Runs `plan` to its end, or until it waits for the set it is part of. Nothing else may be under way.
+    fn begin(
+        &self,
+        observed: Observed,
+        lock: &NodeLock,
+        plan: &Arc<Plan>,
+        payload: Option<&dyn Payload>,
+        ports: &Ports<'_>,
+        set: Option<SetId>,
+    ) -> Result<Driven, NodeError> {
         let wanted = match plan.kind {
             PlanKind::Update => payload.map(|payload| (payload.release(), payload.manifest())),
             PlanKind::Rollback => None,
@@ -571,13 +622,13 @@ impl Node {
         let path = engine::path_to(log.lifecycle().state(), State::Applying);
         log.go_through(&path, version)?;
         drop(log);
-        let journal = Journal::create(&self.files, plan.number)?;
+        let journal = Journal::create(&self.files, place::journal(plan.number))?;
         let plan = Arc::clone(plan);
         let start = Start {
             payload,
             journal,
-            execution: Execution::new(Arc::clone(&plan)),
-            first: Record::Planned { plan },
+            execution: Execution::new(Arc::clone(&plan)).in_set(set.clone()),
+            first: vec![Record::Planned { plan, set }],
             seen: Some(observed.observation.seen),
         };
         Run::new(self, lock, ports, start).drive()
@@ -587,20 +638,27 @@ impl Node {
     /// execution to end. Runs at the start of every command that changes something.
     ///
     /// # Errors
-    /// As [`Node::execute`].
+    /// As [`Node::execute`]; [`NodeError::InSet`] when the root is part of a set, which only [`recover_set`] can end.
     pub fn recover(&self, lock: &NodeLock, ports: &Ports<'_>) -> Result<Option<Report>, NodeError> {
         let files = &self.files;
+        if let Some(mark) = self.mark()? {
+            return Err(NodeError::InSet(mark.set));
+        }
         let report = match self.unfinished()? {
             None => None,
             Some((number, mut execution, read)) => {
+                if let Some(set) = execution.set().filter(|_| !execution.is_released()) {
+                    // Its mark was removed by hand; what the set came to is not known here.
+                    return Err(NodeError::InSet(set.clone()));
+                }
                 // What the dead process did is seen, but perhaps not on disk: a power cut must not take back what this
                 // run builds on.
                 files.sync_all()?;
                 let first = Record::Resumed;
                 execution.apply(&first).map_err(|what| current::damaged(place::journal(number), what))?;
-                let journal = Journal::resume(files, number, &read)?;
-                let start = Start { payload: None, journal, execution, first, seen: None };
-                Some(Run::new(self, lock, ports, start).drive()?)
+                let journal = Journal::resume(files, place::journal(number), &read)?;
+                let start = Start { payload: None, journal, execution, first: vec![first], seen: None };
+                Some(Run::new(self, lock, ports, start).drive()?.ended()?)
             }
         };
         if self.unfinished()?.is_none() {
@@ -685,7 +743,8 @@ impl Node {
             }
         });
         let restore_points = restore::ids(&self.files)?.len();
-        Ok(Status { layout, installed: release, manifest, highest, in_flight, restore_points })
+        let set = self.mark()?.map(|mark| mark.set);
+        Ok(Status { layout, installed: release, manifest, highest, in_flight, restore_points, set })
     }
 
     /// The restore points, newest first.
@@ -802,9 +861,7 @@ impl Node {
     /// # Errors
     /// Something cannot be read or written; files repaired before that stay repaired.
     pub fn repair(&self, lock: &NodeLock, edited: Edited) -> Result<RepairReport, NodeError> {
-        if let Some((number, ..)) = self.unfinished()? {
-            return Err(NodeError::Unfinished(number));
-        }
+        self.must_be_idle()?;
         let layout = self.layout()?;
         let Some(installed) = self.installed(layout)? else { return Ok(RepairReport::default()) };
         let drift = self.verify()?;

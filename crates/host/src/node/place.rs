@@ -30,11 +30,23 @@ pub(crate) const STATE_LOG: &str = ".cutover/state.jsonl";
 /// What is current in place; written last by its switch.
 pub(crate) const CURRENT_IN_PLACE: &str = ".cutover/current.json";
 
+/// Journals of sets that this root coordinates.
+pub(crate) const SETS: &str = ".cutover/sets";
+/// Says that this root is part of a set that has not ended.
+pub(crate) const SET_MARK: &str = ".cutover/set.json";
+/// What it is called until it is whole; see [`super::files::Files::replace`].
+pub(crate) const SET_MARK_NEW: &str = ".cutover/set.json.tmp";
+
 /// The directories below [`META`] that every root has.
 pub(crate) const DIRECTORIES: [&str; 6] = [JOURNAL, STORE, MANIFESTS, RESTORE, STAGING, TRASH];
 
 pub(crate) fn journal(number: u64) -> PathBuf {
     Path::new(JOURNAL).join(format!("{number:06}.jsonl"))
+}
+
+/// The journal of a set.
+pub(crate) fn set_journal(number: u64) -> PathBuf {
+    Path::new(SETS).join(format!("{number:06}.jsonl"))
 }
 
 /// The number in a journal's file name.

@@ -44,9 +44,7 @@ pub(crate) fn prune(
     retention: &Retention,
     measure: Measure,
 ) -> Result<PruneReport, NodeError> {
-    if let Some((number, ..)) = node.unfinished()? {
-        return Err(NodeError::Unfinished(number));
-    }
+    node.must_be_idle()?;
     let files = &node.files;
     let layout = node.layout()?;
     let mut report = PruneReport::default();
@@ -380,9 +378,7 @@ pub(crate) fn releases(node: &Node) -> Result<Vec<ReleaseRef>, NodeError> {
 }
 
 pub(crate) fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
-    if let Some((number, ..)) = node.unfinished()? {
-        return Err(NodeError::Unfinished(number));
-    }
+    node.must_be_idle()?;
     let layout = node.layout()?;
     let release = releases(node)?
         .into_iter()

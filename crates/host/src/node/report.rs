@@ -6,10 +6,11 @@ use cutover_core::{
     execute::Outcome,
     model::{Manifest, ReleaseRef, RestorePointId, SafePath, Version},
     plan::{Layout, Observation, Plan, PlanKind, PointSeen, RollbackTarget},
+    set::SetId,
 };
 use serde::Serialize;
 
-use super::{PointError, restore};
+use super::{NodeError, PointError, restore};
 use crate::probe::ProbeReport;
 
 /// What one execution did. Made by `execute` and `recover`, rendered by the program.
@@ -41,6 +42,36 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// One sentence for people; never empty.
     pub message: String,
+}
+
+/// How far an execution got in this process.
+#[derive(Clone, Debug)]
+pub enum Driven {
+    /// It is switched and probed, and waits for the set it is part of.
+    Held(Held),
+    /// It has ended.
+    Ended(Box<Report>),
+}
+
+impl Driven {
+    /// The report of an execution that is part of no set.
+    pub(crate) fn ended(self) -> Result<Report, NodeError> {
+        match self {
+            Self::Ended(report) => Ok(*report),
+            Self::Held(held) => Err(NodeError::Unfinished(held.number)),
+        }
+    }
+}
+
+/// An execution that waits for the set it is part of.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its number.
+    pub number: u64,
+    /// The steps that ran in this process, in order.
+    pub steps: Vec<StepReport>,
+    /// Unusual things that are still safe.
+    pub warnings: Vec<String>,
 }
 
 /// One step as it ran.
@@ -126,6 +157,8 @@ pub struct Status {
     pub in_flight: Option<InFlight>,
     /// How many restore points there are.
     pub restore_points: usize,
+    /// The set that this root is part of and that has not ended.
+    pub set: Option<SetId>,
 }
 
 /// An execution that has not ended.

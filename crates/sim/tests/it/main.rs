@@ -5,4 +5,5 @@ mod conformance;
 mod found;
 mod power_cut;
 mod releases;
+mod sets;
 mod sweep;
