@@ -269,7 +269,9 @@ impl Set {
                 self.outcome = Some(outcome.clone());
                 Ok(())
             }
-            SetRecord::Held { .. } | SetRecord::Failed { .. } => Err("a part on the way back or after the commit"),
+            SetRecord::Held { .. } | SetRecord::Failed { .. } => {
+                Err("a part on the way back or after the commit")
+            }
             SetRecord::Committed => Err("a commit"),
             SetRecord::Confirmed { .. } => Err("a confirmed part"),
             SetRecord::Undone { .. } | SetRecord::UndoFailed { .. } => Err("a part taken back"),
@@ -306,7 +308,9 @@ impl Set {
         }
         let first = |which: PartState| self.states.iter().position(|state| *state != which);
         match &self.failure {
-            None if self.committed => first(Confirmed).map_or(Next::Finish(Outcome::Confirmed), Next::Confirm),
+            None if self.committed => {
+                first(Confirmed).map_or(Next::Finish(Outcome::Confirmed), Next::Confirm)
+            }
             None => first(Held).map_or(Next::Commit, Next::Perform),
             Some(failure) => {
                 let reason = self.reason(failure);

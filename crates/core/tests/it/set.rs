@@ -161,7 +161,8 @@ fn interrupted_set_goes_back_unless_every_part_waits_for_the_commit() {
     };
     for length in 1..whole.len() {
         let mut set = Set::fold(whole[..length].iter().cloned()).expect("a journal");
-        let all_held = set.states().iter().all(|state| matches!(state, PartState::Held | PartState::Confirmed));
+        let all_held =
+            set.states().iter().all(|state| matches!(state, PartState::Held | PartState::Confirmed));
         set.apply(&SetRecord::Resumed).expect("at any time");
         assert_eq!(set.back().is_none(), all_held, "after {length} records");
     }
@@ -203,7 +204,8 @@ fn journal_that_cannot_have_been_written_is_refused() {
         [held(0).to_vec(), vec![SetRecord::Committed]].concat(),
         [held(0).to_vec(), vec![SetRecord::Confirmed { part: 0 }]].concat(),
         [held(0).to_vec(), vec![SetRecord::Undone { part: 0 }]].concat(),
-        [held(0).to_vec(), held(1).to_vec(), vec![SetRecord::Committed, SetRecord::Undone { part: 1 }]].concat(),
+        [held(0).to_vec(), held(1).to_vec(), vec![SetRecord::Committed, SetRecord::Undone { part: 1 }]]
+            .concat(),
         [held(0).to_vec(), vec![SetRecord::Finished { outcome: Outcome::Confirmed }]].concat(),
         vec![SetRecord::Failed { part: 9, outcome: undone("x") }],
     ];

@@ -205,19 +205,20 @@ pub(super) fn plan(set: &Set, dry_run: bool, context: &Context) -> Result<Exit, 
         }
         Form::Text => {
             output::line("one execution; whatever fails, every package is restored");
-            let row = |(index, ((change, root), prepared)): (usize, ((&Change, &usize), &Option<Prepared>))| {
-                vec![
-                    (index + 1).to_string(),
-                    change.package.to_string(),
-                    change.from.as_ref().map_or_else(|| "-".to_owned(), Version::to_string),
-                    change.to.to_string(),
-                    set.roots[*root].path.display().to_string(),
-                    prepared.as_ref().map_or_else(
-                        || "planned when it is reached".to_owned(),
-                        |prepared| format!("{} new", output::bytes(prepared.plan.bytes.new)),
-                    ),
-                ]
-            };
+            let row =
+                |(index, ((change, root), prepared)): (usize, ((&Change, &usize), &Option<Prepared>))| {
+                    vec![
+                        (index + 1).to_string(),
+                        change.package.to_string(),
+                        change.from.as_ref().map_or_else(|| "-".to_owned(), Version::to_string),
+                        change.to.to_string(),
+                        set.roots[*root].path.display().to_string(),
+                        prepared.as_ref().map_or_else(
+                            || "planned when it is reached".to_owned(),
+                            |prepared| format!("{} new", output::bytes(prepared.plan.bytes.new)),
+                        ),
+                    ]
+                };
             let rows = parts().enumerate().map(row).collect();
             output::line(output::table(&["step", "package", "from", "to", "root", "files"], rows));
             for prepared in prepared.iter().flatten() {
@@ -320,8 +321,7 @@ pub(super) fn apply(
     let stop = stop_at(step);
     let ports: Vec<Ports<'_>> =
         sites.iter().map(|site| Ports { before_step: Some(&stop), ..site.ports(context) }).collect();
-    let host =
-        Host { sites: &sites, locks: &locks, ports: &ports, at: &set.at, set: Some(set), context };
+    let host = Host { sites: &sites, locks: &locks, ports: &ports, at: &set.at, set: Some(set), context };
     let report = coordinate(&coordinator.node, parts, &host)?;
     if report.outcome == Outcome::Confirmed {
         for fetched in &set.together.parts {
@@ -373,7 +373,11 @@ pub(super) fn recover(
     context: &Context,
 ) -> Result<Option<SetReport>, Failure> {
     let open = |root: &Path| {
-        let settings = if is_same(root, own) { context.settings(Some(root), [])? } else { context.settings_of_site(root)? };
+        let settings = if is_same(root, own) {
+            context.settings(Some(root), [])?
+        } else {
+            context.settings_of_site(root)?
+        };
         Site::open(root, settings.settings, Missing::Refuse, "recover")
     };
     let mut sites = vec![open(coordinator)?];
@@ -442,7 +446,8 @@ pub(super) fn finish(report: &SetReport, context: &Context) -> Result<Exit, Fail
 }
 
 fn parts_table(report: &SetReport) -> String {
-    let version = |version: &Option<Version>| version.as_ref().map_or_else(|| "-".to_owned(), Version::to_string);
+    let version =
+        |version: &Option<Version>| version.as_ref().map_or_else(|| "-".to_owned(), Version::to_string);
     let rows = report.parts.iter().map(|part| {
         vec![
             part.package.to_string(),

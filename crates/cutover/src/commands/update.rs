@@ -85,7 +85,9 @@ impl Given<'_> {
     ) -> Result<Option<sets::Set>, Failure> {
         let Some(wanted) = source::reference(self.path, self.from, settings) else { return Ok(None) };
         let set = sets::open(&wanted, self.from, root, settings, context)?;
-        let refused = |what: &str| Err(Failure::usage(format!("{what}: this changes several packages, or one in several steps")));
+        let refused = |what: &str| {
+            Err(Failure::usage(format!("{what}: this changes several packages, or one in several steps")))
+        };
         match &set {
             Some(_) if is_planned => refused("a plan in a file is for one package"),
             Some(_) if update.keep_on_probe_failure => refused("--keep-on-probe-failure is for one package"),

@@ -21,10 +21,9 @@ impl Classify for NodeError {
             Self::Stage(error) => error.exit(),
             Self::Store(error) => error.exit(),
             Self::State(error) => error.exit(),
-            Self::Damaged { .. }
-            | Self::Journal { .. }
-            | Self::SetJournal { .. }
-            | Self::Manifest { .. } => Exit::Damaged,
+            Self::Damaged { .. } | Self::Journal { .. } | Self::SetJournal { .. } | Self::Manifest { .. } => {
+                Exit::Damaged
+            }
             Self::Layout { .. } | Self::Needed(_) => Exit::Policy,
             Self::NoSpace { .. } => Exit::Preflight,
             Self::Stopped(_) | Self::NotConfirmed { .. } => Exit::RestoreFailed,
@@ -50,10 +49,7 @@ impl Classify for NodeError {
                 "run `cutover recover`"
             }
             Self::InSet(_) => "it ends what was begun for all packages of the set; then run this again",
-            Self::Damaged { .. }
-            | Self::Journal { .. }
-            | Self::SetJournal { .. }
-            | Self::Manifest { .. } => {
+            Self::Damaged { .. } | Self::Journal { .. } | Self::SetJournal { .. } | Self::Manifest { .. } => {
                 "keep a copy of `.cutover`, move the named file away, then run `cutover recover`"
             }
             Self::Layout { .. } => "leave out `--layout` and `install.layout`, or use another root",

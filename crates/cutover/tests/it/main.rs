@@ -23,6 +23,7 @@ mod repo;
 #[cfg(feature = "s3")]
 mod s3;
 mod schema;
+mod sets;
 mod settings;
 mod ship;
 mod ship_gate;

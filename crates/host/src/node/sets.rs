@@ -20,8 +20,7 @@ use cutover_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Driven, Node, NodeError, NodeLock, Observed, Ports, StepReport,
-    current,
+    Driven, Node, NodeError, NodeLock, Observed, Ports, StepReport, current,
     engine::{Run, Start},
     journal::{self, Journal},
     place,
@@ -263,7 +262,11 @@ pub fn sets(coordinator: &Node) -> Result<Vec<PastSet>, NodeError> {
 /// # Errors
 /// Refusals before anything is done, or [`NodeError::Stopped`] and [`NodeError::NotConfirmed`], after which
 /// [`recover_set`] takes it up; how the set itself ended is in the report.
-pub fn coordinate(coordinator: &Node, parts: Vec<Part>, members: &dyn Members) -> Result<SetReport, NodeError> {
+pub fn coordinate(
+    coordinator: &Node,
+    parts: Vec<Part>,
+    members: &dyn Members,
+) -> Result<SetReport, NodeError> {
     if let Some((id, ..)) = unfinished(coordinator)? {
         return Err(NodeError::InSet(id));
     }
@@ -336,9 +339,7 @@ fn fold(coordinator: &Node, number: u64) -> Result<Option<Folded>, NodeError> {
 }
 
 /// The set that has not ended: only the newest can be one, because none begins before the last has ended.
-fn unfinished(
-    coordinator: &Node,
-) -> Result<Option<(SetId, Set, journal::Read<SetRecord>)>, NodeError> {
+fn unfinished(coordinator: &Node) -> Result<Option<(SetId, Set, journal::Read<SetRecord>)>, NodeError> {
     for number in numbers(coordinator)?.into_iter().rev() {
         if let Some((set, read)) = fold(coordinator, number)? {
             let open = set.outcome().is_none();

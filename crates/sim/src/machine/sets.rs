@@ -12,16 +12,18 @@ use cutover_host::{
     clock::Clock as _,
     disk::{Copied, Disk, EntryKind, Locked, Metadata, NewFile, OpenFile, Space},
     node::{Member, Members, Perform, SetReport, coordinate, recover_set},
-    payload::Payload as _,
 };
 
 use super::{
-    AtomicU64, Call, Catalog, CatalogPort, Faults, FaultDisk, FileSystem, Generation, LocalChanges, Node,
-    NodeError, NodeLock, NodeOptions, NodePorts, NonZeroUsize, OnProbeFailure, Options,
-    Policy, Ports, Present, ProbeOutcome, ReleaseRef, Report, SchemaSeen, Silent, SimulatedClock, SimulatedProber,
+    AtomicU64, Call, Catalog, CatalogPort, FaultDisk, Faults, FileSystem, Generation, LocalChanges, Node,
+    NodeError, NodeLock, NodeOptions, NodePorts, NonZeroUsize, OnProbeFailure, Options, Policy, Ports,
+    Present, ProbeOutcome, ReleaseRef, Report, SchemaSeen, Silent, SimulatedClock, SimulatedProber,
     SimulatedSchema, SimulatedService, Verdicts, World, gate, lock, next_generation, plan_update,
 };
-use crate::{release::releases, state::{Visible, leftovers_below}};
+use crate::{
+    release::releases,
+    state::{Visible, leftovers_below},
+};
 
 /// The roots of the machine; the last keeps the journal of the set.
 pub const PART_ROOTS: [&str; 3] = ["a", "b", "c"];
@@ -160,8 +162,13 @@ impl SetMachine {
                 return Err(NodeError::Changed);
             }
             let observed = node.observe(Some(payload.manifest()))?;
-            let plan = plan_update(&observed.observation, &payload.release(), payload.manifest(), &host.policy(root))
-                .map_err(|_| NodeError::Changed)?;
+            let plan = plan_update(
+                &observed.observation,
+                &payload.release(),
+                payload.manifest(),
+                &host.policy(root),
+            )
+            .map_err(|_| NodeError::Changed)?;
             node.execute_on(observed, lock, &Arc::new(plan), Some(payload), &host.ports[root])
         });
         match installed.and_then(|report| report) {
@@ -211,7 +218,9 @@ impl SetMachine {
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = PART_ROOTS
             .iter()
-            .flat_map(|root| leftovers_below(&self.fs, root).into_iter().map(move |path| format!("{root}/{path}")))
+            .flat_map(|root| {
+                leftovers_below(&self.fs, root).into_iter().map(move |path| format!("{root}/{path}"))
+            })
             .collect();
         let marks = PART_ROOTS.map(|root| format!("{root}/.cutover/set.json"));
         found.extend(marks.into_iter().filter(|mark| self.fs.read_file(mark).is_some()));
@@ -260,7 +269,11 @@ impl SetMachine {
     }
 
     /// Runs one process that locks every root and does `work`.
-    fn live<T>(&mut self, faults: Faults, work: impl FnOnce(&Host<'_>) -> T) -> (Result<T, NodeError>, SetLife) {
+    fn live<T>(
+        &mut self,
+        faults: Faults,
+        work: impl FnOnce(&Host<'_>) -> T,
+    ) -> (Result<T, NodeError>, SetLife) {
         let disk = FaultDisk::new(self.fs.clone(), faults);
         *lock(&self.present) = Some(disk.clone());
         let done = self.process(&disk, work);
@@ -358,7 +371,8 @@ impl Members for Host<'_> {
     fn perform(&self, part: usize, run: &mut Perform<'_>) -> Result<(), String> {
         let (root, release) = self.machine.story.parts[part];
         let payload = &releases()[release].bundle;
-        let observed = self.nodes[root].observe(Some(payload.manifest())).map_err(|error| format!("{error:?}"))?;
+        let observed =
+            self.nodes[root].observe(Some(payload.manifest())).map_err(|error| format!("{error:?}"))?;
         let policy = self.policy(root);
         let plan = plan_update(&observed.observation, &payload.release(), payload.manifest(), &policy)
             .map_err(|refusal| refusal.to_string())?;

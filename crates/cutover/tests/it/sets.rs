@@ -1,0 +1,423 @@
+//! Several packages of a host as one execution, through the real binary: planned, installed, restored together, refused,
+//! killed at every step.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    repo::Repository,
+    world::{Ran, World, command, finish, stamped, text},
+};
+
+/// A host with a root for each of its packages, and a repository that has them.
+struct Host<'a> {
+    world: &'a World,
+    repository: Repository<'a>,
+}
+
+impl<'a> Host<'a> {
+    /// `query` is asked for; it names the roots of the others.
+    fn new(world: &'a World) -> Self {
+        let host = Self { world, repository: Repository::new(world) };
+        let sites: String =
+            ["base", "storage"].map(|name| format!("{name} = \"{}\"\n", text(&host.root(name)))).concat();
+        host.settings("query", &format!("[package.sites]\n{sites}"));
+        for name in ["base", "storage"] {
+            host.settings(name, "");
+        }
+        host
+    }
+
+    fn root(&self, package: &str) -> PathBuf {
+        self.world.path(&format!("srv/{package}"))
+    }
+
+    fn settings(&self, package: &str, more: &str) {
+        let text = format!("[service]\nmode = \"none\"\n{more}");
+        self.world.write(&format!("srv/{package}/cutover.toml"), text);
+    }
+
+    /// Builds and publishes a release; `more` are lines of its specification.
+    fn publish(&self, package: &str, version: &str, more: &str) {
+        let tree = format!("tree-{package}-{version}");
+        self.world.write(&format!("{tree}/share/version"), format!("{package} {version}"));
+        self.world.write(&format!("{tree}/share/same"), format!("{package} in every version"));
+        let spec = format!("package = \"{package}\"\nversion = \"{version}\"\n{more}\n");
+        let spec = self.world.write(&format!("{package}-{version}.toml"), spec);
+        let bundle = self.world.path(&format!("{package}-{version}.cutover"));
+        let pki = &stamped().pki;
+        let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
+        let tree = self.world.path(&tree);
+        self.world
+            .run(&[
+                "bundle",
+                "create",
+                text(&tree),
+                "--spec",
+                text(&spec),
+                "-o",
+                text(&bundle),
+                "--level",
+                "1",
+                "--sign-key",
+                text(&key),
+                "--sign-cert",
+                text(&certificate),
+            ])
+            .must(0);
+        self.repository.publish(&bundle).must(0);
+    }
+
+    /// Three packages in their old versions, installed, and in new ones that need each other, published.
+    fn three(world: &'a World) -> Self {
+        let host = Self::new(world);
+        for package in ["base", "storage", "query"] {
+            host.publish(package, "1.0.0", "");
+            host.apply(&format!("{package}@1.0.0"), package, &[]).must(0);
+        }
+        host.publish("base", "1.1.0", "");
+        host.publish("base", "1.2.0", "");
+        host.publish("storage", "1.1.0", &requires("base", ">=1.1.0"));
+        host.publish("query", "1.1.0", &requires("storage", ">=1.1.0"));
+        host
+    }
+
+    fn at(&self, root: &str, arguments: &[&str]) -> Ran {
+        finish(self.command(root, arguments))
+    }
+
+    fn command(&self, root: &str, arguments: &[&str]) -> std::process::Command {
+        let root = self.root(root);
+        let mut all = arguments.to_vec();
+        all.extend(["--root", text(&root), "--progress", "none"]);
+        command(&stamped().program, &all)
+    }
+
+    fn apply(&self, release: &str, root: &str, more: &[&str]) -> Ran {
+        let mut all = vec!["apply", release, "--source", text(&self.repository.dir)];
+        all.extend(more);
+        self.at(root, &all)
+    }
+
+    fn plan(&self, release: &str, more: &[&str]) -> Ran {
+        let mut all = vec!["plan", release, "--source", text(&self.repository.dir)];
+        all.extend(more);
+        self.at("query", &all)
+    }
+
+    /// The version that is installed in each root, and that its tree says.
+    fn versions(&self) -> Vec<String> {
+        ["base", "storage", "query"].iter().map(|package| self.version(package)).collect()
+    }
+
+    fn version(&self, package: &str) -> String {
+        let file = self.root(package).join("current/share/version");
+        let there = fs::read_to_string(file).unwrap_or_default();
+        if !self.root(package).join(".cutover").is_dir() {
+            return there;
+        }
+        let status = self.at(package, &["status", "--json"]).must(0).json();
+        let told = status["version"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(there.strip_prefix(&format!("{package} ")).unwrap_or_default(), told);
+        told
+    }
+
+    /// Starts a run that stops itself at each `step`, and waits until it has the first time.
+    fn stopped_at(&self, step: &str) -> Child {
+        let source = text(&self.repository.dir);
+        let arguments = ["apply", "query@1.1.0", "--source", source, "--stop-at", step];
+        let mut command = self.command("query", &arguments);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started");
+        assert!(stops(&child), "it did not stop at {step}");
+        child
+    }
+}
+
+/// Whether a process stops itself; else it has ended.
+fn stops(child: &Child) -> bool {
+    let started = Instant::now();
+    loop {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("the process is there");
+        match stat.rsplit_once(") ").expect("proc(5)").1.chars().next() {
+            Some('T') => return true,
+            Some('Z') => return false,
+            _ if started.elapsed() > Duration::from_secs(60) => panic!("it neither stops nor ends"),
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn requires(package: &str, constraint: &str) -> String {
+    format!("[[requires]]\npackage = \"{package}\"\nconstraint = \"{constraint}\"\n")
+}
+
+const FAILING: &str = "[[probes.command]]\nargv = [\"false\"]\n";
+
+// R4, R5, R9
+#[test]
+fn packages_that_have_to_change_first_are_planned_in_order_and_installed_as_one() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let planned = host.plan("query@1.1.0", &["--json"]).must(0).json();
+    let parts = planned["set"]["parts"].as_array().expect("parts").clone();
+    let steps: Vec<String> = parts
+        .iter()
+        .map(|part| format!("{} {} {}", part["package"], part["from"], part["to"]).replace('"', ""))
+        .collect();
+    // The lowest that will do, and what is needed before what needs it.
+    assert_eq!(steps, ["base 1.0.0 1.1.0", "storage 1.0.0 1.1.0", "query 1.0.0 1.1.0"]);
+    assert!(parts.iter().all(|part| part["plan"]["to"]["version"] == "1.1.0"), "{parts:?}");
+    let table = host.plan("query@1.1.0", &[]).must(0).stdout;
+    assert!(
+        table.contains("whatever fails, every package is restored") && table.contains("storage"),
+        "{table}"
+    );
+    assert_eq!(host.versions(), ["1.0.0"; 3], "a plan changes nothing");
+
+    let report = host.apply("query@1.1.0", "query", &["--json"]).must(0).json();
+    assert_eq!(report["outcome"]["outcome"], "confirmed");
+    assert_eq!(host.versions(), ["1.1.0"; 3]);
+    for package in ["base", "storage", "query"] {
+        host.at(package, &["verify"]).must(0);
+        let status = host.at(package, &["status", "--json"]).must(0).json();
+        assert_eq!((&status["set"], &status["in_flight"]), (&().into(), &().into()));
+    }
+    let history = host.at("query", &["history", "--json"]).must(0).json();
+    assert_eq!(history["sets"][0]["outcome"]["outcome"], "confirmed");
+    assert!(host.at("query", &["history"]).must(0).stdout.contains("base 1.0.0 -> 1.1.0"));
+    // Each package keeps a restore point of its own.
+    host.at("storage", &["rollback"]).must(0);
+    assert_eq!(host.versions(), ["1.1.0", "1.0.0", "1.1.0"]);
+}
+
+#[test]
+fn newest_versions_that_will_do_are_taken_where_that_is_preferred() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.apply("query@1.1.0", "query", &["--set", "package.prefer=newest"]).must(0);
+    assert_eq!(host.versions(), ["1.2.0", "1.1.0", "1.1.0"]);
+}
+
+#[test]
+fn every_package_is_restored_when_the_probe_of_the_last_one_fails() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let before = host.versions();
+    let failed =
+        host.apply("query@1.1.0", "query", &["--set", "probes.command=[{argv=[\"false\"]}]"]).must(14);
+    assert!(failed.stderr.contains("query") && failed.stderr.contains("restored"), "{}", failed.stderr);
+    assert_eq!(host.versions(), before);
+    let history = host.at("base", &["history", "--json"]).must(0).stdout;
+    assert!(history.contains("set 1: query"), "{history}");
+    let sets = host.at("query", &["history", "--json"]).must(0).json();
+    assert_eq!(sets["sets"][0]["outcome"]["outcome"], "probe-failed");
+    // Nothing is in the way of the next try.
+    host.apply("query@1.1.0", "query", &[]).must(0);
+    assert_eq!(host.versions(), ["1.1.0"; 3]);
+}
+
+#[test]
+fn every_package_before_the_one_whose_probe_fails_is_restored_and_those_after_it_are_not_touched() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.settings("storage", FAILING);
+    let failed = host.apply("query@1.1.0", "query", &["--json"]).must(14).json();
+    let states: Vec<&str> =
+        failed["parts"].as_array().expect("parts").iter().filter_map(|part| part["state"].as_str()).collect();
+    assert_eq!(states, ["undone", "undone", "waiting"]);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+}
+
+#[test]
+fn release_of_another_package_that_keeps_failing_probes_is_never_kept_in_a_set() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.settings("storage", &format!("[probes]\non_failure = \"keep\"\n{FAILING}"));
+    host.apply("query@1.1.0", "query", &[]).must(14);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+    host.apply("query@1.1.0", "query", &["--keep-on-probe-failure"]).must(2);
+}
+
+// R8, R9
+#[test]
+fn missing_package_is_added_and_is_gone_again_when_the_set_fails() {
+    let world = World::new();
+    let host = Host::new(&world);
+    host.publish("storage", "1.4.0", "");
+    host.publish("query", "1.0.0", &requires("storage", ">=1.4.0"));
+    let planned = host.plan("query", &["--json"]).must(0).json();
+    assert_eq!(
+        (&planned["set"]["parts"][0]["package"], &planned["set"]["parts"][0]["from"]),
+        (&"storage".into(), &().into())
+    );
+    assert!(!host.root("storage").join(".cutover").exists(), "a plan leaves nothing behind");
+    host.settings("storage", FAILING);
+    host.apply("query", "query", &[]).must(14);
+    assert_eq!((host.version("storage"), host.version("query")), (String::new(), String::new()));
+    host.settings("storage", "");
+    host.apply("query", "query", &[]).must(0);
+    assert_eq!((host.version("storage"), host.version("query")), ("1.4.0".to_owned(), "1.0.0".to_owned()));
+}
+
+// R10
+#[test]
+fn conflict_is_refused_in_sentences_and_nothing_is_changed() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let conflicts = "[[conflicts]]\npackage = \"base\"\nconstraint = \">=1.0.0\"\n";
+    host.publish("query", "1.2.0", &format!("{}{conflicts}", requires("storage", ">=1.1.0")));
+    let refused = host.apply("query@1.2.0", "query", &[]).must(13);
+    assert!(refused.stderr.contains("query") && refused.stderr.contains("base"), "{}", refused.stderr);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+}
+
+// R7
+#[test]
+fn circle_among_packages_is_refused_and_named() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.publish("base", "2.0.0", &requires("query", ">=2.0.0"));
+    host.publish("query", "2.0.0", &requires("base", ">=2.0.0"));
+    let refused = host.plan("query@2.0.0", &[]).must(13);
+    assert!(
+        refused.stderr.contains("Circular dependency: base needs query needs base"),
+        "{}",
+        refused.stderr
+    );
+}
+
+// R13
+#[test]
+fn installed_package_that_would_not_bear_the_change_has_to_change_too_or_it_is_refused() {
+    let world = World::new();
+    let host = Host::new(&world);
+    host.publish("base", "1.0.0", "");
+    host.publish("storage", "1.0.0", &requires("base", "<2.0.0"));
+    host.publish("query", "1.0.0", "");
+    host.apply("base@1.0.0", "base", &[]).must(0);
+    let base = ["--set", "preflight.packages={base=\"1.0.0\"}"];
+    host.apply("storage@1.0.0", "storage", &base).must(0);
+    host.apply("query@1.0.0", "query", &[]).must(0);
+    host.publish("base", "2.0.0", "");
+    host.publish("query", "2.0.0", &requires("base", ">=2.0.0"));
+    let refused = host.apply("query@2.0.0", "query", &[]).must(13);
+    assert!(refused.stderr.contains("storage"), "{}", refused.stderr);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+    host.publish("storage", "1.1.0", &requires("base", ">=1.0.0"));
+    host.apply("query@2.0.0", "query", &[]).must(0);
+    assert_eq!(host.versions(), ["2.0.0", "1.1.0", "2.0.0"]);
+}
+
+// V4
+#[test]
+fn version_between_is_part_of_the_set_and_is_gone_when_the_set_fails() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.publish("storage", "1.5.0", "min_upgrade_from = \"1.1.0\"");
+    host.publish("query", "1.5.0", &requires("storage", ">=1.5.0"));
+    let planned = host.plan("query", &["--json"]).must(0).json();
+    let parts = planned["set"]["parts"].as_array().expect("parts").clone();
+    let versions: Vec<&str> = parts.iter().filter_map(|part| part["to"].as_str()).collect();
+    assert_eq!(versions, ["1.1.0", "1.1.0", "1.5.0", "1.5.0"], "{parts:?}");
+    host.apply("query", "query", &["--set", "probes.command=[{argv=[\"false\"]}]"]).must(14);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+    host.apply("query", "query", &[]).must(0);
+    assert_eq!(host.versions(), ["1.1.0", "1.5.0", "1.5.0"]);
+    host.at("storage", &["verify"]).must(0);
+    host.at("storage", &["rollback"]).must(0);
+    assert_eq!(host.version("storage"), "1.1.0");
+}
+
+#[test]
+fn package_whose_root_is_not_named_is_refused_and_the_remedy_told() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.settings("query", &format!("[package.sites]\nbase = \"{}\"\n", text(&host.root("base"))));
+    let refused = host.apply("query@1.1.0", "query", &[]).must(13);
+    assert!(refused.stderr.contains("install storage 1.1.0"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("package.sites"), "{}", refused.stderr);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+}
+
+#[test]
+fn two_packages_cannot_share_a_root() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let base = text(&host.root("base")).to_owned();
+    host.settings("query", &format!("[package.sites]\nbase = \"{base}\"\nstorage = \"{base}\"\n"));
+    let refused = host.apply("query@1.1.0", "query", &[]).must(2);
+    assert!(refused.stderr.contains("cannot share the root"), "{}", refused.stderr);
+}
+
+#[test]
+fn root_of_an_open_set_is_changed_by_nothing_but_its_recovery() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let mut child = host.stopped_at("commit");
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    // All three are switched and none is confirmed.
+    let status = host.at("base", &["status", "--json"]).must(0).json();
+    assert_eq!(status["set"]["number"], 1);
+    assert!(host.at("storage", &["status"]).must(0).stdout.contains("part of set 1"));
+    for refused in [
+        host.apply("base@1.2.0", "base", &[]).must(1),
+        host.at("base", &["rollback"]).must(1),
+        host.at("storage", &["prune", "--keep", "1"]).must(1),
+    ] {
+        let remedy = format!("cutover recover --root {}", text(&host.root("query")));
+        assert!(refused.stderr.contains(&remedy), "{}", refused.stderr);
+    }
+    // Any of its roots will do, and since all were switched and probed, it is finished.
+    host.at("base", &["recover"]).must(0);
+    assert_eq!(host.versions(), ["1.1.0"; 3]);
+    host.at("query", &["recover"]).must(3);
+    host.apply("base@1.2.0", "base", &[]).must(0);
+}
+
+#[test]
+fn interrupted_set_is_ended_before_the_next_one_begins() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let mut child = host.stopped_at("probe");
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    let ran = host.apply("query@1.1.0", "query", &[]).must(0);
+    assert!(ran.stderr.contains("an interrupted run was ended first: not done"), "{}", ran.stderr);
+    assert_eq!(host.versions(), ["1.1.0"; 3]);
+}
+
+// E5
+#[test]
+fn set_killed_at_any_step_of_any_package_is_entirely_old_or_entirely_new() {
+    let steps = ["stage", "restore-point", "quiesce", "switch", "activate", "probe", "commit", "confirm"];
+    let world = World::new();
+    let host = Host::three(&world);
+    for step in steps {
+        let times = if step == "commit" { 1 } else { 3 };
+        for time in 0..times {
+            let mut child = host.stopped_at(step);
+            for _ in 0..time {
+                let process = rustix::process::Pid::from_child(&child);
+                rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("a signal");
+                assert!(stops(&child), "{step}, time {time}");
+            }
+            child.kill().expect("killed");
+            child.wait().expect("ended");
+            host.at(["base", "storage", "query"][time], &["recover"]).must(0);
+            let is_new = matches!(step, "commit" | "confirm");
+            assert_eq!(host.versions(), [if is_new { "1.1.0" } else { "1.0.0" }; 3], "{step}, time {time}");
+            for package in ["base", "storage", "query"] {
+                host.at(package, &["verify"]).must(0);
+                host.at(package, &["recover"]).must(3);
+                if is_new {
+                    host.at(package, &["rollback"]).must(0);
+                }
+            }
+        }
+    }
+}
