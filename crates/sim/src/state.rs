@@ -1,6 +1,11 @@
 //! What a root looks like from outside, and whether that is in order.
 
-use std::{collections::BTreeSet, io::Read as _, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io::Read as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use cutover_bundle::decode_object;
 use cutover_core::{model::ObjectEntry, plan::Layout};

@@ -318,7 +318,8 @@ fn version_between_is_part_of_the_set_and_is_gone_when_the_set_fails() {
     let world = World::new();
     let host = Host::three(&world);
     host.publish("storage", "1.5.0", "min_upgrade_from = \"1.1.0\"");
-    host.publish("query", "1.5.0", &requires("storage", ">=1.5.0"));
+    let needs = requires("base", ">=1.1.0") + &requires("storage", ">=1.5.0");
+    host.publish("query", "1.5.0", &needs);
     let planned = host.plan("query", &["--json"]).must(0).json();
     let parts = planned["set"]["parts"].as_array().expect("parts").clone();
     let versions: Vec<&str> = parts.iter().filter_map(|part| part["to"].as_str()).collect();

@@ -63,11 +63,12 @@ mod tree;
 
 pub use pack::{PackError, PackIndex};
 pub use report::{
-    Drift, Driven, Held, InFlight, Observed, PointListed, PruneReport, RepairReport, Report, Status, StepReport,
-    StepResult, Way,
+    Drift, Driven, Held, InFlight, Observed, PointListed, PruneReport, RepairReport, Report, Status,
+    StepReport, StepResult, Way,
 };
 pub use sets::{
-    Member, Members, OpenSet, PartReport, PastSet, Perform, SetReport, coordinate, open_set, recover_set, sets,
+    Member, Members, OpenSet, PartReport, PastSet, Perform, SetReport, coordinate, open_set, recover_set,
+    sets,
 };
 pub use stage::StageError;
 pub use state_log::{Idempotent, StateError, StateLog, StateObserver};
@@ -205,7 +206,9 @@ pub enum NodeError {
     )]
     InSet(SetId),
     /// A set was committed, and its execution here could not be confirmed yet. Exit code 15.
-    #[error("execution {number} is decided and could not be confirmed: {error}; mend this, then run `cutover recover`")]
+    #[error(
+        "execution {number} is decided and could not be confirmed: {error}; mend this, then run `cutover recover`"
+    )]
     NotConfirmed {
         /// The execution.
         number: u64,

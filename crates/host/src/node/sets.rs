@@ -399,6 +399,8 @@ impl<'a> Coordination<'a> {
             match self.set.next() {
                 Next::Perform(part) => self.perform(part)?,
                 Next::Commit => {
+                    // Durable by itself: from here on an interruption finishes the set instead of taking it back.
+                    self.flush()?;
                     let member = self.members.member(0);
                     if let Some(before_step) = member.ports.before_step {
                         before_step("commit");
