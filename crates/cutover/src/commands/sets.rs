@@ -2,6 +2,7 @@
 //! and `recover` of what was interrupted.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,6 +16,7 @@ use cutover_core::{
     set::{Part, PartState},
 };
 use cutover_host::{
+    fetch::Downloads,
     node::{
         Member, Members, NodeError, NodeLock, Observed, Perform, Ports, SetReport, coordinate, open_set,
         recover_set,
@@ -238,6 +240,8 @@ struct Host<'a> {
     at: &'a [usize],
     /// What each part installs; a recovery has none of it and needs none.
     set: Option<&'a Set>,
+    /// Where the roots keep what is fetched: of the parts of one root, all use the same.
+    downloads: RefCell<BTreeMap<PathBuf, Arc<Downloads>>>,
     context: &'a Context,
 }
 
@@ -263,8 +267,11 @@ impl Host<'_> {
         let Prepared { observed, plan, .. } = prepare(site, fetched, self.context)?;
         let installed = observed.observation.installed.as_ref().map(|installed| installed.release.clone());
         let execute = || run(observed, &plan, Some(&fetched.payload));
+        let known = self.downloads.borrow().get(&site.root).cloned();
+        let downloads = known.map_or_else(|| source::downloads(&site.root), Ok)?;
+        self.downloads.borrow_mut().insert(site.root.clone(), Arc::clone(&downloads));
         let (ended, not_fetched) =
-            fetched.while_fetching(site, &plan, installed.as_ref(), self.context, execute)?;
+            fetched.while_fetching(site, &plan, installed.as_ref(), downloads, self.context, execute)?;
         match (ended?, not_fetched) {
             (Some(Outcome::Undone { .. }), Some(error)) => Err(error.into()),
             _ => Ok(()),
@@ -321,7 +328,15 @@ pub(super) fn apply(
     let stop = stop_at(step);
     let ports: Vec<Ports<'_>> =
         sites.iter().map(|site| Ports { before_step: Some(&stop), ..site.ports(context) }).collect();
-    let host = Host { sites: &sites, locks: &locks, ports: &ports, at: &set.at, set: Some(set), context };
+    let host = Host {
+        sites: &sites,
+        locks: &locks,
+        ports: &ports,
+        at: &set.at,
+        set: Some(set),
+        downloads: RefCell::default(),
+        context,
+    };
     let report = coordinate(&coordinator.node, parts, &host)?;
     if report.outcome == Outcome::Confirmed {
         for fetched in &set.together.parts {
@@ -401,7 +416,15 @@ pub(super) fn recover(
         sites.iter().for_each(Site::wait_for_supervisor);
     }
     let ports: Vec<Ports<'_>> = sites.iter().map(|site| site.ports(context)).collect();
-    let host = Host { sites: &sites, locks: &locks, ports: &ports, at: &at, set: None, context };
+    let host = Host {
+        sites: &sites,
+        locks: &locks,
+        ports: &ports,
+        at: &at,
+        set: None,
+        downloads: RefCell::default(),
+        context,
+    };
     Ok(recover_set(&sites[0].node, &host)?)
 }
 

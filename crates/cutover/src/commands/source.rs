@@ -655,15 +655,13 @@ impl Fetched {
         site: &Site,
         plan: &Plan,
         installed: Option<&ReleaseRef>,
+        downloads: Arc<Downloads>,
         context: &Context,
         work: impl FnOnce() -> T,
     ) -> Result<(T, Option<FetchError>), Failure> {
         if let Some(aside) = &self.aside {
             aside.settle(&site.root)?;
         }
-        let disk =
-            RealDisk::open(&site.root).map_err(|source| Failure::io("open the root", &site.root, source))?;
-        let downloads = Arc::new(Downloads::open(Arc::new(disk))?);
         self.payload.attach(downloads);
         let mut needed = needed(plan);
         let in_full: u64 = needed
@@ -733,6 +731,15 @@ impl Fetched {
             output::note(format!("warning: downloads stay: {error}"));
         }
     }
+}
+
+/// Where a root keeps what is fetched for it. Only one at a time may use it.
+///
+/// # Errors
+/// Another process does, or it cannot be made.
+pub(super) fn downloads(root: &Path) -> Result<Arc<Downloads>, Failure> {
+    let disk = RealDisk::open(root).map_err(|source| Failure::io("open the root", root, source))?;
+    Ok(Arc::new(Downloads::open(Arc::new(disk))?))
 }
 
 /// The contents that a plan takes from the release.

@@ -243,7 +243,8 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
     let execute = || site.execute(observed, &lock, &plan, payload, context, command.stop_at.as_ref());
     let (report, not_fetched) = match &planned.bundle {
         Update::Fetched(fetched) => {
-            fetched.while_fetching(&site, &plan, installed.as_ref(), context, execute)?
+            let downloads = source::downloads(&site.root)?;
+            fetched.while_fetching(&site, &plan, installed.as_ref(), downloads, context, execute)?
         }
         Update::Full(_) | Update::Delta(_) => (execute(), None),
     };
