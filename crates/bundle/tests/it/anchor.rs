@@ -123,9 +123,9 @@ fn anchor_compiled_in_is_the_file_that_the_build_names_and_a_bad_one_ends_the_bu
         let text = std::fs::read_to_string(directory.path().join("anchor.pem")).unwrap_or_default();
         (ran.status.success(), text, String::from_utf8_lossy(&ran.stderr).into_owned())
     };
-    let root = pki().root.certificate_pem();
+    let pki = pki();
     let file = directory.path().join("root.pem");
-    std::fs::write(&file, &root).expect("written");
+    std::fs::write(&file, pki.root.certificate_pem()).expect("written");
     let (is_built, text, _) = build(Some(&file));
     assert!(is_built);
     let anchor = TrustAnchor::parse(text.as_bytes()).expect("an anchor");
