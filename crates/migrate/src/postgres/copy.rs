@@ -27,10 +27,10 @@ use crate::{
 
 /// Fixed for workers: keyset scans, whatever the statistics say. A chunk and its line in the ledger may be lost together by
 /// a crash of the server, for then the chunk is done again; so nobody waits for the disk (the commit that ends the phase
-/// does, and with it all before it: the log is written in order). Pages of the log are compressed where we may say so, for
+/// does, and with it all before it: the log is written in order). Pages of the log are compressed by lz4 where that may be, for
 /// row locks write whole pages of the table there, and clients wait for the log.
 const WORKER: &str = "SET synchronous_commit = off; \
-     DO $$ BEGIN PERFORM set_config('wal_compression', 'on', false); EXCEPTION WHEN OTHERS THEN NULL; END $$; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off; \
+     DO $$ BEGIN PERFORM set_config('wal_compression', 'lz4', false); EXCEPTION WHEN OTHERS THEN NULL; END $$; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off; \
      SET max_parallel_workers_per_gather = 0";
 
 /// How long a worker rests before it asks again whether it may work.
