@@ -23,11 +23,14 @@ impl Profile {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             // What `cargo xtask test` has built already.
-            Profile::Dev => &["--features", "cutover/s3"],
+            Profile::Dev => &["--features", TESTED_FEATURES],
             Profile::Release => &["--release"],
         }
     }
 }
+
+/// Features that are off by default and tested all the same; with them in every part of the tests, nothing is built twice.
+pub(crate) const TESTED_FEATURES: &str = "cutover/s3";
 
 /// Builds `cutover` and says where the binary is.
 pub(crate) fn build(root: &Path, profile: Profile) -> Result<PathBuf> {

@@ -8,13 +8,13 @@ use std::{collections::BTreeSet, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{crash, program};
+use crate::{
+    crash,
+    program::{self, TESTED_FEATURES},
+};
 
 /// The variable that names the file in which skipped tests say so.
 const NOT_RUN: &str = "XTASK_NOT_RUN";
-
-/// Features that are off by default and tested all the same; with them in every part, nothing is built twice.
-const FEATURES: &str = "cutover/s3";
 
 /// Runs all of it; every part runs even when an earlier one failed.
 pub(crate) fn run(root: &Path) -> Result<()> {
@@ -34,13 +34,13 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     if has_nextest() {
         part(
             "tests (nextest)",
-            &["nextest", "run", "--workspace", "--features", FEATURES, "--no-fail-fast"],
+            &["nextest", "run", "--workspace", "--features", TESTED_FEATURES, "--no-fail-fast"],
         )?;
     } else {
-        let which = ["--workspace", "--features", FEATURES, "--bins", "--lib", "--tests"];
+        let which = ["--workspace", "--features", TESTED_FEATURES, "--bins", "--lib", "--tests"];
         part("tests", &[&["test", "--no-fail-fast", "--quiet"], &which[..]].concat())?;
     }
-    part("documentation tests", &["test", "--workspace", "--features", FEATURES, "--doc", "--quiet"])?;
+    part("documentation tests", &["test", "--workspace", "--features", TESTED_FEATURES, "--doc", "--quiet"])?;
     eprintln!("== crash sweep (bounded; all of it: cargo xtask crash)");
     let sweep = crash::Options::quick();
     if let Err(error) = crash::run(root, &sweep) {

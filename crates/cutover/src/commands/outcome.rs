@@ -69,13 +69,18 @@ pub(super) fn finish(
         }
         Form::Text => {}
     }
-    for warning in &report.warnings {
+    tell_rest(exit, &report.warnings, || failure_of(report));
+    Ok(exit)
+}
+
+/// What every run tells in the end: its warnings, and what went wrong if anything did.
+pub(super) fn tell_rest(exit: Exit, warnings: &[String], failure: impl FnOnce() -> Failure) {
+    for warning in warnings {
         output::note(format!("warning: {}", output::printable(warning)));
     }
     if exit != Exit::Done {
-        output::failure(&failure_of(report), Form::Text);
+        output::failure(&failure(), Form::Text);
     }
-    Ok(exit)
 }
 
 /// A document with `exit_code` and `kind` in it.

@@ -28,7 +28,7 @@ use cutover_host::{
 use super::{
     Context,
     describe::describe,
-    outcome::with_exit,
+    outcome::{tell_rest, with_exit},
     site::{Missing, Site},
     source::{self, Fetched, Named, Together},
     update::prune_after,
@@ -459,12 +459,7 @@ pub(super) fn finish(report: &SetReport, context: &Context) -> Result<Exit, Fail
         }
         Form::Text => {}
     }
-    for warning in &report.warnings {
-        output::note(format!("warning: {}", output::printable(warning)));
-    }
-    if exit != Exit::Done {
-        output::failure(&failure_of(report), Form::Text);
-    }
+    tell_rest(exit, &report.warnings, || failure_of(report));
     Ok(exit)
 }
 

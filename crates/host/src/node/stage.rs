@@ -211,7 +211,7 @@ impl<'a> Staging<'a> {
         let digest = payload.release().manifest;
         // Flushed with everything else; the names are new, so nobody can see half of them.
         let put = |path: &Path, bytes: &[u8]| -> Result<(), FsError> {
-            if self.files.digest(path)? == Some(Digest::of(bytes)) {
+            if self.files.digest(path)?.is_some_and(|present| present == Digest::of(bytes)) {
                 return Ok(());
             }
             self.files.remove_file(path)?;

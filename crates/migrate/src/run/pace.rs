@@ -90,7 +90,7 @@ pub(super) fn probe(sql: &mut dyn Sql, stop: &AtomicBool, probed: &Probed) {
 
 struct Inner {
     throttle: Throttle,
-    /// Whether clients were at work when we looked last.
+    /// Whether clients were at work when we looked last; PostgreSQL only.
     company: bool,
     looked: Option<Instant>,
     done: u64,
@@ -132,7 +132,7 @@ impl<'r> Pacer<'r> {
             probed,
             inner: Mutex::new(Inner {
                 throttle,
-                company: true,
+                company: plan.dialect == Dialect::Postgres,
                 looked: None,
                 done: 0,
                 since: Instant::now(),
@@ -214,7 +214,7 @@ impl Pace for Pacer<'_> {
                 held,
                 probe: self.probed.last(),
                 waited: Duration::from_micros(done.waited_us),
-                company: inner.company && self.plan.dialect == Dialect::Postgres,
+                company: inner.company,
             };
             let mut pause = inner.throttle.observe(measured);
             if self.plan.dialect == Dialect::Sqlite {
