@@ -227,11 +227,14 @@ pub(super) fn checksum(block: &[u8; BLOCK]) -> u64 {
 
 /// An octal number between spaces and NULs, or GNU's binary form behind a set first bit.
 fn number(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 != 0 {
-        let (high, low) = field.split_at(field.len() - 8);
+    if let Some((first, rest)) = field.split_first()
+        && first & 0x80 != 0
+    {
         // A negative or larger one is no size.
-        let empty = high[0] == 0x80 && high[1..].iter().all(|byte| *byte == 0);
-        return empty.then(|| u64::from_be_bytes(low.try_into().expect("eight bytes")));
+        let value = rest
+            .iter()
+            .try_fold(0u64, |value, byte| (value >> 56 == 0).then(|| value << 8 | u64::from(*byte)));
+        return value.filter(|_| *first == 0x80);
     }
     let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
     if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }

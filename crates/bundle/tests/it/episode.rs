@@ -195,6 +195,28 @@ fn several_frames_are_one_archive() {
     assert_eq!(found(&frames).as_deref(), Ok(COMMIT));
 }
 
+#[test]
+fn binary_numbers_in_any_field_are_read_or_refused() {
+    let sound = zstd::decode_all(&archive(&[("e/meta.json", meta().as_bytes())])[..]).unwrap();
+    let header = |at: std::ops::Range<usize>, field: &[u8]| {
+        let mut tar = sound.clone();
+        tar[at].copy_from_slice(field);
+        found(&zstd::encode_all(&tar[..], 1).unwrap())
+    };
+    for first in [0x80, 0xff] {
+        let wrong = header(148..156, &[first, 0, 0, 0, 0, 0, 0, 1]);
+        assert!(matches!(wrong, Err(NoCommit::NotTar(_))), "{wrong:?}");
+    }
+    // The same sum in GNU's form is the same number.
+    let sum = u64::from_str_radix(std::str::from_utf8(&sound[148..154]).unwrap(), 8).unwrap();
+    let mut binary = sum.to_be_bytes();
+    binary[0] = 0x80;
+    assert_eq!(header(148..156, &binary).as_deref(), Ok(COMMIT));
+    let mut large = [0xff; 12];
+    large[0] = 0x80;
+    assert!(matches!(header(124..136, &large), Err(NoCommit::NotTar(_))));
+}
+
 proptest! {
     #[test]
     fn no_bytes_inside_or_outside_make_the_search_fail(
