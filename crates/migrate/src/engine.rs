@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use cutover_core::model::Digest;
+
 use crate::{
     catalog::Catalog,
     change::TableChange,
@@ -162,6 +164,12 @@ pub trait RowFunction: Send {
     /// Its name, for messages.
     fn name(&self) -> &str;
 
+    /// The SHA-256 of the program that computes them, where there is one: it goes into the plan, so that what was approved is
+    /// what runs.
+    fn digest(&self) -> Option<Digest> {
+        None
+    }
+
     /// Returns the `write` columns of every row, in the same order.
     ///
     /// # Errors
@@ -237,14 +245,8 @@ pub trait Engine: Sql {
     /// A copy of the whole database for a rehearsal; `name` goes into what it is called.
     ///
     /// # Errors
-    /// What the database says; a refusal where this engine cannot make one.
-    fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error> {
-        let _ = name;
-        Err(Error::refused(
-            format!("a copy of a {} database cannot be made here", self.dialect()),
-            "Make one with your own tools and give it with `--on URL`.",
-        ))
-    }
+    /// What the database says; a refusal where one cannot be made.
+    fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error>;
 
     /// The statements with which a connection sees the schema of a version, as it is in the names of views.
     ///

@@ -196,6 +196,16 @@ pub enum Error {
         /// What happened.
         says: String,
     },
+    /// The program of a plugin is not the one that the plan names.
+    #[error("the plugin `{name}` has changed: approved {approved}, found {found}")]
+    Plugin {
+        /// `NAME@VERSION`.
+        name: String,
+        /// The SHA-256 in the plan, or `none`.
+        approved: String,
+        /// The SHA-256 of what is there now.
+        found: String,
+    },
     /// Contract, or an acceptance of loss, is locked for these reasons.
     #[error("not yet: {}", list(.0))]
     Locked(Vec<Refusal>),

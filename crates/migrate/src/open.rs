@@ -22,8 +22,9 @@ pub fn open(url: &str) -> Result<Box<dyn Engine>, Error> {
     Err(Error::Url(without_password(url)))
 }
 
-/// A URL that can be shown.
+/// A URL that can be shown: without password and parameters.
 pub fn without_password(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or_default();
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     match rest.split_once('@') {
         Some((user, host)) => format!("{scheme}://{}@{host}", user.split(':').next().unwrap_or_default()),

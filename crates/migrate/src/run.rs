@@ -51,11 +51,19 @@ pub struct Settings {
     pub lease_ms: u64,
     /// Whether client latency is measured by a probe that writes.
     pub probe: bool,
+    /// The end of the history as somebody kept it elsewhere: a history that does not hold it was cut off.
+    pub head: Option<history::Head>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { author: "unknown".to_owned(), policy: Policy::default(), lease_ms: 15_000, probe: true }
+        Self {
+            author: "unknown".to_owned(),
+            policy: Policy::default(),
+            lease_ms: 15_000,
+            probe: true,
+            head: None,
+        }
     }
 }
 
@@ -238,6 +246,7 @@ impl<'a> Migrator<'a> {
         }
         self.engine.validate(&plan::expression_checks(&plan))?;
         let mut plan = plan;
+        plan.plugins = plugins(migration, &self.functions(migration)?);
         self.with_figures(migration, &mut plan)?;
         Ok(plan)
     }
@@ -264,7 +273,7 @@ impl<'a> Migrator<'a> {
         let started = Instant::now();
         crate::file::check(migration)?;
         self.engine.prepare()?;
-        history::read(&mut *self.engine, None)?;
+        history::read(&mut *self.engine, self.settings.head.as_ref())?;
         let records = record::all(&mut *self.engine)?;
         let found = records.iter().find(|record| record.id() == migration.id).cloned();
         if let Some(record) = &found
@@ -293,6 +302,12 @@ impl<'a> Migrator<'a> {
             return Err(Error::Drift { approved: approved.to_owned(), needed: hash.to_string() });
         }
         let functions = self.functions(migration)?;
+        if let Some((name, now)) =
+            plugins(migration, &functions).into_iter().find(|(name, now)| plan.plugins.get(name) != Some(now))
+        {
+            let approved = plan.plugins.get(&name).map_or_else(|| "none".to_owned(), ToString::to_string);
+            return Err(Error::Plugin { name, approved, found: now.to_string() });
+        }
         let policy = self.policy(migration);
         let versions = versions(migration, plan.position, &records);
         let epoch = self.begin(migration, &plan, resumed)?;
@@ -416,14 +431,26 @@ impl<'a> Migrator<'a> {
         Ok(contracted.map(|record| record.position).max().unwrap_or(0))
     }
 
-    /// The history, after its chain was checked, also against a head that was kept elsewhere.
+    /// The history, after its chain was checked, also against the head that was kept elsewhere.
     ///
     /// # Errors
     /// [`Error::History`].
-    pub fn history(&mut self, kept: Option<&history::Head>) -> Result<Vec<history::Entry>, Error> {
+    pub fn history(&mut self) -> Result<Vec<history::Entry>, Error> {
+        match (state::is_installed(&mut *self.engine)?, &self.settings.head) {
+            (true, kept) => history::read(&mut *self.engine, kept.as_ref()),
+            (false, Some(kept)) if kept.number > 0 => Err(history::cut_off(kept, 0)),
+            (false, _) => Ok(Vec::new()),
+        }
+    }
+
+    /// Where the history ends: what to keep elsewhere.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn head(&mut self) -> Result<history::Head, Error> {
         match state::is_installed(&mut *self.engine)? {
-            true => history::read(&mut *self.engine, kept),
-            false => Ok(Vec::new()),
+            true => history::head(&mut *self.engine),
+            false => Ok(history::Head::genesis()),
         }
     }
 
@@ -590,6 +617,7 @@ impl<'a> Migrator<'a> {
         if record.contracted {
             return Ok(Applied::Already);
         }
+        history::read(&mut *self.engine, self.settings.head.as_ref())?;
         self.tick(wall_ms)?;
         let record = self.record(id)?;
         let mut locks = Vec::new();
@@ -674,6 +702,21 @@ impl<'a> Migrator<'a> {
     pub fn engine(&mut self) -> &mut dyn Engine {
         &mut *self.engine
     }
+}
+
+/// The programs of the plugin steps.
+fn plugins(migration: &Migration, functions: &RowFunctions) -> BTreeMap<String, Digest> {
+    let digest = |number: usize| {
+        let function = functions.get(&number)?;
+        function.lock().unwrap_or_else(std::sync::PoisonError::into_inner).digest()
+    };
+    let steps = migration.steps.iter().enumerate();
+    steps
+        .filter_map(|(number, step)| match step {
+            Op::Plugin { plugin, .. } => Some((plugin.clone(), digest(number)?)),
+            _ => None,
+        })
+        .collect()
 }
 
 /// The schema version of a database.
@@ -798,6 +841,7 @@ impl Run<'_> {
             if at <= phase {
                 self.enter(phase)?;
             }
+            pacer.enter(phase)?;
             for change in &self.plan.changes {
                 pacer.check(self.engine)?;
                 // A run that was cut off while it undid things may have taken back what an earlier phase had made.

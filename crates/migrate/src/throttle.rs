@@ -34,8 +34,8 @@ pub struct Throttle {
 const ROWS_MIN: u64 = 64;
 /// The weight of the last chunk in the average speed.
 const LAST: f64 = 0.125;
-/// In company, locks are held for this part of what they may be held, and a quarter as long nothing is done after each chunk.
-const POLITE: u32 = 10;
+/// In company, chunks last this part of what they may, and as long nothing is done after each.
+const POLITE: u32 = 25;
 /// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler, or one flush of
 /// the log that waits for another.
 const PROBE_FLOOR: Duration = Duration::from_millis(5);
@@ -88,7 +88,7 @@ impl Throttle {
         let fits = (speed * hold.as_secs_f64()) as u64;
         let grown = self.rows + self.rows / 8;
         self.rows = fits.clamp(least.max(ROWS_MIN).min(grown), grown).min(self.rows_max);
-        if measured.company { measured.held / 4 } else { Duration::ZERO }
+        if measured.company { measured.held } else { Duration::ZERO }
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
     fn clients_at_work_get_short_holds_and_pauses() {
         let mut throttle = Throttle::new(1000, HOLD);
         let chunk = Measured { rows: 1000, held: HOLD / 5, company: true, ..Measured::default() };
-        assert_eq!(throttle.observe(chunk), HOLD / 20);
+        assert_eq!(throttle.observe(chunk), HOLD / 5);
         assert_eq!(throttle.rows(), 500);
         // Slower still, but small enough already.
         throttle.observe(Measured { rows: 500, held: HOLD, ..chunk });

@@ -17,6 +17,7 @@ mod place;
 mod repo;
 mod run;
 mod schema;
+mod schema_head;
 mod schema_port;
 mod sets;
 mod ship;

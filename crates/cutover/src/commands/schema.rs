@@ -17,10 +17,10 @@ use cutover_migrate::{
     metrics, open,
     plugin::{self, Plugin},
     run::{Applied, Migrator, Settings as RunSettings},
-    state::{Phase, sql::Value},
+    state::{Phase, history::Head, sql::Value},
 };
 
-use super::Context;
+use super::{Context, schema_head::KeptHead};
 use crate::{
     args::{AtDatabase, ProgressForm, Schema, SchemaApply},
     exit::Exit,
@@ -108,7 +108,7 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
             })
         }),
         Schema::History(at) => with(&at, context, |migrator, _| {
-            let entries = migrator.history(None)?;
+            let entries = migrator.history()?;
             said(context, &serde_json::json!({ "entries": entries }), || {
                 let line = |entry: &cutover_migrate::state::history::Entry| {
                     let at = cutover_core::model::Instant::from_unix(entry.at_ms / 1000)
@@ -188,13 +188,20 @@ fn with(
     let settings = settings(at, context)?;
     let watch = Progress::new(context.progress);
     let make = |op: &Op| function(op, settings.plugins.as_deref());
-    let mut migrator = migrator(&settings, &watch, &make)?;
-    body(&mut migrator, &settings)
+    let kept = KeptHead::at(settings.head_file.clone());
+    let head = kept.read()?;
+    let mut migrator = migrator(&settings, head.clone(), &watch, &make)?;
+    let done = body(&mut migrator, &settings);
+    // Also after a failure: what it did is in the history too.
+    let told = kept.keep(head.as_ref(), &mut migrator);
+    let exit = done?;
+    told.map(|()| exit)
 }
 
-/// A migrator of the database that the settings name.
+/// A migrator of the database that the settings name; `head` was kept of its history.
 pub(super) fn migrator<'a>(
     settings: &SchemaSettings,
+    head: Option<Head>,
     watch: &'a dyn Watch,
     make: &'a cutover_migrate::run::MakeFunction<'a>,
 ) -> Result<Migrator<'a>, Failure> {
@@ -204,6 +211,7 @@ pub(super) fn migrator<'a>(
     let mut run = RunSettings {
         author: settings.author.clone().unwrap_or_else(author),
         lease_ms: settings.lease_s.max(3) * 1000,
+        head,
         ..RunSettings::default()
     };
     run.policy.hold_ms = settings.max_hold_ms;

@@ -1,22 +1,32 @@
 //! The schema engine as an update sees it: host and migrate are strangers, this program links both in.
 
-use std::error::Error;
+use std::{error::Error, path::Path};
 
 use cutover_core::plan::SchemaSeen;
 use cutover_host::schema::{Migration, SchemaManager};
-use cutover_migrate::{engine::Unwatched, ir::Op};
+use cutover_migrate::{
+    engine::Unwatched,
+    ir::Op,
+    run::{Applied, Migrator},
+};
 
-use super::schema;
+use super::{schema, schema_head::KeptHead};
 use crate::{failure::Failure, settings::SchemaSettings};
+
+/// Where the end of the history is kept, in a root.
+const HEAD: &str = ".cutover/schema-head.json";
 
 /// The database of the service, by its settings. Connects anew for every question.
 pub(super) struct SchemaPort {
     settings: SchemaSettings,
+    head: KeptHead,
 }
 
 impl SchemaPort {
-    pub(super) fn new(settings: &SchemaSettings) -> Self {
-        Self { settings: settings.clone() }
+    /// The database of the service at `root`, where the end of its history is kept unless settings say where.
+    pub(super) fn new(settings: &SchemaSettings, root: &Path) -> Self {
+        let head = settings.head_file.clone().unwrap_or_else(|| root.join(HEAD));
+        Self { settings: settings.clone(), head: KeptHead::at(Some(head)) }
     }
 
     /// What the planner has to know.
@@ -24,17 +34,32 @@ impl SchemaPort {
     /// # Errors
     /// The database cannot be asked.
     pub(super) fn seen(&self) -> Result<SchemaSeen, Failure> {
-        let mut migrator = schema::migrator(&self.settings, &Unwatched, &cutover_migrate::run::no_functions)?;
+        let make = &cutover_migrate::run::no_functions;
+        let mut migrator = schema::migrator(&self.settings, self.head.read()?, &Unwatched, make)?;
         Ok(SchemaSeen { floor: migrator.floor()? })
     }
 
     fn run(&self, version: u64, migrations: &[Migration], progress: &dyn Fn(u8)) -> Result<String, Failure> {
         let make = |op: &Op| schema::function(op, self.settings.plugins.as_deref());
-        let mut migrator = schema::migrator(&self.settings, &Unwatched, &make)?;
+        let head = self.head.read()?;
+        let mut migrator = schema::migrator(&self.settings, head.clone(), &Unwatched, &make)?;
+        let done = Self::apply(&mut migrator, version, migrations, progress);
+        // Also after a failure: what it did is in the history too.
+        let told = self.head.keep(head.as_ref(), &mut migrator);
+        let says = done?;
+        told.map(|()| says)
+    }
+
+    fn apply(
+        migrator: &mut Migrator<'_>,
+        version: u64,
+        migrations: &[Migration],
+        progress: &dyn Fn(u8),
+    ) -> Result<String, Failure> {
         let mut applied = Vec::new();
         for (at, file) in migrations.iter().enumerate() {
             let migration = schema::parse(&file.text, file.path.as_str())?;
-            if let cutover_migrate::run::Applied::Done(report) = migrator.apply(&migration, None)? {
+            if let Applied::Done(report) = migrator.apply(&migration, None)? {
                 applied.push(report.id);
             }
             progress(u8::try_from((at + 1) * 100 / migrations.len()).unwrap_or(100));

@@ -112,7 +112,7 @@ impl Site {
         let node = node_at(looked_at, &settings, packages.clone(), command)?;
         let service: Arc<dyn ServiceManager> = Arc::from(service_manager(&settings.service, &root));
         let probes = Probes::new(&settings.probes, Arc::clone(&service));
-        let schema = settings.schema.url.is_some().then(|| SchemaPort::new(&settings.schema));
+        let schema = settings.schema.url.is_some().then(|| SchemaPort::new(&settings.schema, &root));
         Ok(Self { root, settings, node, service, packages, probes, schema, _imagined: imagined })
     }
 

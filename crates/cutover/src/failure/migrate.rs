@@ -15,6 +15,7 @@ impl Classify for Error {
             | Self::Unfinished(_)
             | Self::Phase { .. }
             | Self::Drift { .. }
+            | Self::Plugin { .. }
             | Self::Locked(_) => Exit::Policy,
             Self::Held { .. } | Self::Fenced { .. } => Exit::InProgress,
             Self::History { .. } | Self::Damaged(_) => Exit::Damaged,
@@ -46,9 +47,15 @@ impl Classify for Error {
             ),
             Self::Held { .. } => "wait for it, or look at it with `cutover schema status`".to_owned(),
             Self::Fenced { .. } => "look at what the other one does with `cutover schema status`".to_owned(),
+            Self::Plugin { .. } => {
+                "put the approved program back; or roll the migration back, and approve the plan with the new one"
+                    .to_owned()
+            }
             Self::Drift { .. } => "look at `cutover schema plan` again and approve the new plan".to_owned(),
             Self::History { .. } => {
-                "somebody wrote to the tables of state; compare with a backup before you migrate again"
+                "somebody wrote to the tables of state, or the database is an older copy: compare with a backup before you \
+                 migrate again; where the copy is meant, remove the kept head (`schema.head_file`, or \
+                 `.cutover/schema-head.json` in the root)"
                     .to_owned()
             }
             Self::Stopped { id, .. } => format!(

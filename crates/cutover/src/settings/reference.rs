@@ -291,6 +291,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ("schema.author", "Who asks for migrations, for the history. Unset: the user of this process."),
     ("schema.plugins", "The directory with migration plugins, each called `NAME@VERSION`."),
     (
+        "schema.head_file",
+        "A file in which `cutover schema` keeps where the database's history ends; a history that was cut off there is \
+         refused. Updates keep it in the state of their root when this is unset.",
+    ),
+    (
         "schema.metrics_file",
         "A file that `schema apply` and `schema status` rewrite with Prometheus metrics.",
     ),

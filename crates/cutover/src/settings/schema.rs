@@ -138,6 +138,10 @@ pub struct SchemaSettings {
     /// A file that is rewritten with Prometheus metrics by `apply` and `status`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_file: Option<PathBuf>,
+    /// A file in which the end of the database's history is kept; a database that does not hold it any more is refused.
+    /// Default: in the state of the root for updates, none for `cutover schema`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_file: Option<PathBuf>,
     /// How long a lock that clients wait for may be held, in milliseconds.
     pub max_hold_ms: u64,
     /// How long one attempt at a lock may wait, in milliseconds (PostgreSQL).
@@ -204,6 +208,7 @@ impl Default for SchemaSettings {
             author: None,
             plugins: None,
             metrics_file: None,
+            head_file: None,
             max_hold_ms: policy.hold_ms,
             lock_timeout_ms: policy.lock_timeout_ms,
             chunk_rows: policy.chunk_rows,

@@ -76,6 +76,13 @@ fn worked_examples_of_the_guide_run_forth_back_and_to_contract() {
     schema(&url, &["rollback", "0043_money"]).must(13);
     let history = schema(&url, &["history", "--json"]).must(0).json();
     assert!(history["entries"].as_array().expect("entries").len() >= 8);
+    // Where the history ends is kept outside of the database too: a cut-off end is missed there.
+    let head = format!("schema.head_file={}", world.path("head.json").display());
+    schema(&url, &["status", "--set", &head]).must(0);
+    let last = "number = (SELECT max(number) FROM _cutover_history)";
+    connection.execute_batch(&format!("DELETE FROM _cutover_history WHERE {last}")).expect("cut off");
+    schema(&url, &["history"]).must(0);
+    schema(&url, &["history", "--set", &head]).must(17);
     connection.execute_batch("UPDATE _cutover_history SET entry = 'x' WHERE number = 2").expect("damaged");
     schema(&url, &["history"]).must(17);
 }
@@ -116,6 +123,9 @@ fn release_with_migrations_expands_before_the_switch_and_is_refused_without_a_da
     assert!(seen(&world).keys().any(|path| path.contains("0041_init.toml")));
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("counted");
     assert_eq!(count("SELECT count(*) FROM users"), 0);
+    // Where the history ends is kept in the root.
+    let kept = world.root().join(".cutover/schema-head.json");
+    assert!(std::fs::read_to_string(&kept).expect("the kept head").contains("hash"));
     // Going back leaves the expanded schema: the old release works on it.
     world.on_root(&["rollback"]).must(0);
     assert_eq!(count("SELECT count(*) FROM users"), 0);

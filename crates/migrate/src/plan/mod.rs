@@ -7,7 +7,7 @@ mod compose;
 mod print;
 mod tactic;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cutover_core::model::Digest;
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,9 @@ pub struct Plan {
     /// Rows that are copied or filled in, by the engine's estimate.
     #[serde(default)]
     pub rows: u64,
+    /// The programs of plugin steps, by `NAME@VERSION`, with their SHA-256.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plugins: BTreeMap<String, Digest>,
     /// Things to know before approving.
     pub warnings: Vec<String>,
 }
@@ -104,6 +107,7 @@ impl Plan {
             "on_schema": self.on_schema,
             "dialect": self.dialect,
             "changes": self.changes,
+            "plugins": self.plugins,
         });
         Digest::of(canonical_json(&value).as_bytes())
     }
@@ -208,6 +212,7 @@ pub fn plan(migration: &Migration, position: u64, catalog: &Catalog, policy: &Po
         additive,
         disk_bytes,
         rows: tactic::rows_to_copy(&changes, catalog),
+        plugins: BTreeMap::new(),
         warnings,
         changes,
     })

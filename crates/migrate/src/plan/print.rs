@@ -43,6 +43,9 @@ impl Plan {
                 text.push_str(&format!("step {}: a rollback after the swap loses {lost}\n", step.number));
             }
         }
+        for (name, digest) in &self.plugins {
+            text.push_str(&format!("plugin {name}: sha256 {digest}\n"));
+        }
         text.push_str(&format!(
             "additive: {}   disk: up to {}   warnings: {}\n",
             if self.additive { "yes" } else { "no" },

@@ -17,6 +17,7 @@ use std::{
 };
 
 pub use conformance::{Check, conformance};
+use cutover_core::model::{Digest, Hasher};
 use serde_json::{Value as Json, json};
 
 use crate::{
@@ -82,6 +83,7 @@ pub trait MigrationPlugin: Send {
 pub struct Plugin {
     name: String,
     version: u64,
+    digest: Digest,
     child: Child,
     input: ChildStdin,
     lines: Receiver<Line>,
@@ -108,6 +110,7 @@ impl Plugin {
             .tempdir()
             .map_err(io("make a directory for"))?;
         let program_path: PathBuf = program.canonicalize().map_err(io("find"))?;
+        let digest = digest_of(&program_path).map_err(io("read"))?;
         let mut child = Command::new(&program_path)
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
@@ -153,6 +156,7 @@ impl Plugin {
         let mut plugin = Self {
             name: program.display().to_string(),
             version: 0,
+            digest,
             child,
             input,
             lines,
@@ -347,8 +351,23 @@ impl RowFunction for Plugin {
         &self.name
     }
 
+    fn digest(&self) -> Option<Digest> {
+        Some(self.digest)
+    }
+
     fn apply(&mut self, rows: &RowChunk) -> Result<RowChunk, Error> {
         MigrationPlugin::apply(self, rows)
+    }
+}
+
+fn digest_of(program: &Path) -> std::io::Result<Digest> {
+    let (mut file, mut hasher) = (std::fs::File::open(program)?, Hasher::new());
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.update(&buffer[..read]),
+        }
     }
 }
 

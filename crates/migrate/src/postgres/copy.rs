@@ -1,8 +1,10 @@
 //! BACKFILL: rows of S into T, in chunks by key, by several workers on ranges of their own.
 //!
-//! One chunk is one statement in one transaction: it locks the rows FOR SHARE (without that, a row deleted meanwhile would
-//! come back), writes those that T does not have yet, and moves the range's cursor in the ledger. It waits for a row lock
-//! shorter than `deadlock_timeout`: the copier gives way, never the application.
+//! One chunk is one statement in one transaction: it writes the rows of its snapshot that T does not have yet, and moves the
+//! range's cursor in the ledger. When a client just writes one of them, it is done again in a way that passes it over. It locks no row of S: what clients write while it runs wins in T, for dual write replaces or
+//! waits for the chunk's row, and remembers what it cannot (a key that is deleted, or that the chunk just takes) to be synced
+//! after the copy. Where the chunk itself would wait for a client, it waits shorter than `deadlock_timeout`: the copier gives way,
+//! never the application.
 
 use std::{
     sync::{
@@ -320,8 +322,17 @@ pub(crate) fn copy(
     ranges: Vec<Range>,
 ) -> Result<Work, Error> {
     each_chunk(engine, task, shape, pace, ranges, &|engine, range, rows| {
-        copy_chunk(engine, task, shape, range, rows)
+        copy_chunk(engine, task, shape, range, rows, Around::Nothing)
     })
+}
+
+/// What a chunk passes over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Around {
+    /// Keys that T has; what comes into its way meanwhile makes it fail.
+    Nothing,
+    /// Whatever is in its way.
+    Anything,
 }
 
 fn number(row: &Row, at: usize) -> u64 {
@@ -334,6 +345,7 @@ fn copy_chunk(
     shape: &Shape<'_>,
     range: &Range,
     rows: u64,
+    around: Around,
 ) -> Stepped {
     let dual = Dual::new(shape, super::sync::Way::Forward);
     let low = range.at.as_deref().or(range.low.as_deref());
@@ -356,7 +368,7 @@ fn copy_chunk(
     let (cursor, done) = Walk::Copy.columns();
     let sql = format!(
         "BEGIN; SET LOCAL lock_timeout = '{timeout}ms'; {fence}; \
-         WITH src AS MATERIALIZED (SELECT {columns} FROM {source} AS s WHERE {filter} ORDER BY {order} LIMIT {rows} FOR SHARE OF s), \
+         WITH src AS MATERIALIZED (SELECT {columns} FROM {source} AS s WHERE {filter} ORDER BY {order} LIMIT {rows}), \
          written AS ({write} RETURNING 1), \
          line AS ({ledger} RETURNING high, seen, copied), \
          moved AS (UPDATE {range_table} SET {cursor} = coalesce((SELECT high FROM line), {cursor}), {done} = (SELECT seen < {rows} FROM line) WHERE number = {number} RETURNING 1) \
@@ -364,7 +376,10 @@ fn copy_chunk(
         timeout = task.policy.lock_timeout_ms,
         fence = fence(task.epoch),
         source = dual.source,
-        write = dual.write_from("src AS s"),
+        write = match around {
+            Around::Nothing => dual.write_missing("src"),
+            Around::Anything => dual.write_from("src AS s"),
+        },
         range_table = shape.artefacts.own("range"),
         number = range.number,
     );
@@ -392,9 +407,12 @@ fn copy_chunk(
             engine.session.roll_back();
             let error = unfence(task.epoch)(error);
             match kind(&error) {
+                Some(SqlErrorKind::Unique) if around == Around::Nothing => {
+                    copy_chunk(engine, task, shape, range, rows, Around::Anything)
+                }
                 // A row does not fit: find it by halves.
                 Some(SqlErrorKind::Data | SqlErrorKind::Unique) if rows > 1 => {
-                    copy_chunk(engine, task, shape, range, rows.div_ceil(2).min(rows - 1))
+                    copy_chunk(engine, task, shape, range, rows.div_ceil(2).min(rows - 1), around)
                 }
                 Some(SqlErrorKind::Data | SqlErrorKind::Unique) => {
                     reject_one(engine, task, shape, range, &error)
@@ -453,6 +471,11 @@ fn reject_one(
     Ok((ChunkDone { seen: 1, rejected: 1, ..ChunkDone::default() }, Some(key)))
 }
 
+/// Keys synced in one transaction.
+const KEYS_AT_ONCE: u64 = 500;
+/// Keys that did not fit, synced in one transaction.
+const MISFITS_AT_ONCE: u64 = 100_000;
+
 /// Drains remembered keys until none is left that can be synced; how many.
 pub(crate) fn drain(
     engine: &mut PostgresEngine,
@@ -462,22 +485,25 @@ pub(crate) fn drain(
 ) -> Result<u64, Error> {
     let deadline = Instant::now() + Duration::from_millis(task.policy.lock_patience_ms);
     let mut total = 0;
-    let mut first = again;
+    let mut misfits = again;
+    let mut at_once = false;
     loop {
         let sql = format!(
             "SET LOCAL lock_timeout = '{}ms'; {}; {}",
             task.policy.lock_timeout_ms,
             fence(task.epoch),
-            dual.drain(if first { 100_000 } else { 500 }, first)
+            dual.drain(if at_once { MISFITS_AT_ONCE } else { KEYS_AT_ONCE }, at_once)
         );
         match engine.session.transaction(&sql) {
             Ok(rows) => {
                 let done = rows.first().map_or(0, |row| number(row, 0));
                 total += done;
-                // What did not fit is tried once per call: it stays in the list.
-                first = false;
-                if done == 0 {
-                    return Ok(total);
+                // What did not fit is tried once per call, when all else is done, and all of it at once: one may be in
+                // another's way. It stays in the list.
+                match (done, misfits) {
+                    (0, false) => return Ok(total),
+                    (0, true) => (misfits, at_once) = (false, true),
+                    _ => at_once = false,
                 }
             }
             Err(error) if error.is_busy() && Instant::now() < deadline => {

@@ -9,6 +9,7 @@
 //! notes, `_cutover_new_..` the table that comes, `_cutover_old_..` the one that goes), the version views `app_v<N>`, and
 //! triggers named `~cutover_..`.
 
+mod address;
 mod build;
 mod copy;
 mod in_place;
@@ -18,6 +19,7 @@ mod port;
 mod relation;
 mod session;
 mod shape;
+mod staging;
 mod swap;
 mod sync;
 mod tls;
@@ -58,6 +60,7 @@ const BARRIER: Duration = Duration::from_secs(30);
 /// How further connections are made: shared by workers.
 #[derive(Clone)]
 struct Dial {
+    url: String,
     config: Config,
     tls: tls::Tls,
     /// The schemas in which unqualified tables are looked for, in order.
@@ -100,18 +103,19 @@ fn retry_busy<T>(task: &Task<'_>, mut work: impl FnMut() -> Result<T, Error>) ->
 
 impl PostgresEngine {
     /// Connects. `url` is a connection string of libpq's: `postgresql://user@host/db`, or `host=/run/postgresql dbname=db`.
+    /// In a URL, `sslmode`, `sslrootcert`, `sslcert`, `sslkey` and `passfile` mean what they mean there.
     ///
     /// # Errors
     /// [`Error::Url`] when it is none; what the server says.
     pub fn connect(url: &str) -> Result<Self, Error> {
-        let config: Config = url.parse().map_err(|_| Error::Url(crate::open::without_password(url)))?;
-        let tls = tls::Tls;
+        let (config, wish) = address::parse(url, &|name| std::env::var(name).ok())?;
+        let tls = tls::Tls::new(&wish)?;
         let mut session = Session::open(&config, &tls)?;
         // As a client of this URL would find them; our own connections look nowhere.
         let schemas = session.run("RESET search_path; SELECT unnest(current_schemas(false))");
         session.run("SET search_path = ''")?;
         let schemas = schemas?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
-        Ok(Self { dial: Dial { config, tls, schemas }, session })
+        Ok(Self { dial: Dial { url: url.to_owned(), config, tls, schemas }, session })
     }
 
     /// The schema that has the table; the first one of the path when none has.
@@ -362,6 +366,10 @@ impl Engine for PostgresEngine {
 
     fn another_engine(&self) -> Result<Box<dyn Engine>, Error> {
         Ok(Box::new(self.dial.engine()?))
+    }
+
+    fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error> {
+        Ok(Box::new(staging::Copy::make(self, name)?))
     }
 
     fn observe(&mut self, tables: &[Ident]) -> Result<Catalog, Error> {

@@ -135,8 +135,38 @@ impl<'a> Sync<'a> {
         self.write_from(&source)
     }
 
-    /// What writes rows of `source` (what follows FROM) into the target.
+    /// What writes rows of `source` (what follows FROM) into the target, passing over what is in the way.
     pub(crate) fn write_from(&self, source: &str) -> String {
+        // Any unique index may be in the way; but with deferrable ones the server accepts only a named arbiter.
+        let arbiter = if self.shape.is_deferrable {
+            format!("({}) ", self.target_key.join(", "))
+        } else {
+            String::new()
+        };
+        format!("{} ON CONFLICT {arbiter}DO NOTHING", self.insert(source))
+    }
+
+    /// What writes those rows of `source` whose key the target does not have; fails with a unique violation when somebody
+    /// writes one of them just now. Half the work of [`write_from`](Self::write_from), which inserts each row in two steps.
+    pub(crate) fn write_missing(&self, source: &str) -> String {
+        let same: Vec<String> = self
+            .target_key
+            .iter()
+            .zip(&self.source_key)
+            .zip(self.target_types.iter().zip(&self.types))
+            .map(|((there, here), (kind, own))| match kind == own {
+                true => format!("t.{there} = s.{here}"),
+                false => format!("t.{there} = s.{here}::{kind}"),
+            })
+            .collect();
+        self.insert(&format!(
+            "(SELECT s.* FROM {source} AS s WHERE NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})) AS s",
+            self.target,
+            same.join(" AND ")
+        ))
+    }
+
+    fn insert(&self, source: &str) -> String {
         let (columns, query): (Vec<String>, String) = match self.way {
             Way::Forward => (
                 self.shape.written().map(|target| ident(&target.build)).collect(),
@@ -147,17 +177,7 @@ impl<'a> Sync<'a> {
                 self.shape.backward(source),
             ),
         };
-        // Any unique index may be in the way; but with deferrable ones the server accepts only a named arbiter.
-        let arbiter = if self.shape.is_deferrable {
-            format!("({}) ", self.target_key.join(", "))
-        } else {
-            String::new()
-        };
-        format!(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {query} ON CONFLICT {arbiter}DO NOTHING",
-            self.target,
-            columns.join(", ")
-        )
+        format!("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE {query}", self.target, columns.join(", "))
     }
 
     /// Creates the table of keys to sync and the functions; idempotent. Bodies are not checked until they run, so the
@@ -191,31 +211,35 @@ impl<'a> Sync<'a> {
         let keys = |row: &str| {
             self.source_key.iter().map(|name| format!("{row}.{name}")).collect::<Vec<_>>().join(", ")
         };
-        let remember = |row: &str, reason: &str| {
-            format!("INSERT INTO {dirty} ({dirty_columns}, reason) VALUES ({}, {reason});", keys(row))
-        };
+        let remember = |row: &str| format!("INSERT INTO {dirty} ({dirty_columns}) VALUES ({});", keys(row));
+        // Why a row does not fit is for the drain to say: what is in its way may be a row that the copy just takes.
         let sync = |row: &str| {
             if self.deferred {
-                remember(row, "NULL")
+                remember(row)
             } else {
-                format!("_m := {one}({}); IF _m IS NOT NULL THEN {} END IF;", keys(row), remember(row, "_m"))
+                format!("IF {one}({}) IS NOT NULL THEN {} END IF;", keys(row), remember(row))
             }
+        };
+        // A chunk of the copy that has not ended may hold a row that is deleted here; nobody sees it yet, so it is looked at
+        // again after the copy.
+        let forget = match (self.way, self.deferred) {
+            (Way::Forward, false) => format!("{} {}", sync("OLD"), remember("OLD")),
+            _ => sync("OLD"),
         };
         let header = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET row_security = off";
         let trigger_body = format!(
-            "DECLARE _m text; BEGIN \
+            "BEGIN \
                IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN \
                  IF TG_OP <> 'INSERT' THEN {old_remember} END IF; \
                  IF TG_OP <> 'DELETE' THEN {new_remember} END IF; \
                ELSE \
-                 IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND ROW({old_keys}) IS DISTINCT FROM ROW({new_keys})) THEN {old_sync} END IF; \
+                 IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND ROW({old_keys}) IS DISTINCT FROM ROW({new_keys})) THEN {forget} END IF; \
                  IF TG_OP <> 'DELETE' THEN {new_sync} END IF; \
                END IF; RETURN NULL; END",
-            old_remember = remember("OLD", "NULL"),
-            new_remember = remember("NEW", "NULL"),
+            old_remember = remember("OLD"),
+            new_remember = remember("NEW"),
             old_keys = keys("OLD"),
             new_keys = keys("NEW"),
-            old_sync = sync("OLD"),
             new_sync = sync("NEW"),
         );
         let truncate_body = format!("BEGIN TRUNCATE {}; RETURN NULL; END", self.target);

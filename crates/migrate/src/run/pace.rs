@@ -14,7 +14,7 @@ use crate::{
     ir::{Dialect, Ident, Migration},
     plan::Plan,
     postgres::has_company,
-    state::{self, record, sql::Sql},
+    state::{self, Phase, record, sql::Sql},
     throttle::{Measured, Throttle, wait_for_rate},
 };
 
@@ -89,6 +89,7 @@ pub(super) fn probe(sql: &mut dyn Sql, stop: &AtomicBool, probed: &Probed) {
 }
 
 struct Inner {
+    phase: Phase,
     throttle: Throttle,
     /// Whether clients were at work when we looked last; PostgreSQL only.
     company: bool,
@@ -131,6 +132,7 @@ impl<'r> Pacer<'r> {
             started,
             probed,
             inner: Mutex::new(Inner {
+                phase: Phase::Idle,
                 throttle,
                 company: plan.dialect == Dialect::Postgres,
                 looked: None,
@@ -142,6 +144,12 @@ impl<'r> Pacer<'r> {
         }
     }
 
+    /// A phase begins.
+    pub(super) fn enter(&self, phase: Phase) -> Result<(), Error> {
+        self.inner.lock().map_err(|_| Error::Cancelled)?.phase = phase;
+        Ok(())
+    }
+
     /// Obeys wishes and the deadline; waits while paused.
     pub(super) fn check<S: Sql + ?Sized>(&self, sql: &mut S) -> Result<Option<u64>, Error> {
         let mut said = false;
@@ -149,7 +157,7 @@ impl<'r> Pacer<'r> {
             if let Some(deadline) = self.deadline
                 && self.started.elapsed() > deadline
             {
-                let phase = crate::state::Phase::Backfill;
+                let phase = self.inner.lock().map_err(|_| Error::Cancelled)?.phase;
                 return Err(Error::Deadline { seconds: deadline.as_secs(), phase });
             }
             let wishes = record::wishes_of(sql, self.task)?;
@@ -208,7 +216,10 @@ impl Pace for Pacer<'_> {
         let held = Duration::from_micros(done.held_us);
         let (rows, workers, pause, total) = {
             let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
-            inner.done += done.seen;
+            // The rate is one of writing.
+            if inner.phase == Phase::Backfill {
+                inner.done += done.seen;
+            }
             let measured = Measured {
                 rows: done.seen,
                 held,

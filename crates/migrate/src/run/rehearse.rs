@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Applied, Migrator};
+use super::{Applied, Migrator, Settings};
 use crate::{
     engine::{Engine, Loss},
     error::Error,
@@ -68,7 +68,8 @@ impl Migrator<'_> {
         };
         let place =
             staging.as_ref().map_or_else(|| "the copy that was given".to_owned(), |staging| staging.place());
-        let mut there = Migrator::new(engine, self.settings.clone(), self.watch, self.make);
+        let mut there =
+            Migrator::new(engine, Settings { head: None, ..self.settings.clone() }, self.watch, self.make);
         let run = |there: &mut Migrator<'_>| -> Result<Option<super::Report>, Error> {
             let report = match there.apply(migration, None)? {
                 Applied::Already => return Ok(None),

@@ -70,8 +70,21 @@ pub struct Head {
     pub hash: String,
 }
 
+impl Head {
+    /// The end of a chain without entries.
+    pub fn genesis() -> Self {
+        Self { number: 0, hash: genesis() }
+    }
+}
+
 fn genesis() -> String {
     "0".repeat(64)
+}
+
+/// What to say of a history with `there` entries when more were seen before.
+pub fn cut_off(kept: &Head, there: u64) -> Error {
+    let says = format!("the end is cut off: entry {} was seen before", kept.number);
+    Error::History { entry: there + 1, says }
 }
 
 /// The end of the chain.
@@ -82,7 +95,7 @@ pub fn head(sql: &mut dyn Sql) -> Result<Head, Error> {
     let query =
         format!("SELECT number, hash FROM {} ORDER BY number DESC LIMIT 1", table(sql.dialect(), "history"));
     match sql.query(&query, &[])?.first() {
-        None => Ok(Head { number: 0, hash: genesis() }),
+        None => Ok(Head::genesis()),
         Some(row) => Ok(Head {
             number: u64::try_from(row[0].integer()?).unwrap_or(0),
             hash: row[1].text()?.to_owned(),
@@ -164,10 +177,7 @@ pub fn read(sql: &mut dyn Sql, kept: Option<&Head>) -> Result<Vec<Entry>, Error>
         hash.clone_into(&mut previous);
     }
     match kept {
-        Some(kept) if kept.number > entries.len() as u64 => {
-            let says = format!("the end is cut off: entry {} was seen before", kept.number);
-            Err(Error::History { entry: entries.len() as u64 + 1, says })
-        }
+        Some(kept) if kept.number > entries.len() as u64 => Err(cut_off(kept, entries.len() as u64)),
         _ => Ok(entries),
     }
 }

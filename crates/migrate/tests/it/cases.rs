@@ -9,8 +9,8 @@ use cutover_migrate::{
     grace::{Floor, FloorUnknown, Ticks},
     ir::Op,
     plan::is_additive,
-    run::{Applied, Migrator},
-    state::{Phase, history, sql::Value},
+    run::{Applied, Migrator, Settings, no_functions},
+    state::{Phase, sql::Value},
 };
 
 use crate::{
@@ -306,7 +306,7 @@ fn two_additive_migrations_count_up_by_one_each_and_copy_nothing() {
     assert_eq!((first.version, second.version, migrator.status().unwrap().version), (1, 2, 2));
     assert!(first.ledger.is_empty() && second.ledger.is_empty());
     assert_eq!(database.texts("SELECT count(*) FROM orders WHERE one IS NULL AND two IS NULL"), ["1000"]);
-    let applied = migrator.history(None).unwrap().into_iter().filter(|entry| entry.event == "applied");
+    let applied = migrator.history().unwrap().into_iter().filter(|entry| entry.event == "applied");
     let authors: Vec<(String, String)> = applied.map(|entry| (entry.migration, entry.author)).collect();
     assert_eq!(authors, [("0001".into(), "tester".into()), ("0002".into(), "tester".to_owned())]);
     assert!(matches!(
@@ -349,7 +349,7 @@ fn edited_migration_is_refused_field_by_field_until_it_is_rebaselined() {
     }
     migrator.rebaseline(&edited, "only wider").unwrap();
     assert!(matches!(migrator.apply(&edited, None), Ok(Applied::Already)));
-    let last = migrator.history(None).unwrap().pop().unwrap();
+    let last = migrator.history().unwrap().pop().unwrap();
     assert_eq!((last.event.as_str(), last.detail["reason"].as_str()), ("rebaselined", Some("only wider")));
 }
 
@@ -376,7 +376,7 @@ fn history_that_was_edited_cut_or_reordered_stops_everything() {
         let mut migrator = migrator(database.engine(), &Unwatched);
         done(migrator.apply(&migration("0001", None, ""), None));
         database.client().execute_batch(damage).unwrap();
-        assert!(matches!(migrator.history(None), Err(Error::History { .. })), "{damage}");
+        assert!(matches!(migrator.history(), Err(Error::History { .. })), "{damage}");
         let next = migration("0002", Some("0001"), "");
         assert!(matches!(migrator.apply(&next, None), Err(Error::History { .. })), "{damage}");
     }
@@ -384,10 +384,38 @@ fn history_that_was_edited_cut_or_reordered_stops_everything() {
     let database = Database::new(ORDERS);
     let mut migrator = migrator(database.engine(), &Unwatched);
     done(migrator.apply(&migration("0001", None, ""), None));
-    let head = history::head(migrator.engine().another().as_deref_mut().unwrap()).unwrap();
-    database.client().execute_batch("DELETE FROM _cutover_history WHERE number = 2").unwrap();
-    assert!(migrator.history(None).is_ok());
-    assert!(matches!(migrator.history(Some(&head)), Err(Error::History { .. })));
+    let head = migrator.head().unwrap();
+    let next = migration("0002", Some("0001"), "");
+    for cut in ["number = 2", "number > 0"] {
+        database.client().execute_batch(&format!("DELETE FROM _cutover_history WHERE {cut}")).unwrap();
+        assert!(migrator.history().is_ok());
+        let keeper = Settings { head: Some(head.clone()), ..settings() };
+        let mut keeper = Migrator::new(database.engine(), keeper, &Unwatched, &no_functions);
+        assert!(matches!(keeper.history(), Err(Error::History { .. })));
+        assert!(matches!(keeper.apply(&next, None), Err(Error::History { .. })));
+        assert!(matches!(keeper.complete("0001", &everywhere("9.0.0"), 0), Err(Error::History { .. })));
+    }
+    // So is a database that has no state at all any more.
+    let other = Database::new(ORDERS);
+    let keeper = Settings { head: Some(head), ..settings() };
+    let mut keeper = Migrator::new(other.engine(), keeper, &Unwatched, &no_functions);
+    assert!(matches!(keeper.history(), Err(Error::History { .. })));
+}
+
+#[test]
+fn deadline_names_the_phase_it_passed_in_and_the_migration_goes_on_later() {
+    let database = Database::new(ORDERS);
+    let mut migrator = migrator(database.engine(), &Unwatched);
+    let money = migration("0001", None, MONEY);
+    let mut hurried = money.clone();
+    hurried.run.deadline_s = Some(0);
+    match migrator.apply(&hurried, None) {
+        Err(Error::Stopped { cause, .. }) => {
+            assert!(matches!(*cause, Error::Deadline { phase: Phase::ShadowCreate, .. }), "{cause}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(done(migrator.apply(&money, None)).resumed);
 }
 
 #[test]

@@ -55,6 +55,42 @@ fn example_plugin_conforms_and_rewrites_a_table() {
     assert_eq!(database.texts("SELECT phone FROM users WHERE id IN (1, 600)"), ["+49301", "+4930600"]);
 }
 
+#[test]
+fn plugin_that_is_not_the_one_of_the_approved_plan_does_not_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("phone-normaliser@1");
+    std::fs::copy(example().join("phone-normaliser@1"), &program).unwrap();
+    let database = Database::new(
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, phone TEXT); INSERT INTO users VALUES (1, '030 1');",
+    );
+    let make = |op: &Op| Ok(Box::new(Plugin::of_step(op, directory.path())?) as Box<dyn RowFunction>);
+    let phones = migration("0001", None, STEP);
+    let mut migrator = Migrator::new(database.engine(), settings(), &Unwatched, &make);
+    let plan = migrator.plan(&phones).unwrap();
+    assert_eq!(plan.plugins.len(), 1);
+    assert!(plan.to_text().contains(&plan.plugins["phone-normaliser@1"].to_string()));
+    // Stopped on the way, by its deadline; then somebody puts another program there.
+    let mut hurried = phones.clone();
+    hurried.run.deadline_s = Some(0);
+    assert!(matches!(migrator.apply(&hurried, None), Err(Error::Stopped { .. })));
+    let text = std::fs::read_to_string(&program).unwrap();
+    std::fs::write(&program, format!("{text}\n# another one\n")).unwrap();
+    match migrator.apply(&phones, None) {
+        Err(Error::Plugin { name, .. }) => assert_eq!(name, "phone-normaliser@1"),
+        other => panic!("{other:?}"),
+    }
+    std::fs::write(&program, text).unwrap();
+    done(migrator.apply(&phones, None));
+    assert_eq!(database.texts("SELECT phone FROM users"), ["+49301"]);
+    // Before anything began, it is the approval that no longer fits.
+    let approval = plan.approval().to_string();
+    assert_ne!(approval, {
+        let mut other = plan;
+        other.plugins.clear();
+        other.approval().to_string()
+    });
+}
+
 fn script(directory: &Path, body: &str) -> PathBuf {
     let path = directory.join("bad@1");
     std::fs::write(&path, format!("#!/usr/bin/env python3\nimport json, sys, time\n{body}\n")).unwrap();

@@ -111,7 +111,7 @@ column = { name = "city", type = "text" }
         with_migrator(&database, &Unwatched, |migrator| migrator.apply(&first, None)).expect("a no-op");
     assert!(matches!(again, Applied::Already));
     let (status, history) = with_migrator(&database, &Unwatched, |migrator| {
-        (migrator.status().expect("status"), migrator.history(None).expect("history"))
+        (migrator.status().expect("status"), migrator.history().expect("history"))
     });
     assert_eq!(status.version, 2);
     assert!(status.migrations.iter().all(|one| one.phase == Phase::Cleanup && one.author == "tester"));
@@ -501,7 +501,47 @@ fn the_key_becomes_wider_while_keys_change() {
     assert_eq!(database.value("SELECT count(*) || ' ' || pg_typeof(max(id)) FROM events"), "3001 integer");
 }
 
-// copy_resurrects_deleted_row, snapshot_delete_misses_copy, nested_trigger_stale_copy.
+// copy_resurrects_deleted_row.
+#[test]
+fn rows_that_a_client_deletes_or_moves_while_they_are_copied_do_not_come_back() {
+    if !have_server() {
+        return;
+    }
+    let database = Database::with(USERS);
+    struct Open<'d>(&'d Database<'static>, Mutex<Option<postgres::Client>>);
+    impl Watch for Open<'_> {
+        fn phase(&self, phase: Phase) {
+            if phase == Phase::Backfill {
+                let mut client = self.0.client();
+                client
+                    .batch_execute("BEGIN; DELETE FROM users WHERE id IN (1, 2); UPDATE users SET id = 9003 WHERE id = 3")
+                    .expect("begun");
+                *self.1.lock().expect("lock") = Some(client);
+            }
+        }
+        fn point(&self, name: &str) {
+            // They were copied and verified as they had been: the client has not ended.
+            if name == "swap.before"
+                && let Some(mut client) = self.1.lock().expect("lock").take()
+            {
+                client.batch_execute("COMMIT").expect("committed");
+            }
+        }
+    }
+    let steps = "[[step]]\nop = \"alter_column\"\ntable = \"users\"\ncolumn = \"age\"\ntype = \"bigint\"\n";
+    let watch = Open(&database, Mutex::new(None));
+    let plan = migration("0001_age", None, steps);
+    done(with_migrator(&database, &watch, |migrator| migrator.apply(&plan, None)));
+    assert_eq!(database.value("SELECT count(*) FROM users"), "1998");
+    assert_eq!(
+        database.value(
+            "SELECT string_agg(id || name, ' ' ORDER BY id) FROM users WHERE id IN (1, 2, 3, 4, 9003)"
+        ),
+        "4n4 9003n3"
+    );
+}
+
+// snapshot_delete_misses_copy, nested_trigger_stale_copy.
 #[test]
 fn old_snapshots_and_nested_triggers_leave_no_stale_rows() {
     if !have_server() {
@@ -677,4 +717,41 @@ fn two_migrators_exclude_each_other_and_an_edited_file_is_refused() {
     let edited =
         apply(&database, "0001_age", None, &steps.replace("bigint", "text")).map(drop).expect_err("edited");
     assert!(matches!(edited, Error::Edited { .. }), "{edited:?}");
+}
+
+// X18.
+#[test]
+fn rehearsal_copies_the_database_beside_it_keeps_the_copy_on_failure_and_drops_it_on_success() {
+    if !have_server() {
+        return;
+    }
+    let database = Database::with(USERS);
+    let copies = "SELECT count(*) FROM pg_database WHERE datname = 'cutover_rehearsal_0001'";
+    let unique = |columns: &str| {
+        format!(
+            "[[step]]\nop = \"add_unique\"\ntable = \"users\"\nname = \"one\"\ncolumns = [\"{columns}\"]\n"
+        )
+    };
+    let rehearse = |steps: &str| {
+        with_migrator(&database, &Unwatched, |migrator| {
+            migrator.rehearse(&migration("0001", None, steps), None)
+        })
+    };
+    assert!(rehearse(&unique("age")).is_err(), "ages are not unique");
+    assert_eq!(database.value(copies), "1", "kept for people to look at");
+    let steps = unique("email") + ADD_PHONE;
+    with_migrator(&database, &Unwatched, |migrator| {
+        assert!(matches!(
+            migrator.demand_rehearsal(&migration("0001", None, &steps)),
+            Err(Error::Refused(_))
+        ));
+    });
+    rehearse(&steps).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(database.value(copies), "0", "dropped");
+    assert_eq!(database.value("SELECT count(*) FROM pg_attribute WHERE attname = 'phone'"), "0", "untouched");
+    with_migrator(&database, &Unwatched, |migrator| {
+        let migration = migration("0001", None, &steps);
+        migrator.demand_rehearsal(&migration).expect("rehearsed");
+        done(migrator.apply(&migration, None));
+    });
 }

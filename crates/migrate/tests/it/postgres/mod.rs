@@ -7,3 +7,4 @@ mod harness;
 mod oracle;
 mod preserving;
 mod server;
+mod tls;

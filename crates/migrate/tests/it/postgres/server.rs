@@ -61,7 +61,7 @@ pub(crate) fn have_server() -> bool {
 }
 
 /// The user as whom a server runs when we are root: it refuses to run as root.
-fn postgres_user() -> Option<(u32, u32)> {
+pub(crate) fn postgres_user() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }
@@ -76,6 +76,8 @@ pub(crate) struct Server {
     pub(crate) directory: PathBuf,
     bin: PathBuf,
     user: Option<(u32, u32)>,
+    /// Settings beyond those of every server, as `name=value`.
+    settings: Vec<String>,
     process: Mutex<Option<Child>>,
 }
 
@@ -84,6 +86,11 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 impl Server {
     /// Makes and starts a server; `fsync` only where a test kills it.
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| Vec::new())
+    }
+
+    /// As [`start`](Self::start), with settings of its own; `make` may put files for the server into its directory.
+    pub(crate) fn start_with(make: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let bin = bindir().expect("postgres is installed");
         let user = postgres_user();
         let base = tempfile::Builder::new().prefix("cutover-pg-").tempdir().expect("a directory").keep();
@@ -91,7 +98,8 @@ impl Server {
         if let Some((uid, gid)) = user {
             chown(&base, Some(uid), Some(gid)).expect("owned by postgres");
         }
-        let server = Self { directory: base, bin, user, process: Mutex::new(None) };
+        let settings = make(&base);
+        let server = Self { directory: base, bin, user, settings, process: Mutex::new(None) };
         let copied =
             Command::new("cp").arg("-a").arg(server.template()).arg(server.directory.join("data")).status();
         assert!(copied.expect("cp runs").success(), "the template cannot be copied");
@@ -168,6 +176,9 @@ impl Server {
         ] {
             command.arg("-c").arg(setting);
         }
+        for setting in &self.settings {
+            command.arg("-c").arg(setting);
+        }
         command.stdout(Stdio::null()).stderr(log);
         // The death signal is bound to the thread that starts the process: one that ends with the process.
         let (send, receive) = mpsc::channel();
@@ -210,7 +221,8 @@ impl Server {
 
     /// A connection string.
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("host={} user=postgres dbname={database}", self.directory.display())
+        let port = self.settings.iter().find_map(|setting| setting.strip_prefix("port=")).unwrap_or("5432");
+        format!("host={} port={port} user=postgres dbname={database}", self.directory.display())
     }
 
     /// The schema of a database as pg_dump prints it.

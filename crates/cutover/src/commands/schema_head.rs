@@ -1,0 +1,53 @@
+//! The end of a database's history, kept in a file outside of it: what somebody cuts off in the database is missed here.
+
+use std::path::{Path, PathBuf};
+
+use cutover_migrate::{run::Migrator, state::history::Head};
+
+use crate::{
+    exit::Exit,
+    failure::Failure,
+    files::{self, Existing},
+};
+
+/// Where the head is kept: `schema.head_file`, or the state of the root that is updated.
+#[derive(Clone, Debug)]
+pub(super) struct KeptHead(Option<PathBuf>);
+
+impl KeptHead {
+    /// Kept at `path`; nowhere without one.
+    pub(super) fn at(path: Option<PathBuf>) -> Self {
+        Self(path)
+    }
+
+    /// The head that was kept; `None` when none was yet.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no head.
+    pub(super) fn read(&self) -> Result<Option<Head>, Failure> {
+        let Some(path) = self.0.as_deref().filter(|path| path.exists()) else { return Ok(None) };
+        let bytes = files::read("the head of the schema history", path)?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(path).because(error))
+    }
+
+    /// Keeps where the history ends now, when it has moved.
+    ///
+    /// # Errors
+    /// The database cannot be asked, or the file not be written.
+    pub(super) fn keep(&self, before: Option<&Head>, migrator: &mut Migrator<'_>) -> Result<(), Failure> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        let now = migrator.head()?;
+        if now.number == 0 || before == Some(&now) {
+            return Ok(());
+        }
+        files::write(path, 0o644, Existing::Replace, |out| {
+            serde_json::to_writer(out, &now).map_err(|error| Failure::io("write", path, error.into()))
+        })
+    }
+
+    fn damaged(&self, path: &Path) -> Failure {
+        Failure::new(Exit::Damaged, format!("`{}` is no head of a schema history", path.display())).hint(
+            "compare the database with a backup; then remove this file, and the next command keeps the head anew",
+        )
+    }
+}
