@@ -5,7 +5,7 @@
 //! [`Policy::hold_ms`]; it calls [`Pace::between`] between chunks and [`Task::point`] before and after every commit, so that
 //! tests can kill it there. Phases are run for all changes of a migration before the next phase begins.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use cutover_core::model::Digest;
 
@@ -113,7 +113,7 @@ pub struct Unwatched;
 
 impl Watch for Unwatched {}
 
-/// What one chunk did: the line of the ledger.
+/// What a chunk did: the line of the ledger; or several that were done in one go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChunkDone {
     /// Rows of the old table that were read. `seen = copied + present + rejected`.
@@ -124,8 +124,10 @@ pub struct ChunkDone {
     pub present: u64,
     /// Rows that do not fit.
     pub rejected: u64,
-    /// How long the transaction held its locks, in microseconds.
+    /// How long a transaction held its locks at most, in microseconds.
     pub held_us: u64,
+    /// How long it took in all, in microseconds, where that was more than one transaction.
+    pub took_us: u64,
     /// How long it waited for locks, in microseconds.
     pub waited_us: u64,
 }
@@ -137,6 +139,8 @@ pub struct Go {
     pub rows: u64,
     /// How many workers may be at work: one while clients are, so that they do not wait for a processor behind us.
     pub workers: usize,
+    /// For how long chunks may follow each other before [`Pace::between`] is called again; zero for one chunk.
+    pub budget: Duration,
 }
 
 /// Decides between chunks: renews the lease, obeys pause, rate and cancel, measures, and waits. Shared by workers.

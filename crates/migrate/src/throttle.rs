@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Measured {
     /// Rows of the chunk.
     pub rows: u64,
-    /// How long it held its locks.
+    /// How long it took: as long as it held its locks, or all of several chunks.
     pub held: Duration,
     /// The latency of the probe, as a client sees it; `None` without a probe, or before its first answer.
     pub probe: Option<Duration>,
@@ -34,8 +34,9 @@ pub struct Throttle {
 const ROWS_MIN: u64 = 64;
 /// The weight of the last chunk in the average speed.
 const LAST: f64 = 0.125;
-/// In company, chunks last this part of what they may, and as long nothing is done after each.
-const POLITE: u32 = 25;
+/// In company, chunks last this part of what they may. They follow each other without pauses: one process that works on
+/// disturbs clients less than one that keeps waking up among them.
+const POLITE: u32 = 50;
 /// A probe faster than this is never a reason to slow down: below it the difference is noise of the scheduler, or one flush of
 /// the log that waits for another.
 const PROBE_FLOOR: Duration = Duration::from_millis(5);
@@ -67,7 +68,7 @@ impl Throttle {
     /// Takes in a measurement; returns how long to stay out before the next chunk. Over twice the baseline, or after waiting
     /// for clients longer than the hold, the chunk is halved and a pause begins that doubles up to one second; else the chunk
     /// becomes what the hold allows at the speed of the last ones, growing by an eighth at most. Clients at work shorten the
-    /// hold, though not to chunks below half the first. Nothing done is nothing learnt.
+    /// hold, though not to chunks below a quarter of the first. Nothing done is nothing learnt.
     pub fn observe(&mut self, measured: Measured) -> Duration {
         if measured.rows == 0 && measured.waited.is_zero() {
             return Duration::ZERO;
@@ -81,14 +82,14 @@ impl Throttle {
         }
         self.backing_off = self.backing_off.saturating_sub(1);
         let (hold, least) =
-            if measured.company { (self.hold / POLITE, self.rows_first / 2) } else { (self.hold, ROWS_MIN) };
+            if measured.company { (self.hold / POLITE, self.rows_first / 4) } else { (self.hold, ROWS_MIN) };
         let now = measured.rows as f64 / measured.held.as_secs_f64().max(1e-6);
         let speed = self.speed.map_or(now, |speed| speed + (now - speed) * LAST);
         self.speed = Some(speed);
         let fits = (speed * hold.as_secs_f64()) as u64;
         let grown = self.rows + self.rows / 8;
         self.rows = fits.clamp(least.max(ROWS_MIN).min(grown), grown).min(self.rows_max);
-        if measured.company { measured.held } else { Duration::ZERO }
+        Duration::ZERO
     }
 }
 
@@ -141,14 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn clients_at_work_get_short_holds_and_pauses() {
+    fn clients_at_work_get_short_holds() {
         let mut throttle = Throttle::new(1000, HOLD);
-        let chunk = Measured { rows: 1000, held: HOLD / 5, company: true, ..Measured::default() };
-        assert_eq!(throttle.observe(chunk), HOLD / 5);
-        assert_eq!(throttle.rows(), 500);
+        let chunk = Measured { rows: 1000, held: HOLD / 20, company: true, ..Measured::default() };
+        assert_eq!(throttle.observe(chunk), Duration::ZERO);
+        assert_eq!(throttle.rows(), 400);
         // Slower still, but small enough already.
-        throttle.observe(Measured { rows: 500, held: HOLD, ..chunk });
-        assert_eq!(throttle.rows(), 500);
+        for _ in 0..40 {
+            throttle.observe(Measured { rows: 400, held: HOLD, ..chunk });
+        }
+        assert_eq!(throttle.rows(), 250);
     }
 
     #[test]

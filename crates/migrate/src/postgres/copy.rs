@@ -20,6 +20,7 @@ use super::{
     session::{Row, Session, kind, literal},
     shape::Shape,
     sync::Sync as Dual,
+    walk::{Ended, place_parts, walk},
 };
 use crate::{
     engine::{ChunkDone, Go, Pace, Task, Work},
@@ -57,7 +58,7 @@ pub(crate) enum Walk {
 }
 
 impl Walk {
-    fn columns(self) -> (&'static str, &'static str) {
+    pub(crate) fn columns(self) -> (&'static str, &'static str) {
         match self {
             Self::Copy => ("copied_at", "copied"),
             Self::Verify => ("verified_at", "verified"),
@@ -188,10 +189,9 @@ pub(crate) fn ledger(
     walk: Walk,
     part: u64,
     numbers: &str,
-    low: Option<&[String]>,
+    low: &str,
     high: &str,
 ) -> String {
-    let low = low.map_or("NULL".to_owned(), |key| literal(&key_json(key)));
     let migration = literal(task.migration);
     let table = literal(shape.change.table.as_str());
     let kind = literal(walk.word());
@@ -203,18 +203,47 @@ pub(crate) fn ledger(
     )
 }
 
+/// The place where a range's next chunk begins, as SQL text.
+pub(crate) fn low_text(range: &Range) -> String {
+    let low = range.at.as_deref().or(range.low.as_deref());
+    low.map_or("NULL".to_owned(), |key| literal(&key_json(key)))
+}
+
+/// The place of a range now.
+pub(crate) fn place_of(
+    session: &mut Session,
+    shape: &Shape<'_>,
+    walk: Walk,
+    number: u64,
+) -> Result<Option<Vec<String>>, Error> {
+    let (at, _) = walk.columns();
+    let table = shape.artefacts.own("range");
+    Ok(key_of(session.value(&format!("SELECT {at} FROM {table} WHERE number = {number}"))?.as_ref()))
+}
+
 /// What one chunk did and the range's new place; `None` when the range is done.
 pub(crate) type Stepped = Result<(ChunkDone, Option<Vec<String>>), Error>;
 
-/// Runs `walk` over the open ranges with the policy's workers. `step` does one chunk; it returns what it did and the range's
-/// new place, `None` when the range is done. The first error ends all workers.
+/// Moves a range by what a chunk did; whether the range is done.
+pub(crate) fn moved(range: &mut Range, stepped: Stepped) -> Result<(ChunkDone, bool), Error> {
+    let (chunk, place) = stepped?;
+    let ended = place.is_none();
+    range.at = place.or(range.at.take());
+    Ok((chunk, ended))
+}
+
+/// Does the next chunk of a range, or some; moves it, and says whether it is done.
+pub(crate) type Step<'s> =
+    dyn Fn(&mut PostgresEngine, &mut Range, &Go) -> Result<(ChunkDone, bool), Error> + Sync + 's;
+
+/// Runs `step` over the open ranges with the policy's workers. The first error ends all workers.
 pub(crate) fn each_chunk(
     engine: &PostgresEngine,
     task: &Task<'_>,
     shape: &Shape<'_>,
     pace: &dyn Pace,
     ranges: Vec<Range>,
-    step: &(dyn Fn(&mut PostgresEngine, &Range, u64) -> Stepped + Sync),
+    step: &Step<'_>,
 ) -> Result<Work, Error> {
     let dial = &engine.dial;
     let total = AtomicU64::new(0);
@@ -236,7 +265,7 @@ pub(crate) fn each_chunk(
     };
     let work = || -> Result<(), Error> {
         let mut engine = dial.engine()?;
-        engine.session.run(WORKER)?;
+        engine.session.run(&format!("{WORKER}; SET lock_timeout = '{}ms'", task.policy.lock_timeout_ms))?;
         let mut go = pace.between(&mut engine, &shape.change.table, &ChunkDone::default())?;
         let mut shrink: u32 = 0;
         loop {
@@ -261,17 +290,16 @@ pub(crate) fn each_chunk(
                     }
                     break;
                 }
-                let rows = (go.rows >> shrink.min(16)).max(1);
-                match step(&mut engine, &range, rows) {
-                    Ok((chunk, place)) => {
+                let this = Go { rows: (go.rows >> shrink.min(16)).max(1), ..go };
+                match step(&mut engine, &mut range, &this) {
+                    Ok((chunk, ended)) => {
                         shrink = shrink.saturating_sub(1);
                         total.fetch_add(chunk.seen, Ordering::Relaxed);
                         done.fetch_add(chunk.copied, Ordering::Relaxed);
                         longest.fetch_max(chunk.held_us, Ordering::Relaxed);
                         go = pace.between(&mut engine, &shape.change.table, &chunk)?;
-                        match place {
-                            Some(key) => range.at = Some(key),
-                            None => break,
+                        if ended {
+                            break;
                         }
                     }
                     // Somebody holds a row of the chunk: smaller chunks pass by more of the table meanwhile.
@@ -321,8 +349,29 @@ pub(crate) fn copy(
     pace: &dyn Pace,
     ranges: Vec<Range>,
 ) -> Result<Work, Error> {
-    each_chunk(engine, task, shape, pace, ranges, &|engine, range, rows| {
-        copy_chunk(engine, task, shape, range, rows, Around::Nothing)
+    each_chunk(engine, task, shape, pace, ranges, &|engine, range, go| {
+        let dual = Dual::new(shape, super::sync::Way::Forward);
+        let place = range.at.as_ref().or(range.low.as_ref());
+        let low = place.map(|_| place_parts(shape.key.len()));
+        let high = range.high.as_ref().map(|key| key.iter().map(|part| literal(part)).collect::<Vec<_>>());
+        let filter = dual.between_parts("s", false, low.as_deref(), high.as_deref());
+        let chunk = statement(task, shape, &dual, range.number, &filter, "$1", go.rows, Around::Nothing);
+        task.point("backfill.before");
+        match walk(engine, task, shape, Walk::Copy, range, &chunk, go.budget) {
+            Ok((ended, done)) => {
+                task.point("backfill.after");
+                Ok((done, ended == Ended::AtEnd))
+            }
+            Err(error) if matches!(kind(&error), Some(SqlErrorKind::Unique | SqlErrorKind::Data)) => {
+                let around = match kind(&error) {
+                    Some(SqlErrorKind::Unique) => Around::Anything,
+                    _ => Around::Nothing,
+                };
+                let stepped = copy_chunk(engine, task, shape, range, go.rows, around);
+                moved(range, stepped)
+            }
+            Err(error) => Err(error),
+        }
     })
 }
 
@@ -339,6 +388,51 @@ fn number(row: &Row, at: usize) -> u64 {
     row.get(at).and_then(Option::as_deref).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// The statement of a chunk: writes the first `rows` rows that satisfy `filter` (over `s`), its line in the ledger and the
+/// range's new place; yields that place, rows seen, rows written, and `end` when the range is done, else `more`.
+#[allow(clippy::too_many_arguments, reason = "two callers; each is a different thing")]
+fn statement(
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    dual: &Dual<'_>,
+    number: u64,
+    filter: &str,
+    low: &str,
+    rows: u64,
+    around: Around,
+) -> String {
+    let columns = super::shape::columns_of(shape);
+    let order = dual.order("s");
+    let descending =
+        dual.source_key.iter().map(|name| format!("s.{name} DESC")).collect::<Vec<_>>().join(", ");
+    let ledger = ledger(
+        task,
+        shape,
+        Walk::Copy,
+        number,
+        "(SELECT count(*) FROM src), (SELECT count(*) FROM written), (SELECT count(*) FROM src) - (SELECT count(*) FROM written), 0",
+        low,
+        "(SELECT json_build_array(%KEY%)::text FROM src AS s ORDER BY %DESC% LIMIT 1)",
+    )
+    .replace("%KEY%", &dual.key_text("s"))
+    .replace("%DESC%", &descending);
+    let (cursor, done) = Walk::Copy.columns();
+    format!(
+        "WITH src AS MATERIALIZED (SELECT {columns} FROM {source} AS s WHERE {filter} ORDER BY {order} LIMIT {rows}), \
+         written AS ({write} RETURNING 1), \
+         line AS ({ledger} RETURNING high, seen, copied), \
+         moved AS (UPDATE {range_table} SET {cursor} = coalesce((SELECT high FROM line), {cursor}), {done} = (SELECT seen < {rows} FROM line) WHERE number = {number} RETURNING 1) \
+         SELECT high, seen, copied, CASE WHEN seen < {rows} THEN 'end' ELSE 'more' END FROM line",
+        source = dual.source,
+        write = match around {
+            Around::Nothing => dual.write_missing("src"),
+            Around::Anything => dual.write_from("src AS s"),
+        },
+        range_table = shape.artefacts.own("range"),
+    )
+}
+
+/// One chunk by itself.
 fn copy_chunk(
     engine: &mut PostgresEngine,
     task: &Task<'_>,
@@ -350,38 +444,11 @@ fn copy_chunk(
     let dual = Dual::new(shape, super::sync::Way::Forward);
     let low = range.at.as_deref().or(range.low.as_deref());
     let filter = dual.between("s", false, low, range.high.as_deref());
-    let columns = super::shape::columns_of(shape);
-    let order = dual.order("s");
-    let descending =
-        dual.source_key.iter().map(|name| format!("s.{name} DESC")).collect::<Vec<_>>().join(", ");
-    let ledger = ledger(
-        task,
-        shape,
-        Walk::Copy,
-        range.number,
-        "(SELECT count(*) FROM src), (SELECT count(*) FROM written), (SELECT count(*) FROM src) - (SELECT count(*) FROM written), 0",
-        low,
-        "(SELECT json_build_array(%KEY%)::text FROM src AS s ORDER BY %DESC% LIMIT 1)",
-    )
-    .replace("%KEY%", &dual.key_text("s"))
-    .replace("%DESC%", &descending);
-    let (cursor, done) = Walk::Copy.columns();
     let sql = format!(
-        "BEGIN; SET LOCAL lock_timeout = '{timeout}ms'; {fence}; \
-         WITH src AS MATERIALIZED (SELECT {columns} FROM {source} AS s WHERE {filter} ORDER BY {order} LIMIT {rows}), \
-         written AS ({write} RETURNING 1), \
-         line AS ({ledger} RETURNING high, seen, copied), \
-         moved AS (UPDATE {range_table} SET {cursor} = coalesce((SELECT high FROM line), {cursor}), {done} = (SELECT seen < {rows} FROM line) WHERE number = {number} RETURNING 1) \
-         SELECT high, seen, copied FROM line; COMMIT",
-        timeout = task.policy.lock_timeout_ms,
-        fence = fence(task.epoch),
-        source = dual.source,
-        write = match around {
-            Around::Nothing => dual.write_missing("src"),
-            Around::Anything => dual.write_from("src AS s"),
-        },
-        range_table = shape.artefacts.own("range"),
-        number = range.number,
+        "BEGIN; SET LOCAL lock_timeout = '{}ms'; {}; {}; COMMIT",
+        task.policy.lock_timeout_ms,
+        fence(task.epoch),
+        statement(task, shape, &dual, range.number, &filter, &low_text(range), rows, around),
     );
     task.point("backfill.before");
     let since = Instant::now();
@@ -396,9 +463,8 @@ fn copy_chunk(
                 seen,
                 copied,
                 present: seen - copied.min(seen),
-                rejected: 0,
                 held_us: u64::try_from(held.as_micros()).unwrap_or(u64::MAX),
-                waited_us: 0,
+                ..ChunkDone::default()
             };
             let place = if seen < rows { None } else { key_of(row.first().and_then(Option::as_ref)) };
             Ok((chunk, place))
@@ -452,7 +518,15 @@ fn reject_one(
             sample: vec![format!("{} = {}: {reason}", shape.key.join(", "), key.join(", "))],
         });
     }
-    let line = ledger(task, shape, Walk::Copy, range.number, "1, 0, 0, 1", low, &literal(&key_json(&key)));
+    let line = ledger(
+        task,
+        shape,
+        Walk::Copy,
+        range.number,
+        "1, 0, 0, 1",
+        &low_text(range),
+        &literal(&key_json(&key)),
+    );
     engine
         .session
         .transaction(&format!(

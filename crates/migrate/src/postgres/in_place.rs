@@ -9,8 +9,8 @@ use super::{
     PostgresEngine,
     build::{concurrently, drop_artefacts, duplicates},
     copy::{
-        Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger, make_ranges, open_ranges,
-        range_table,
+        Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger, low_text, make_ranges, moved,
+        open_ranges, range_table,
     },
     polite::{Locks, ddl, fence, unfence},
     relation::{Relation, find},
@@ -257,8 +257,9 @@ pub(crate) fn backfill(
         let dual = Dual::new(shape, Way::Forward);
         make_ranges(&mut engine.session, task, shape, &dual, source.rows_estimate)?;
         let ranges = open_ranges(&mut engine.session, shape, Walk::Copy)?;
-        work = each_chunk(engine, task, shape, pace, ranges, &|engine, range, rows| {
-            fill_chunk(engine, task, shape, &dual, range, rows, None)
+        work = each_chunk(engine, task, shape, pace, ranges, &|engine, range, go| {
+            let stepped = fill_chunk(engine, task, shape, &dual, range, go.rows, None);
+            moved(range, stepped)
         })?;
     }
     let table = here(shape);
@@ -371,7 +372,7 @@ fn fill_chunk(
                 Walk::Copy,
                 range.number,
                 &format!("{seen}, {changed}, {}, 0", seen.saturating_sub(changed)),
-                low,
+                &low_text(range),
                 &high,
             );
             session.run(&format!(
@@ -386,9 +387,8 @@ fn fill_chunk(
             seen,
             copied: changed.min(seen),
             present: seen.saturating_sub(changed),
-            rejected: 0,
             held_us: u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX),
-            waited_us: 0,
+            ..ChunkDone::default()
         };
         Ok((chunk, if seen < rows { None } else { last }))
     })();
@@ -625,8 +625,9 @@ pub(crate) fn verify(
             }
             let dual = Dual::new(shape, Way::Forward);
             let whole = vec![Range { number: u64::MAX >> 1, low: None, high: None, at: None }];
-            let again = each_chunk(engine, task, shape, pace, whole, &|engine, range, rows| {
-                fill_chunk(engine, task, shape, &dual, range, rows, Some(&all))
+            let again = each_chunk(engine, task, shape, pace, whole, &|engine, range, go| {
+                let stepped = fill_chunk(engine, task, shape, &dual, range, go.rows, Some(&all));
+                moved(range, stepped)
             })?;
             work.resynced += again.done;
         }

@@ -25,6 +25,7 @@ mod sync;
 mod tls;
 mod verify;
 mod views;
+mod walk;
 
 use std::time::{Duration, Instant};
 

@@ -11,6 +11,7 @@
 use super::{
     session::{ident, literal},
     shape::Shape,
+    walk,
 };
 
 /// Which way rows flow.
@@ -295,7 +296,7 @@ impl<'a> Sync<'a> {
              CREATE OR REPLACE FUNCTION {one}({parameters}) RETURNS text {header} AS {}; \
              CREATE OR REPLACE FUNCTION {}() RETURNS trigger {header} AS {}; \
              CREATE OR REPLACE FUNCTION {}() RETURNS trigger {header} AS {}; \
-             CREATE OR REPLACE FUNCTION {}(_limit bigint, _again boolean) RETURNS bigint {header} AS {}",
+             CREATE OR REPLACE FUNCTION {}(_limit bigint, _again boolean) RETURNS bigint {header} AS {}; {}",
             dirty_definition.join(", "),
             literal(&format!("#variable_conflict use_column\nDECLARE _n bigint; {one_body}")),
             self.shape.artefacts.own(&self.way.function("row")),
@@ -304,6 +305,7 @@ impl<'a> Sync<'a> {
             literal(&truncate_body),
             self.shape.artefacts.own(&self.way.function("drain")),
             literal(&format!("#variable_conflict use_column\n{drain_body}")),
+            walk::procedure(&self.shape.artefacts.own(walk::PROCEDURE)),
         )
     }
 
@@ -365,6 +367,18 @@ impl<'a> Sync<'a> {
         low: Option<&[String]>,
         high: Option<&[String]>,
     ) -> String {
+        let texts = |key: &[String]| key.iter().map(|part| literal(part)).collect::<Vec<_>>();
+        self.between_parts(alias, on_target, low.map(texts).as_deref(), high.map(texts).as_deref())
+    }
+
+    /// As [`between`](Self::between), of parts that are SQL text: expressions that yield each part of a key as text.
+    pub(crate) fn between_parts(
+        &self,
+        alias: &str,
+        on_target: bool,
+        low: Option<&[String]>,
+        high: Option<&[String]>,
+    ) -> String {
         let (key, types) =
             if on_target { (&self.target_key, &self.target_types) } else { (&self.source_key, &self.types) };
         let tuple = Self::tuple(alias, key);
@@ -374,8 +388,8 @@ impl<'a> Sync<'a> {
                 .zip(&self.types)
                 .zip(types)
                 .map(|((value, kind), other)| match kind == other {
-                    true => format!("{}::{kind}", literal(value)),
-                    false => format!("{}::{kind}::{other}", literal(value)),
+                    true => format!("{value}::{kind}"),
+                    false => format!("{value}::{kind}::{other}"),
                 })
                 .collect();
             if parts.len() == 1 { parts[0].clone() } else { format!("({})", parts.join(", ")) }

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use super::{
     PostgresEngine,
-    copy::{Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger},
+    copy::{Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger, low_text, moved},
     polite::{fence, unfence},
     relation::Relation,
     session::{ident, literal},
     shape::Shape,
     sync::{Sync as Dual, Way},
+    walk::{Ended, place_parts, walk},
 };
 use crate::{
     change::RowStep,
@@ -88,13 +89,82 @@ pub(crate) fn verify(
 ) -> Result<Work, Error> {
     let (should, is) = fingerprints(shape, target);
     let resynced = std::sync::atomic::AtomicU64::new(0);
-    let mut work = each_chunk(engine, task, shape, pace, ranges, &|engine, range, rows| {
-        verify_chunk(engine, task, shape, &should, &is, range, rows * VERIFY_FACTOR, &resynced)
+    let mut work = each_chunk(engine, task, shape, pace, ranges, &|engine, range, go| {
+        let rows = go.rows * VERIFY_FACTOR;
+        let chunk = statement(task, shape, &should, &is, range, rows);
+        task.point("verify.before");
+        let (ended, done) = walk(engine, task, shape, Walk::Verify, range, &chunk, go.budget)?;
+        task.point("verify.after");
+        if ended != Ended::AtOddity || done.seen > 0 {
+            return Ok((done, false));
+        }
+        let stepped = verify_chunk(engine, task, shape, &should, &is, range, rows, &resynced);
+        moved(range, stepped)
     })?;
     work.resynced = resynced.into_inner();
     Ok(work)
 }
 
+/// The statement of a chunk of `rows` rows that are alike: its line in the ledger and the range's new place. What is not alike,
+/// or fewer rows, is an oddity.
+fn statement(task: &Task<'_>, shape: &Shape<'_>, should: &str, is: &str, range: &Range, rows: u64) -> String {
+    let dual = Dual::new(shape, Way::Forward);
+    let parts = shape.key.len();
+    let low = range.at.as_ref().or(range.low.as_ref()).map(|_| place_parts(parts));
+    let high = range.high.as_ref().map(|key| key.iter().map(|part| literal(part)).collect::<Vec<_>>());
+    let bound: Vec<String> = (0..parts).map(|at| format!("(SELECT k::json->>{at} FROM bound)")).collect();
+    let in_source = format!(
+        "{}{}",
+        dual.between_parts("s", false, low.as_deref(), Some(&bound)),
+        not_rejected(task, shape, &dual)
+    );
+    let in_target = dual.between_parts("t", true, low.as_deref(), Some(&bound));
+    let (cursor, _) = Walk::Verify.columns();
+    format!(
+        "WITH bound AS MATERIALIZED (SELECT json_build_array({key})::text AS k FROM {source} AS s WHERE {rest} ORDER BY {order} OFFSET {before} LIMIT 1), \
+         compared AS MATERIALIZED (SELECT a.n, EXISTS (SELECT 1 FROM bound) AND a.n = b.n AND a.h = b.h AS alike FROM {counts}), \
+         line AS ({ledger} WHERE (SELECT alike FROM compared)), \
+         moved AS (UPDATE {range_table} SET {cursor} = (SELECT k FROM bound) WHERE number = {number} AND (SELECT alike FROM compared)) \
+         SELECT (SELECT k FROM bound), n, n, CASE WHEN alike THEN 'more' ELSE 'odd' END FROM compared",
+        key = dual.key_text("s"),
+        source = dual.source,
+        rest = dual.between_parts("s", false, low.as_deref(), high.as_deref()),
+        order = dual.order("s"),
+        before = rows.saturating_sub(1),
+        counts = counts(shape, &dual, should, is, &in_source, &in_target),
+        ledger = ledger(
+            task,
+            shape,
+            Walk::Verify,
+            range.number,
+            "(SELECT n FROM compared), 0, (SELECT n FROM compared), 0",
+            "$1",
+            "(SELECT k FROM bound)",
+        ),
+        range_table = shape.artefacts.own("range"),
+        number = range.number,
+    )
+}
+
+/// Counts and fingerprints of both sides, `a` as it should be and `b` as it is.
+fn counts(
+    shape: &Shape<'_>,
+    dual: &Dual<'_>,
+    should: &str,
+    is: &str,
+    in_source: &str,
+    in_target: &str,
+) -> String {
+    let source_rows =
+        shape.forward(&format!("(SELECT s.* FROM {} AS s WHERE {in_source}) AS s", dual.source));
+    format!(
+        "(SELECT count(*) AS n, coalesce(sum(hash_record_extended({should}, 0)), 0) AS h FROM ({source_rows}) AS n) AS a, \
+         (SELECT count(*) AS n, coalesce(sum(hash_record_extended({is}, 0)), 0) AS h FROM {} AS t WHERE {in_target}) AS b",
+        dual.target
+    )
+}
+
+/// One chunk by itself: what differs is found and synced, or is fatal.
 #[allow(clippy::too_many_arguments, reason = "one caller; each is a different thing")]
 fn verify_chunk(
     engine: &mut PostgresEngine,
@@ -121,16 +191,12 @@ fn verify_chunk(
     let in_source = dual.between("s", false, low, high);
     let in_target = dual.between("t", true, low, high);
     let in_source = format!("{in_source}{}", not_rejected(task, shape, &dual));
-    let source_rows =
-        shape.forward(&format!("(SELECT s.* FROM {} AS s WHERE {in_source}) AS s", dual.source));
     let since = Instant::now();
     let counted = engine
         .session
         .row(&format!(
-            "SELECT a.n, b.n, a.n = b.n AND a.h = b.h FROM \
-               (SELECT count(*) AS n, coalesce(sum(hash_record_extended({should}, 0)), 0) AS h FROM ({source_rows}) AS n) AS a, \
-               (SELECT count(*) AS n, coalesce(sum(hash_record_extended({is}, 0)), 0) AS h FROM {} AS t WHERE {in_target}) AS b",
-            dual.target
+            "SELECT a.n, b.n, a.n = b.n AND a.h = b.h FROM {}",
+            counts(shape, &dual, should, is, &in_source, &in_target)
         ))?
         .unwrap_or_default();
     let held_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -143,7 +209,6 @@ fn verify_chunk(
     }
     let is_done = bound.is_none();
     let high_text = high.map_or("NULL".to_owned(), |key| literal(&key_json(key)));
-    task.point("verify.before");
     engine
         .session
         .transaction(&format!(
@@ -155,14 +220,13 @@ fn verify_chunk(
                 Walk::Verify,
                 range.number,
                 &format!("{seen}, {repaired}, {}, 0", seen - repaired.min(seen)),
-                low,
+                &low_text(range),
                 &high_text
             ),
             advance(shape, Walk::Verify, range, bound.as_deref(), is_done),
         ))
         .map_err(unfence(task.epoch))?;
-    task.point("verify.after");
-    let chunk = ChunkDone { seen, copied: seen, present: 0, rejected: 0, held_us, waited_us: 0 };
+    let chunk = ChunkDone { seen, copied: seen, held_us, ..ChunkDone::default() };
     Ok((chunk, bound))
 }
 

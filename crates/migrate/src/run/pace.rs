@@ -107,6 +107,7 @@ pub(super) struct Pacer<'r> {
     watch: &'r dyn crate::engine::Watch,
     deadline: Option<Duration>,
     started: Instant,
+    hold: Duration,
     probed: &'r Probed,
     inner: Mutex<Inner>,
 }
@@ -130,6 +131,7 @@ impl<'r> Pacer<'r> {
             watch: task.watch,
             deadline: migration.run.deadline_s.map(Duration::from_secs),
             started,
+            hold: Duration::from_millis(task.policy.hold_ms),
             probed,
             inner: Mutex::new(Inner {
                 phase: Phase::Idle,
@@ -214,7 +216,7 @@ impl Pace for Pacer<'_> {
         }
         self.look_for_company(sql)?;
         let held = Duration::from_micros(done.held_us);
-        let (rows, workers, pause, total) = {
+        let (go, pause, total) = {
             let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
             // The rate is one of writing.
             if inner.phase == Phase::Backfill {
@@ -222,7 +224,7 @@ impl Pace for Pacer<'_> {
             }
             let measured = Measured {
                 rows: done.seen,
-                held,
+                held: held.max(Duration::from_micros(done.took_us)),
                 probe: self.probed.last(),
                 waited: Duration::from_micros(done.waited_us),
                 company: inner.company,
@@ -233,7 +235,9 @@ impl Pace for Pacer<'_> {
             }
             let pause = pause.max(wait_for_rate(inner.done, inner.since.elapsed(), inner.rate));
             let workers = if inner.company { 1 } else { usize::MAX };
-            (inner.throttle.rows(), workers, pause, inner.done)
+            // A rate is kept chunk by chunk.
+            let budget = if inner.rate.is_some() { Duration::ZERO } else { self.hold };
+            (Go { rows: inner.throttle.rows(), workers, budget }, pause, inner.done)
         };
         self.watch.progress(table, total, self.plan.rows);
         // In slices, so that a wish is obeyed while a low rate makes it wait long.
@@ -247,6 +251,6 @@ impl Pace for Pacer<'_> {
                 }
             }
         }
-        Ok(Go { rows, workers })
+        Ok(go)
     }
 }
