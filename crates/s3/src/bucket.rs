@@ -6,8 +6,11 @@
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use object_store::{
-    Attribute, Attributes, GetResult, ObjectStore as _, ObjectStoreExt as _, PutMode, PutMultipartOptions,
-    PutOptions, UpdateVersion, aws::AmazonS3, path::Path,
+    Attribute, Attributes, GetResult, MultipartId, ObjectStore as _, ObjectStoreExt as _, PutMode,
+    PutMultipartOptions, PutOptions, UpdateVersion,
+    aws::AmazonS3,
+    multipart::{MultipartStore as _, PartId},
+    path::Path,
 };
 
 use crate::{
@@ -29,6 +32,8 @@ pub(crate) enum Cached {
     ForEver,
     /// It is replaced.
     Never,
+    /// Nothing is said: it is read by whoever may, and not through caches.
+    Unsaid,
 }
 
 impl Cached {
@@ -36,6 +41,7 @@ impl Cached {
         let control = match self {
             Self::ForEver => "public, max-age=31536000, immutable",
             Self::Never => "no-cache",
+            Self::Unsaid => return Attributes::new(),
         };
         Attributes::from_iter([(Attribute::CacheControl, control)])
     }
@@ -68,9 +74,14 @@ enum There {
     Another(String),
 }
 
+/// Paths and sizes, as they are listed.
+type Files<'a> = BoxStream<'a, Result<(String, u64), S3Error>>;
+
 /// A place in a bucket. Has no runtime of its own.
 pub(crate) struct Bucket {
     store: AmazonS3,
+    /// The same, for requests that make parts a file: it adds `If-None-Match: *`, which `store` has no way to say there.
+    completing: AmazonS3,
     address: S3Address,
     endpoint: String,
     region: String,
@@ -78,8 +89,8 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     pub(crate) fn new(client: Client, address: S3Address) -> Self {
-        let Client { store, endpoint, region, bucket_url: _ } = client;
-        Self { store, address, endpoint, region }
+        let Client { store, completing, endpoint, region, bucket_url: _ } = client;
+        Self { store, completing, address, endpoint, region }
     }
 
     /// Says what a failed request means.
@@ -92,7 +103,7 @@ impl Bucket {
         S3Error::Unconditional { endpoint: self.endpoint.clone(), header }
     }
 
-    fn key(&self, path: &str) -> Result<Path, S3Error> {
+    pub(crate) fn key(&self, path: &str) -> Result<Path, S3Error> {
         Path::parse(self.address.key(path)).map_err(|error| self.judge("name", path, error.into()))
     }
 
@@ -251,6 +262,51 @@ impl Bucket {
         begun.map_err(|error| self.judge("write", path, error))
     }
 
+    /// Begins a file in parts that [`Bucket::complete_new`] makes one.
+    pub(crate) async fn begin_new(&self, path: &str) -> Result<MultipartId, S3Error> {
+        let begun = self.store.create_multipart(&self.key(path)?).await;
+        begun.map_err(|error| self.judge("write", path, error))
+    }
+
+    /// Writes one part.
+    pub(crate) async fn put_part(
+        &self,
+        path: &str,
+        id: &MultipartId,
+        number: usize,
+        bytes: Bytes,
+    ) -> Result<PartId, S3Error> {
+        let put = self.store.put_part(&self.key(path)?, id, number, bytes.into()).await;
+        put.map_err(|error| self.judge("write", path, error))
+    }
+
+    /// Makes parts a file, if there is none.
+    pub(crate) async fn complete_new(
+        &self,
+        path: &str,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<Written, S3Error> {
+        use object_store::Error::{AlreadyExists, NotModified, Precondition};
+        match self.completing.complete_multipart(&self.key(path)?, id, parts).await {
+            Ok(put) => Ok(Written::Done(put.e_tag.unwrap_or_default())),
+            Err(AlreadyExists { .. } | NotModified { .. }) => Ok(Written::Otherwise),
+            Err(error @ Precondition { .. }) => match self.judge("write", path, error) {
+                error @ S3Error::NoBucket { .. } => Err(error),
+                _ => Ok(Written::Otherwise),
+            },
+            Err(error) => Err(self.judge("write", path, error)),
+        }
+    }
+
+    /// Gives parts up that did not become a file. Those that stay after a failure are removed by a rule of the bucket.
+    pub(crate) async fn give_up(&self, path: &str, id: &MultipartId) {
+        let Ok(key) = self.key(path) else { return };
+        if let Err(error) = self.store.abort_multipart(&key, id).await {
+            tracing::warn!(%error, path, "parts of an upload stay");
+        }
+    }
+
     /// Removes files; those that are not there are passed over.
     pub(crate) async fn remove(&self, paths: &[String]) -> Result<(), S3Error> {
         let keys = paths.iter().map(|path| self.key(path)).collect::<Result<Vec<_>, _>>()?;
@@ -270,15 +326,35 @@ impl Bucket {
 
     /// Every file below a directory, sorted.
     pub(crate) async fn list(&self, directory: &str) -> Result<Vec<String>, S3Error> {
-        let below = self.address.key(directory);
-        let prefix = if below.is_empty() { None } else { Some(self.key(directory)?) };
         let mut files = Vec::new();
-        let mut listed: BoxStream<'_, _> = self.store.list(prefix.as_ref());
-        while let Some(meta) = listed.next().await {
-            let meta = meta.map_err(|error| self.judge("list", directory, error))?;
-            files.extend(self.address.path_of(meta.location.as_ref()).map(str::to_owned));
+        let mut listed = self.listing(directory, None)?;
+        while let Some(file) = listed.next().await {
+            files.push(file?.0);
         }
         files.sort_unstable();
         Ok(files)
+    }
+
+    /// Every file below a directory, or those after one of them, with its size; asked for page by page, in the bucket's order.
+    pub(crate) fn listing<'a>(
+        &'a self,
+        directory: &'a str,
+        after: Option<&str>,
+    ) -> Result<Files<'a>, S3Error> {
+        let below = self.address.key(directory);
+        let prefix = if below.is_empty() { None } else { Some(self.key(directory)?) };
+        let listed = match after {
+            Some(after) => self.store.list_with_offset(prefix.as_ref(), &self.key(after)?),
+            None => self.store.list(prefix.as_ref()),
+        };
+        let file = move |meta: object_store::Result<object_store::ObjectMeta>| {
+            let meta = match meta {
+                Ok(meta) => meta,
+                Err(error) => return Some(Err(self.judge("list", directory, error))),
+            };
+            let path = self.address.path_of(meta.location.as_ref())?.to_owned();
+            Some(Ok((path, meta.size)))
+        };
+        Ok(listed.filter_map(move |meta| std::future::ready(file(meta))).boxed())
     }
 }

@@ -91,6 +91,14 @@ pub enum S3Error {
         /// The header that it ignores.
         header: &'static str,
     },
+    /// Nothing more can be stored there.
+    #[error("the bucket `{bucket}` is full ({code})")]
+    Full {
+        /// The bucket.
+        bucket: String,
+        /// What the storage calls it, such as `QuotaExceeded`.
+        code: String,
+    },
     /// Somebody else changed what this run has read.
     #[error("somebody else has changed `{0}` since this run read it")]
     Changed(String),
@@ -114,6 +122,9 @@ pub enum S3Error {
         source: Box<dyn Error + Send + Sync>,
     },
 }
+
+/// What storages call a bucket that takes no more: quotas of Ceph and MinIO, full disks of MinIO.
+const FULL: &[&str] = &["QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull"];
 
 /// What one request was about.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +161,7 @@ impl S3Error {
                 "use a storage that honours conditional writes (Amazon S3, MinIO, Ceph, Cloudflare R2 do), or publish \
                  to a directory and copy it"
             }
+            Self::Full { .. } => "make room there, or raise the bucket's quota",
             Self::Changed(_) | Self::LockLost { .. } => "run this again: nothing of this run was published",
             Self::Other { .. } => "run this again: what is there already is not written twice",
         }
@@ -184,6 +196,7 @@ impl S3Error {
         let code = code_of(&error.to_string());
         let is_redirect = error.to_string().contains("redirect without LOCATION");
         match (&error, code.as_deref()) {
+            (_, Some(full)) if FULL.contains(&full) => Self::Full { bucket, code: full.to_owned() },
             (_, Some("NoSuchBucket")) => Self::NoBucket { endpoint, bucket },
             (
                 _,
@@ -206,7 +219,10 @@ impl S3Error {
 
 impl From<S3Error> for io::Error {
     fn from(error: S3Error) -> Self {
-        Self::other(error)
+        match &error {
+            S3Error::Full { .. } => Self::new(io::ErrorKind::StorageFull, error),
+            _ => Self::other(error),
+        }
     }
 }
 

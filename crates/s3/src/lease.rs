@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::Mutex, task::AbortHandle, time::sleep};
 
 use crate::{
+    background::Background,
     bucket::{Bucket, Cached, Replaces, Written},
     error::S3Error,
 };
@@ -110,7 +111,7 @@ pub(crate) enum Asked {
 pub(crate) struct Lease {
     pub(crate) held: Arc<Held>,
     bucket: Arc<Bucket>,
-    runtime: Arc<tokio::runtime::Runtime>,
+    runtime: Arc<Background>,
     renewing: AbortHandle,
 }
 
@@ -129,7 +130,7 @@ impl Drop for Lease {
 /// Asks for the lock. Takes as long as it takes to see whether a present holder lives: at most `lease`.
 pub(crate) fn take(
     bucket: &Arc<Bucket>,
-    runtime: &Arc<tokio::runtime::Runtime>,
+    runtime: &Arc<Background>,
     (owner, lease): (&str, Duration),
 ) -> Result<Asked, S3Error> {
     let held = match runtime.block_on(acquire(bucket, owner, lease))? {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use http::{HeaderMap, HeaderValue, header::IF_NONE_MATCH};
 use object_store::{
     BackoffConfig, ClientOptions, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
@@ -12,7 +13,7 @@ use crate::{address::S3Address, credentials, error::S3Error};
 
 /// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time for one request with its body; the largest body is 64 MiB.
+/// Longest time for one request with its body, unless told otherwise.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// Further tries of a request after errors that may pass.
 const RETRIES: usize = 5;
@@ -39,6 +40,8 @@ pub struct S3Options {
     pub instance_credentials: bool,
     /// Certificates (PEM) that the storage's may lead to, beside the system's. Default: `AWS_CA_BUNDLE`.
     pub ca_file: Option<PathBuf>,
+    /// Longest time for one request with its body. Default: 10 minutes; the largest body of a publisher is 64 MiB.
+    pub request_timeout: Duration,
     /// How long a publisher that gives no sign of life keeps others out.
     pub lease: Duration,
     /// What others are told of who holds the publisher's lock.
@@ -56,6 +59,7 @@ impl Default for S3Options {
             profile: None,
             instance_credentials: false,
             ca_file: None,
+            request_timeout: REQUEST_TIMEOUT,
             lease: Duration::from_secs(30),
             owner: format!("process {}", std::process::id()),
         }
@@ -65,6 +69,8 @@ impl Default for S3Options {
 /// A client and what messages call it.
 pub(crate) struct Client {
     pub(crate) store: AmazonS3,
+    /// One that adds `If-None-Match: *` to every request.
+    pub(crate) completing: AmazonS3,
     pub(crate) endpoint: String,
     pub(crate) region: String,
     /// Where the bucket's objects are, without a `/` at the end.
@@ -96,7 +102,7 @@ impl S3Options {
         }
         let mut http = ClientOptions::new()
             .with_allow_http(self.allow_http)
-            .with_timeout(REQUEST_TIMEOUT)
+            .with_timeout(self.request_timeout)
             .with_connect_timeout(CONNECT_TIMEOUT);
         if let Some(path) = self.ca_file.clone().or_else(|| set("AWS_CA_BUNDLE").map(PathBuf::from)) {
             for certificate in certificates(&path)? {
@@ -107,11 +113,11 @@ impl S3Options {
             .with_bucket_name(address.bucket())
             .with_region(&region)
             .with_virtual_hosted_style_request(!is_path_style)
-            .with_client_options(http)
+            .with_client_options(http.clone())
             .with_retry(RetryConfig {
                 backoff: BackoffConfig::default(),
                 max_retries: RETRIES,
-                retry_timeout: RETRY_TIMEOUT,
+                retry_timeout: RETRY_TIMEOUT.min(self.request_timeout),
             });
         let is_named = endpoint.is_some();
         let endpoint = endpoint.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
@@ -122,8 +128,12 @@ impl S3Options {
         }
         let bucket_url = if is_path_style { format!("{endpoint}/{}", address.bucket()) } else { hosted };
         let builder = credentials::apply(self, variable, builder)?;
-        let store = builder.build().map_err(|error| S3Error::Settings(Box::new(error)))?;
-        Ok(Client { store, endpoint, region, bucket_url })
+        let absent = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("*"))]);
+        let completing = builder.clone().with_client_options(http.with_default_headers(absent));
+        let built =
+            |builder: AmazonS3Builder| builder.build().map_err(|error| S3Error::Settings(Box::new(error)));
+        let (store, completing) = (built(builder)?, built(completing)?);
+        Ok(Client { store, completing, endpoint, region, bucket_url })
     }
 }
 

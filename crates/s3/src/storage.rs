@@ -11,11 +11,12 @@ use std::{
 use bytes::Bytes;
 use cutover_repo::{Batch, Fill, Lock, Storage};
 use futures_util::{StreamExt as _, stream::BoxStream};
-use object_store::WriteMultipart;
-use tokio::{runtime::Runtime, task::JoinSet};
+use object_store::{GetResult, WriteMultipart};
+use tokio::task::JoinSet;
 
 use crate::{
     address::S3Address,
+    background::Background,
     bucket::{Bucket, Cached, PARALLEL},
     error::S3Error,
     lease::{self, Asked, Held},
@@ -31,7 +32,7 @@ const PARTS_PARALLEL: usize = 4;
 
 /// A repository in a bucket. One thread of its own does the requests.
 pub struct S3Storage {
-    runtime: Arc<Runtime>,
+    runtime: Arc<Background>,
     bucket: Arc<Bucket>,
     address: S3Address,
     owner: String,
@@ -60,12 +61,7 @@ impl S3Storage {
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, S3Error> {
         let client = options.client(&address, variable)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("s3")
-            .enable_all()
-            .build()
-            .map_err(|error| S3Error::Settings(Box::new(error)))?;
+        let runtime = Background::start().map_err(|error| S3Error::Settings(Box::new(error)))?;
         Ok(Self {
             runtime: Arc::new(runtime),
             bucket: Arc::new(Bucket::new(client, address.clone())),
@@ -108,13 +104,7 @@ impl Storage for S3Storage {
         let found = self.runtime.block_on(self.bucket.open(path))?;
         remember(&self.seen, path, found.as_ref().and_then(|found| found.meta.e_tag.clone()));
         let Some(found) = found else { return Ok(None) };
-        Ok(Some(Box::new(Reader {
-            runtime: Arc::clone(&self.runtime),
-            bucket: Arc::clone(&self.bucket),
-            path: path.to_owned(),
-            stream: found.into_stream(),
-            current: Bytes::new(),
-        })))
+        Ok(Some(Box::new(Reader::new(&self.runtime, &self.bucket, path, found))))
     }
 
     fn size(&self, path: &str) -> io::Result<Option<u64>> {
@@ -165,12 +155,19 @@ impl Storage for S3Storage {
 }
 
 /// A file that is read.
-struct Reader {
-    runtime: Arc<Runtime>,
+pub(crate) struct Reader {
+    runtime: Arc<Background>,
     bucket: Arc<Bucket>,
     path: String,
     stream: BoxStream<'static, object_store::Result<Bytes>>,
     current: Bytes,
+}
+
+impl Reader {
+    pub(crate) fn new(runtime: &Arc<Background>, bucket: &Arc<Bucket>, path: &str, found: GetResult) -> Self {
+        let (runtime, bucket) = (Arc::clone(runtime), Arc::clone(bucket));
+        Self { runtime, bucket, path: path.to_owned(), stream: found.into_stream(), current: Bytes::new() }
+    }
 }
 
 impl Read for Reader {

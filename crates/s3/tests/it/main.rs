@@ -3,4 +3,7 @@
 
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 mod moto;
+mod objects;
 mod port;
+#[allow(dead_code, reason = "each of the two crates uses what it needs")]
+mod proxy;
