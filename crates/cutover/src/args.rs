@@ -903,6 +903,9 @@ pub(crate) struct IndexRepair {
     /// The directory that holds `episodes/`.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) root: PathBuf,
+    /// The place in a bucket that holds `episodes/` instead: `s3://BUCKET/PREFIX`. The index stays in the root.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) storage: Option<String>,
     /// The index file. Default: `index.jsonl` in the root.
     #[arg(long, value_name = "FILE")]
     pub(crate) index: Option<PathBuf>,

@@ -11,7 +11,7 @@ use cutover_core::{
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
-use crate::gate::{Ages, Both, GitSource, Owner, ReleasesSource, Rules, Source};
+use crate::gate::{Ages, Both, GitSource, Owner, ReleaseTrust, ReleasesSource, Rules, Selection, Source};
 
 /// `[gate]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct GateSettings {
     pub listen: Vec<String>,
     /// The directory of `episodes/` and `index.jsonl`.
     pub root: PathBuf,
+    /// Where episodes are kept when not in the root.
+    pub storage: StorageSettings,
     /// The request header that names the commit.
     pub header: String,
     /// Other names of that header.
@@ -67,6 +69,8 @@ pub struct ReleasesSettings {
     /// The directory of a release repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<PathBuf>,
+    /// By what the releases are believed.
+    pub trust: ReleasesTrust,
     /// Only releases of this package. Unset: of every one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub package: Option<Name>,
@@ -80,12 +84,34 @@ pub struct ReleasesSettings {
     pub last: usize,
 }
 
+/// By what releases are believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReleasesTrust {
+    /// By where they lie: whoever writes to the directory is trusted.
+    #[default]
+    Directory,
+    /// By the trust anchor of the program: metadata and manifests are verified as on a host.
+    Anchor,
+}
+
+/// `[gate.storage]`: where episodes are kept when not in the root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageSettings {
+    /// A place in a bucket of S3-compatible storage: `s3://BUCKET/PREFIX`. The index stays in the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
 /// `[gate.attest]`: what hosts sign.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AttestSettings {
     /// What is demanded.
     pub policy: AttestPolicy,
+    /// What makes a signed commit verified.
+    pub proof: AttestProof,
     /// The public key of each host: `ed25519:BASE64` (32 bytes) or `p256:BASE64` (the uncompressed point, 65 bytes).
     pub keys: BTreeMap<String, String>,
 }
@@ -101,6 +127,17 @@ pub enum AttestPolicy {
     Accept,
     /// Every upload must be signed.
     Require,
+}
+
+/// What makes a signed commit verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttestProof {
+    /// The signature of the host.
+    #[default]
+    Host,
+    /// That, and that it names a release whose signed manifest was built from the commit.
+    Release,
 }
 
 /// `[gate.git]`: the clone.
@@ -181,6 +218,7 @@ impl Default for GateSettings {
             aliases: vec!["X-Cis490-Code-Commit".to_owned()],
             remediation: "Update the code on this host to a recent commit, then send the data again."
                 .to_owned(),
+            storage: StorageSettings::default(),
             source: SourceKind::Git,
             git: GitSettings::default(),
             releases: ReleasesSettings::default(),
@@ -251,11 +289,24 @@ pub enum Listen {
 }
 
 impl GateSettings {
-    /// What is judged by.
+    /// What is judged by, for a program without a trust anchor.
     ///
     /// # Errors
-    /// [`SettingError`]: the source is not named well, or its window is none (I22).
+    /// As [`GateSettings::rules_trusting`].
     pub fn rules(&self) -> Result<Rules, SettingError> {
+        self.rules_trusting(None)
+    }
+
+    /// What is judged by. `trust` is what releases are verified by where that is demanded.
+    ///
+    /// # Errors
+    /// [`SettingError`]: the source is not named well, its window is none (I22), or there is nothing to verify by.
+    pub fn rules_trusting(&self, trust: Option<&ReleaseTrust>) -> Result<Rules, SettingError> {
+        let is_verified = self.source != SourceKind::Git && self.releases.trust == ReleasesTrust::Anchor;
+        if self.attest.proof == AttestProof::Release && !is_verified {
+            let what = "needs `gate.source` `releases` or `both`, and `gate.releases.trust = \"anchor\"`";
+            return Err(SettingError::new("gate.attest.proof", what));
+        }
         let switch = match (self.closed, self.enabled) {
             (true, _) => Switch::Closed,
             (false, true) => Switch::Enforce,
@@ -267,8 +318,8 @@ impl GateSettings {
         };
         let source: Option<Arc<dyn Source>> = match self.source {
             SourceKind::Git => self.git_source()?,
-            SourceKind::Releases => self.releases_source(),
-            SourceKind::Both => match (self.git_source()?, self.releases_source()) {
+            SourceKind::Releases => self.releases_source(trust)?,
+            SourceKind::Both => match (self.git_source()?, self.releases_source(trust)?) {
                 (Some(git), Some(releases)) => Some(Arc::new(Both(git, releases))),
                 _ => None,
             },
@@ -288,15 +339,19 @@ impl GateSettings {
         Ok(Rules { switch, source, ages })
     }
 
-    fn releases_source(&self) -> Option<Arc<dyn Source>> {
-        let ReleasesSettings { repository, package, channel, minimum, last } = &self.releases;
-        Some(Arc::new(ReleasesSource {
-            repository: repository.clone()?,
-            package: package.clone(),
-            channel: channel.clone(),
-            minimum: minimum.clone(),
-            last: *last,
-        }))
+    fn releases_source(&self, trust: Option<&ReleaseTrust>) -> Result<Option<Arc<dyn Source>>, SettingError> {
+        let ReleasesSettings { repository, trust: demanded, package, channel, minimum, last } =
+            self.releases.clone();
+        let Some(repository) = repository else { return Ok(None) };
+        let trust = match (demanded, trust) {
+            (ReleasesTrust::Directory, _) => None,
+            (ReleasesTrust::Anchor, Some(trust)) => Some(trust.clone()),
+            (ReleasesTrust::Anchor, None) => {
+                return Err(SettingError::new("gate.releases.trust", "this program has no trust anchor"));
+            }
+        };
+        let selection = Selection { package, channel, minimum, last };
+        Ok(Some(Arc::new(ReleasesSource::new(repository, selection, trust))))
     }
 
     fn git_source(&self) -> Result<Option<Arc<dyn Source>>, SettingError> {

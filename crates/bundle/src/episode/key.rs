@@ -4,10 +4,7 @@ use std::fmt;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64ct::{Base64, Encoding as _};
-use cutover_core::{
-    admission::{CommitHash, EpisodeKey, attested},
-    model::Digest,
-};
+use cutover_core::admission::{Attestation, Statement};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -63,9 +60,10 @@ impl HostKey {
 
     /// Signs what a host says of an upload. Returns the value of the header `X-Code-Attestation`
     /// (docs/formats/attestation.md).
-    pub fn attest(&self, commit: &CommitHash, key: &EpisodeKey, sha256: Digest, sequence: u64) -> String {
-        let signature = self.0.sign(&attested(commit, key, sha256, sequence));
-        format!("v=1; seq={sequence}; sig={}", Base64::encode_string(signature.as_ref()))
+    pub fn attest(&self, statement: &Statement<'_>) -> String {
+        let signature = Base64::encode_string(self.0.sign(&statement.bytes()).as_ref());
+        let Statement { sequence, release, .. } = *statement;
+        Attestation { release, sequence, signature: &signature }.header()
     }
 }
 
@@ -77,7 +75,10 @@ fn der_pem(der: &[u8]) -> Zeroizing<String> {
 #[cfg(test)]
 mod tests {
     use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-    use cutover_core::admission::Attestation;
+    use cutover_core::{
+        admission::{CommitHash, EpisodeKey},
+        model::Digest,
+    };
 
     use super::*;
 
@@ -88,17 +89,22 @@ mod tests {
         let public = Base64::decode_vec(made.public().strip_prefix("ed25519:").unwrap()).unwrap();
         let commit: CommitHash = "a".repeat(40).parse().unwrap();
         let key = EpisodeKey::new("h", "e").unwrap();
-        let value = HostKey::from_pem(pem.as_bytes()).unwrap().attest(&commit, &key, Digest::of(b"x"), 3);
-        let header = Attestation::parse(value.as_bytes()).unwrap();
-        assert_eq!(header.sequence, 3);
-        let signature = Base64::decode_vec(header.signature).unwrap();
-        let holds = |statement: &[u8]| {
-            UnparsedPublicKey::new(&ED25519, &public).verify(statement, &signature).is_ok()
-        };
-        assert!(holds(&attested(&commit, &key, Digest::of(b"x"), 3)));
-        assert!(!holds(&attested(&commit, &key, Digest::of(b"x"), 4)));
-        assert!(!holds(&attested(&commit, &key, Digest::of(b"y"), 3)));
-        assert!(!holds(&attested(&commit, &EpisodeKey::new("i", "e").unwrap(), Digest::of(b"x"), 3)));
+        let said =
+            Statement { commit: &commit, key: &key, sha256: Digest::of(b"x"), sequence: 3, release: None };
+        for said in [said, Statement { release: Some(Digest::of(b"manifest")), ..said }] {
+            let value = HostKey::from_pem(pem.as_bytes()).unwrap().attest(&said);
+            let header = Attestation::parse(value.as_bytes()).unwrap();
+            assert_eq!((header.sequence, header.release), (3, said.release));
+            let signature = Base64::decode_vec(header.signature).unwrap();
+            let holds = |statement: Statement<'_>| {
+                UnparsedPublicKey::new(&ED25519, &public).verify(&statement.bytes(), &signature).is_ok()
+            };
+            assert!(holds(said));
+            assert!(!holds(Statement { sequence: 4, ..said }));
+            assert!(!holds(Statement { sha256: Digest::of(b"y"), ..said }));
+            assert!(!holds(Statement { key: &EpisodeKey::new("i", "e").unwrap(), ..said }));
+            assert!(!holds(Statement { release: Some(Digest::of(b"another")), ..said }));
+        }
     }
 
     #[test]

@@ -1,15 +1,22 @@
 //! Yes or no to a commit, given what is known about the repository.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Claim, ClaimError, CommitHash, HashFormat, claim::of_format};
+use crate::model::Digest;
 
 /// The commits that may hand in data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     commits: BTreeSet<CommitHash>,
+    /// The digests of the manifests of releases, by the commit that each was built from as its signature vouches.
+    releases: BTreeMap<CommitHash, BTreeSet<Digest>>,
     head: CommitHash,
     format: Option<HashFormat>,
 }
@@ -22,13 +29,31 @@ impl Known {
         let commits: BTreeSet<CommitHash> = commits.collect();
         // Releases of two repositories may have both lengths; then neither is wrong.
         let format = commits.iter().all(|commit| commit.format() == head.format()).then(|| head.format());
-        Some(Self { commits, head, format })
+        Some(Self { commits, releases: BTreeMap::new(), head, format })
+    }
+
+    /// The set with releases that were built from its commits: pairs of a commit and the digest of a manifest. Whoever calls
+    /// this has verified the signatures of the manifests.
+    #[must_use]
+    pub fn with_releases(mut self, releases: impl IntoIterator<Item = (CommitHash, Digest)>) -> Self {
+        for (commit, manifest) in releases {
+            self.releases.entry(commit).or_default().insert(manifest);
+        }
+        self
+    }
+
+    /// Whether a release, named by the digest of its manifest, is known to be built from a commit.
+    pub fn is_release_of(&self, commit: &CommitHash, manifest: Digest) -> bool {
+        self.releases.get(commit).is_some_and(|releases| releases.contains(&manifest))
     }
 
     /// The set with the commits of another in it; the head stays.
     #[must_use]
     pub fn and(mut self, other: &Self) -> Self {
         self.commits.extend(other.commits.iter().cloned());
+        for (commit, releases) in &other.releases {
+            self.releases.entry(commit.clone()).or_default().extend(releases);
+        }
         self.format = self.format.filter(|format| other.format == Some(*format));
         self
     }

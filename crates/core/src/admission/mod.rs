@@ -11,7 +11,7 @@ mod decide;
 mod ids;
 mod row;
 
-pub use attest::{ATTESTATION_HEADER, Attestation, AttestationError, attested};
+pub use attest::{ATTESTATION_HEADER, Attestation, AttestationError, Statement};
 pub use claim::{Claim, ClaimError, claim};
 pub use commit::{CommitError, CommitHash, HashFormat};
 pub use decide::{

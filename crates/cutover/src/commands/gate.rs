@@ -10,16 +10,21 @@ use cutover_core::{
     admission::{CommitHash, HostId, Refusal, decide},
     model::Digest,
 };
-use cutover_server::{receiver::Receiver, settings::GateSettings};
+use cutover_server::{
+    gate::ReleaseTrust,
+    receiver::{Ports, Receiver},
+    settings::{GateSettings, ReleasesTrust},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Context;
+use super::{Context, place, trust};
 use crate::{
     args::{Gate, GateServe, GateSource},
     clock,
     exit::Exit,
     failure::Failure,
     output::{self, Form},
+    settings::{Resolved, Settings},
 };
 
 /// How often the settings files are looked at.
@@ -60,14 +65,18 @@ fn settings(context: &Context, flags: Flags) -> Result<(GateSettings, Vec<PathBu
 
 fn serve(command: &GateServe, context: &Context) -> Result<Exit, Failure> {
     let flags = serve_flags(command);
-    let (gate, files) = settings(context, flags.clone())?;
+    let Resolved { settings, files, .. } = context.settings(None, flags.clone())?;
+    let bucket =
+        settings.gate.storage.url.as_deref().map(|place| place::keeping(place, &settings)).transpose()?;
+    let trust = release_trust(&settings, settings.gate.root.join("trusted"))?;
+    let ports = Ports { clock: clock::precise, bucket, trust };
     let failed = |source| Failure::new(Exit::Failed, "failed to start the receiver").because(source);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
-        let receiver = Receiver::start(gate, clock::precise).await?;
+        let receiver = Receiver::start(settings.gate, ports).await?;
         announce(&receiver, context)?;
         let mut watched = Watched::new(files);
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -140,12 +149,30 @@ fn look_at(path: &Path) -> Seen {
     Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
 }
 
+/// What releases are verified by; nothing in a program without a trust anchor, which needs none unless the settings say so.
+fn release_trust(settings: &Settings, state: PathBuf) -> Result<Option<ReleaseTrust>, Failure> {
+    let anchor = match settings.gate.releases.trust {
+        ReleasesTrust::Anchor => trust::anchor()?,
+        // The settings may come to say otherwise while the receiver runs.
+        ReleasesTrust::Directory => match trust::own_anchor()? {
+            Some(anchor) => anchor,
+            None => return Ok(None),
+        },
+    };
+    let lists = trust::revocation_lists(&settings.trust_policy)?;
+    Ok(Some(ReleaseTrust { anchor, lists, state, clock: clock::precise }))
+}
+
 fn check(commit: &str, source: &GateSource, context: &Context) -> Result<Exit, Failure> {
-    let (gate, _) = settings(context, source_flags(source))?;
+    let settings = context.settings(None, source_flags(source))?.settings;
+    let gate = &settings.gate;
     let commit: CommitHash = commit.parse().map_err(|error| {
         Failure::usage(format!("`{commit}`: {error}")).hint("`git rev-parse COMMIT` prints it")
     })?;
-    let rules = gate.rules()?;
+    // What is believed is not kept: this may be somebody else than the receiver.
+    let aside = tempfile::tempdir()
+        .map_err(|source| Failure::io("make a directory in", &std::env::temp_dir(), source))?;
+    let rules = gate.rules_trusting(release_trust(&settings, aside.path().join("trusted"))?.as_ref())?;
     let known = match &rules.source {
         Some(source) => Some(std::sync::Arc::new(source.read()?)),
         None => None,

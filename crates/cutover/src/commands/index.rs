@@ -12,7 +12,7 @@ use cutover_server::ingest::{
     repair::{Check, Counts, Progress, RepairOptions, RepairWatch, Repaired, Writing, repair},
 };
 
-use super::Context;
+use super::{Context, place};
 use crate::{
     args::{Index, IndexRepair, ProgressForm},
     clock,
@@ -83,7 +83,12 @@ impl RepairWatch for Teller {
 fn repair_index(command: &IndexRepair, context: &Context) -> Result<Exit, Failure> {
     let layout = Layout::new(&command.root);
     let hosts = command.host.iter().map(|host| host.parse()).collect::<Result<_, _>>();
+    let bucket = match &command.storage {
+        None => None,
+        Some(place) => Some(place::kept(place, &context.settings(None, [])?.settings)?),
+    };
     let options = RepairOptions {
+        bucket,
         index: command.index.clone().unwrap_or_else(|| layout.index()),
         layout,
         hosts: hosts.map_err(|error| Failure::usage("`--host` names a host").because(error))?,

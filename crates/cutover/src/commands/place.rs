@@ -1,10 +1,11 @@
-//! Where a repository lies: in a directory, or in a bucket of S3-compatible storage; and how hosts read a bucket that is not
-//! public.
+//! Where a repository lies: in a directory, or in a bucket of S3-compatible storage; how hosts read a bucket that is not
+//! public; and the bucket that a receiver keeps episodes in.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use cutover_host::fetch::Buckets;
 use cutover_repo::{DirectoryStorage, Storage};
+use cutover_server::ingest;
 
 use super::Context;
 use crate::{failure::Failure, files, settings::Settings};
@@ -49,8 +50,106 @@ fn in_bucket(place: &Path, context: &Context) -> Result<Box<dyn Storage>, Failur
 
 #[cfg(not(feature = "s3"))]
 fn in_bucket(place: &Path, _: &Context) -> Result<Box<dyn Storage>, Failure> {
-    Err(Failure::usage(format!("this program was built without S3, which `{}` needs", place.display()))
-        .hint("build one with `cargo build --release --features s3`"))
+    Err(without_s3(&place.to_string_lossy()))
+}
+
+#[cfg(not(feature = "s3"))]
+fn without_s3(place: &str) -> Failure {
+    Failure::usage(format!("this program was built without S3, which `{place}` needs"))
+        .hint("build one with `cargo build --release --features s3`")
+}
+
+/// Opens the place in a bucket that a receiver keeps episodes in, and proves that it can. One that cannot be reached right now
+/// is no reason not to start: uploads are answered with 503 until it can.
+///
+/// # Errors
+/// It is no place in a bucket, or nothing could ever be kept there.
+#[cfg(feature = "s3")]
+pub(super) fn keeping(place: &str, settings: &Settings) -> Result<Arc<dyn ingest::Bucket>, Failure> {
+    use cutover_s3::S3Error;
+    let objects = episodes::open(place, settings)?;
+    match objects.0.prove() {
+        Ok(()) => {}
+        Err(error @ (S3Error::Unreachable { .. } | S3Error::Other { .. } | S3Error::Full { .. })) => {
+            let failure = Failure::from(error);
+            let causes = failure.causes().join(": ");
+            tracing::warn!(causes, "uploads are answered with 503 for now: {failure}");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Arc::new(objects))
+}
+
+/// As [`keeping`], for looking only: asks nothing of the network.
+///
+/// # Errors
+/// It is no place in a bucket.
+#[cfg(feature = "s3")]
+pub(super) fn kept(place: &str, settings: &Settings) -> Result<Arc<dyn ingest::Bucket>, Failure> {
+    Ok(Arc::new(episodes::open(place, settings)?))
+}
+
+#[cfg(not(feature = "s3"))]
+pub(super) fn keeping(place: &str, _: &Settings) -> Result<Arc<dyn ingest::Bucket>, Failure> {
+    Err(without_s3(place))
+}
+
+#[cfg(not(feature = "s3"))]
+pub(super) fn kept(place: &str, _: &Settings) -> Result<Arc<dyn ingest::Bucket>, Failure> {
+    Err(without_s3(place))
+}
+
+#[cfg(feature = "s3")]
+mod episodes {
+    //! The receiver's port for buckets, over objects that are written once.
+
+    use std::{
+        io::{self, Read},
+        time::Duration,
+    };
+
+    use cutover_s3::{S3Objects, S3Options};
+    use cutover_server::ingest::{Bucket, Created};
+
+    use crate::{failure::Failure, settings::Settings};
+
+    /// Longest time for one request; its body is 8 MiB at most, and a host waits for the answer.
+    const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+    #[derive(Debug)]
+    pub(super) struct Episodes(pub(super) S3Objects);
+
+    pub(super) fn open(place: &str, settings: &Settings) -> Result<Episodes, Failure> {
+        let options = S3Options { request_timeout: REQUEST_TIMEOUT, ..super::options(&settings.s3) };
+        Ok(Episodes(S3Objects::open(place.parse()?, &options, &super::variable)?))
+    }
+
+    impl Bucket for Episodes {
+        fn place(&self) -> String {
+            self.0.address().to_string()
+        }
+
+        fn create(&self, path: &str, content: &mut dyn Read, size: u64) -> io::Result<Created> {
+            Ok(if self.0.create(path, content, size)? { Created::New } else { Created::Taken })
+        }
+
+        fn size(&self, path: &str) -> io::Result<Option<u64>> {
+            self.0.size(path)
+        }
+
+        fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read + Send>>> {
+            self.0.read(path)
+        }
+
+        fn list(
+            &self,
+            directory: &str,
+            after: Option<&str>,
+            visit: &mut dyn FnMut(&str, u64) -> io::Result<()>,
+        ) -> io::Result<()> {
+            self.0.list(directory, after, visit)
+        }
+    }
 }
 
 /// Reads the environment for whoever is below.
@@ -73,6 +172,7 @@ fn options(settings: &crate::settings::S3Settings) -> cutover_s3::S3Options {
         ca_file: settings.ca_file,
         lease: std::time::Duration::from_secs(settings.lease_s),
         owner: owner(),
+        ..cutover_s3::S3Options::default()
     }
 }
 

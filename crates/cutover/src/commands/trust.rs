@@ -85,7 +85,7 @@ fn this_program() -> Result<File, Failure> {
     File::open(path).map_err(|source| Failure::io("open this program", path, source))
 }
 
-fn own_anchor() -> Result<Option<TrustAnchor>, Failure> {
+pub(super) fn own_anchor() -> Result<Option<TrustAnchor>, Failure> {
     TrustAnchor::of_executable(&this_program()?)
         .map_err(|error| Failure::about(error, "this program's trust anchor cannot be used"))
 }

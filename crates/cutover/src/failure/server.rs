@@ -82,13 +82,18 @@ impl Classify for RepairError {
     fn exit(&self) -> Exit {
         match self {
             Self::NoEpisodes(_) => Exit::Usage,
-            Self::Index { .. } => Exit::Failed,
+            Self::Bucket { .. } | Self::Index { .. } => Exit::Failed,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
-            Self::NoEpisodes(_) => "name the directory that holds `episodes/` with `--root`",
+            Self::NoEpisodes(_) => {
+                "name the directory that holds `episodes/` with `--root`, or the bucket that does with `--storage`"
+            }
+            Self::Bucket { .. } => {
+                "check the place, the credentials and the network; `cutover config show` prints `s3`"
+            }
             Self::Index { .. } => {
                 "rows that were added so far are durable; run it again once the cause is gone"
             }

@@ -223,6 +223,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("gate.closed", "The emergency switch: nothing is admitted; hosts keep their data and come again."),
     ("gate.listen", "Sockets: `tcp:ADDRESS:PORT` or `unix:/PATH`."),
     ("gate.root", "The directory of `episodes/` and `index.jsonl`."),
+    (
+        "gate.storage.url",
+        "Where episodes are kept when not in the root: `s3://BUCKET/PREFIX`; the index stays in the root. `[s3]` says how it is reached.",
+    ),
     ("gate.header", "The request header that names the commit."),
     ("gate.aliases", "Other names of that header."),
     ("gate.remediation", "What a refused host is told to do, verbatim."),
@@ -249,6 +253,11 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("gate.git.program", "The git program."),
     ("gate.releases.repository", "The directory of a release repository."),
+    (
+        "gate.releases.trust",
+        "By what the releases are believed: `directory` (whoever writes there is trusted) or `anchor` (metadata and manifests are \
+         verified against this program's trust anchor).",
+    ),
     ("gate.releases.package", "Only releases of this package. Unset: of every one."),
     ("gate.releases.channel", "Only those of this channel. Unset: of every one."),
     ("gate.releases.minimum", "Only this version and later ones. Unset: any."),
@@ -256,6 +265,11 @@ const MEANINGS: &[(&str, &str)] = &[
     (
         "gate.attest.policy",
         "Signatures of hosts are not looked at (`off`), must be good where there is one (`accept`), or are demanded (`require`).",
+    ),
+    (
+        "gate.attest.proof",
+        "What makes a signed commit verified: `host` (the host's signature) or `release` (that, and a release it names, whose signed \
+         manifest was built from the commit; needs `gate.releases.trust = \"anchor\"`).",
     ),
     (
         "gate.attest.keys",
@@ -349,6 +363,11 @@ const MEANINGS: &[(&str, &str)] = &[
     (
         "ship.attest_key",
         "This host's key (PEM), which signs what it says of each episode; `cutover ship key` makes one.",
+    ),
+    (
+        "ship.attest_root",
+        "The root of the package that records. Once set, a signature names the release there that the commit's code came in \
+         (`gate.attest.proof = \"release\"`).",
     ),
     (
         "ship.on_refused",

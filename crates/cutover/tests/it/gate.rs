@@ -21,10 +21,10 @@ use crate::{
     world::{PLAIN, Release, World, command, run, sweep_time, text},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A clone with one commit, and that commit.
-fn clone_at(path: &Path) -> String {
+pub(crate) fn clone_at(path: &Path) -> String {
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");
         git.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").arg("-C").arg(path);
@@ -39,17 +39,26 @@ fn clone_at(path: &Path) -> String {
     git(&["rev-parse", "HEAD"])
 }
 
-struct Receiver {
-    child: Child,
-    address: SocketAddr,
+pub(crate) struct Receiver {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
 }
 
 impl Receiver {
     fn start(arguments: &[&str]) -> Self {
-        let mut serve = command(Path::new(PLAIN), &[&["gate", "serve"], arguments].concat());
+        Self::start_with(arguments, &[])
+    }
+
+    pub(crate) fn start_with(arguments: &[&str], variables: &[(&str, String)]) -> Self {
+        Self::start_program(Path::new(PLAIN), arguments, variables)
+    }
+
+    pub(crate) fn start_program(program: &Path, arguments: &[&str], variables: &[(&str, String)]) -> Self {
+        let mut serve = command(program, &[&["gate", "serve"], arguments].concat());
         serve
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .env("CUTOVER_GATE__LISTEN", "[\"tcp:127.0.0.1:0\"]");
         let mut child = serve.spawn().expect("the program starts");
         let mut line = String::new();
@@ -74,7 +83,7 @@ impl Drop for Receiver {
 }
 
 /// One upload on a connection of its own; `None` when there was no answer.
-fn put(address: SocketAddr, key: &str, commit: &str, body: &[u8]) -> Option<(u16, String)> {
+pub(crate) fn put(address: SocketAddr, key: &str, commit: &str, body: &[u8]) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let head = format!(
@@ -88,7 +97,7 @@ fn put(address: SocketAddr, key: &str, commit: &str, body: &[u8]) -> Option<(u16
     Some((status, answer))
 }
 
-fn rows(root: &Path) -> BTreeMap<String, Vec<Value>> {
+pub(crate) fn rows(root: &Path) -> BTreeMap<String, Vec<Value>> {
     let mut rows: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let index = std::fs::read_to_string(root.join("index.jsonl")).expect("an index");
     for row in index.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {

@@ -8,6 +8,9 @@ mod delta_release;
 mod demo;
 mod documents;
 mod gate;
+mod gate_release;
+#[cfg(feature = "s3")]
+mod gate_s3;
 mod guides;
 mod install;
 mod log;
@@ -15,6 +18,10 @@ mod log;
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 #[path = "../../../s3/tests/it/moto.rs"]
 mod moto;
+#[cfg(feature = "s3")]
+#[allow(dead_code, reason = "each of the two crates uses what it needs")]
+#[path = "../../../s3/tests/it/proxy.rs"]
+mod proxy;
 #[allow(dead_code, reason = "the shipper's own tests use all of it")]
 #[path = "../../../host/tests/ship/receiver.rs"]
 mod receiver;

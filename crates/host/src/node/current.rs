@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use cutover_core::{
-    model::{Digest, Manifest, ManifestLimits, ReleaseName, ReleaseRef, SafePath},
+    model::{Digest, Manifest, ManifestLimits, ReleaseName, ReleaseRef, SafePath, Version},
     plan::Layout,
 };
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use super::{
     files::{Attempt as _, Files},
     place,
 };
-use crate::disk::EntryKind;
+use crate::disk::{Disk, EntryKind};
 
 /// `.cutover/layout`.
 #[derive(Serialize, Deserialize)]
@@ -174,6 +175,26 @@ pub(crate) fn manifest_of(files: &Files, release: &ReleaseRef) -> Result<Arc<Man
     manifest(files, release.manifest)?.ok_or_else(|| {
         damaged(place::manifest(release.manifest), format!("it is missing, {release} needs it"))
     })
+}
+
+/// The release whose manifest is stored at a root and says that it was built from a commit: the digest of that manifest; of
+/// several the newest version's. Takes no lock.
+///
+/// # Errors
+/// The root cannot be looked into.
+pub fn release_built_from(disk: Arc<dyn Disk>, commit: &str) -> Result<Option<Digest>, NodeError> {
+    let files = Files::new(disk, NonZeroUsize::MIN);
+    let mut newest: Option<(Version, Digest)> = None;
+    for digest in manifests(&files)? {
+        // One that is damaged, or just being removed, is one that says nothing.
+        let Ok(Some(manifest)) = manifest(&files, digest) else { continue };
+        let said = manifest.build.as_ref().and_then(|build| build.commit.as_deref());
+        let is_newer = newest.as_ref().is_none_or(|(version, _)| manifest.version > *version);
+        if said.is_some_and(|said| said.eq_ignore_ascii_case(commit)) && is_newer {
+            newest = Some((manifest.version.clone(), digest));
+        }
+    }
+    Ok(newest.map(|(_, digest)| digest))
 }
 
 /// The digests of all stored manifests.

@@ -61,6 +61,7 @@ mod store;
 mod switch;
 mod tree;
 
+pub use current::release_built_from;
 pub use pack::{PackError, PackIndex};
 pub use report::{
     Drift, Driven, Held, InFlight, Observed, PointListed, PruneReport, RepairReport, Report, Status,

@@ -10,6 +10,7 @@
 
 mod prepare;
 mod queue;
+mod release;
 mod run;
 mod settings;
 mod spool;

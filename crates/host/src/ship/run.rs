@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::{
     ShipError,
     queue::{Item, Queue, State, Wait},
+    release::Releases,
     settings::{OnRefused, ShipSettings},
     spool::{Entry, EntryError, OWN, Settling, Spool},
     update,
@@ -149,8 +150,9 @@ impl Shipper {
         }
         let (stop, stopped) = watch::channel(false);
         let host_key = settings.attest_key.as_deref().map(host_key).transpose()?;
+        let releases = settings.attest_root.as_deref().map(Releases::at);
         let zstd_level = settings.zstd_level;
-        let shared = Arc::new(Shared { spool, target, zstd_level, host_key, stop: stopped });
+        let shared = Arc::new(Shared { spool, target, zstd_level, host_key, releases, stop: stopped });
         let mut shipper = Self {
             updates: UpdateGate::new(Duration::from_secs(u64::from(settings.update_every_s))),
             settings,

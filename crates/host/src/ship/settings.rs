@@ -61,6 +61,9 @@ pub struct ShipSettings {
     /// This host's key (PEM), which signs what it says of each episode; `cutover ship key` makes one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attest_key: Option<PathBuf>,
+    /// The root of the package that records. Once set, a signature names the release there that the commit's code came in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attest_root: Option<PathBuf>,
     /// What a refusal because of old code leads to.
     pub on_refused: OnRefused,
     /// `update`: program and arguments; `cutover` is this very program.
@@ -118,6 +121,7 @@ impl Default for ShipSettings {
             client_certificate: None,
             client_key: None,
             attest_key: None,
+            attest_root: None,
             on_refused: OnRefused::default(),
             update_command: Vec::new(),
             update_every_s: 600,

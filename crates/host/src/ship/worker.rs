@@ -9,12 +9,13 @@ use std::{
 };
 
 use cutover_bundle::episode::HostKey;
-use cutover_core::ship::Answer;
+use cutover_core::{admission::Statement, ship::Answer};
 use tokio::sync::watch;
 
 use super::{
     prepare::{bytes_path, open_bytes, packed_path, prepare},
     queue::{Item, Ready},
+    release::Releases,
     spool::{EntryError, Kind, Spool},
     upload::{NoAnswer, Target, Upload, Uploader},
 };
@@ -58,6 +59,8 @@ pub(super) struct Shared {
     pub(super) target: Arc<Target>,
     pub(super) zstd_level: i32,
     pub(super) host_key: Option<HostKey>,
+    /// Where the release is found that a signature names.
+    pub(super) releases: Option<Releases>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -115,7 +118,10 @@ fn ship(
         }
     };
     let signed = shared.host_key.as_ref().zip(ready.commit.as_ref());
-    let attestation = signed.map(|(key, commit)| key.attest(commit, &item.key, ready.sha256, sequence));
+    let attestation = signed.map(|(key, commit)| {
+        let release = shared.releases.as_ref().and_then(|releases| releases.of(commit));
+        key.attest(&Statement { commit, key: &item.key, sha256: ready.sha256, sequence, release })
+    });
     let upload = Upload {
         key: &item.key,
         sha256: ready.sha256,

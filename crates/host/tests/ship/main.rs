@@ -17,7 +17,7 @@ use std::{
 
 use cutover_bundle::episode::HostKey;
 use cutover_core::{
-    admission::{Attestation, EpisodeKey},
+    admission::{Attestation, EpisodeKey, Statement},
     model,
 };
 use cutover_host::{
@@ -617,7 +617,8 @@ fn host_with_a_key_signs_each_attempt_with_a_number_of_its_own() {
         let (commit, episode) = (COMMIT.parse().unwrap(), EpisodeKey::new("h", "e1").unwrap());
         let sha256 = model::Digest::of(&receiver.stored()["h/e1"]);
         // Ed25519 signs the same in the same way.
-        assert_eq!(*header, key.attest(&commit, &episode, sha256, sequence));
+        let said = Statement { commit: &commit, key: &episode, sha256, sequence, release: None };
+        assert_eq!(*header, key.attest(&said));
         sequences.push(sequence);
     }
     assert!(sequences.len() >= 2 && sequences.is_sorted_by(|one, other| one < other), "{sequences:?}");

@@ -126,6 +126,11 @@ impl Gate {
         decide(rules.switch, usable.map(|set| &set.known), claim)
     }
 
+    /// The set at hand, if there is one, however old.
+    pub fn known(&self) -> Option<Arc<Known>> {
+        read(&self.shared.set).as_ref().map(|set| Arc::clone(&set.known))
+    }
+
     /// Replaces what is judged by. The set at hand stays until the new source has been read, unless the source says that it
     /// is another one.
     pub fn set_rules(&self, rules: Rules) {

@@ -14,7 +14,7 @@ use cutover_core::admission::{Claim, ClaimError, Freshness, Known, Refusal, clai
 pub use git::{GitSource, Owner};
 pub use keeper::{Admitted, Gate, Rules, Status};
 pub use layer::{GateLayer, Gated, GatedFuture};
-pub use releases::ReleasesSource;
+pub use releases::{ReleaseTrust, ReleasesSource, Selection};
 
 /// Where known commits come from.
 pub trait Source: std::fmt::Debug + Send + Sync {

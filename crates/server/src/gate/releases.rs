@@ -2,23 +2,33 @@
 //!
 //! For fleets that run releases rather than clones: the newest releases of a package, those of at least some version, those of
 //! a channel; each names in its signed manifest the commit it was built from. The repository is a directory of this machine,
-//! the one that is published or a copy of it. Read [`ReleasesSource::read`].
+//! the one that is published or a copy of it. It is believed as it lies there, or, with [`ReleaseTrust`], as a host would
+//! believe it: metadata from the anchor on, and the signature of every manifest. Read [`ReleasesSource::read`].
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
+use cutover_bundle::{Limits, RevocationLists, TrustAnchor, verify_detached, verify_signature};
 use cutover_core::{
     admission::{CommitHash, Known},
-    model::{Digest, Manifest, ManifestLimits, Name, Version},
+    model::{Digest, Instant, Manifest, ManifestLimits, Name, Version},
 };
-use cutover_repo::{DirectoryStorage, Listed, Storage as _, list, manifest_path, read_bounded};
+use cutover_repo::{
+    Catalogue, DirectoryStorage, IndexEntry, Listed, State as _, StateDirectory, Storage as _, first_root,
+    list, manifest_path, read_bounded,
+    tuf::{Client, ClientLimits},
+};
 
 use super::{Source, SourceError};
+use crate::ingest::Clock;
 
 /// Which releases' commits are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReleasesSource {
-    /// The directory of the repository.
-    pub repository: PathBuf,
+pub struct Selection {
     /// Only releases of this package; `None`: of every one.
     pub package: Option<Name>,
     /// Only those of this channel; `None`: of every one.
@@ -29,48 +39,98 @@ pub struct ReleasesSource {
     pub last: usize,
 }
 
+/// By what releases are believed that anybody may have put there.
+#[derive(Clone, Debug)]
+pub struct ReleaseTrust {
+    /// Who may vouch for them.
+    pub anchor: TrustAnchor,
+    /// Which certificates do not count any more.
+    pub lists: RevocationLists,
+    /// Where the metadata is kept that was believed last, so that an older state is noticed. Its parent is there.
+    pub state: PathBuf,
+    /// The time that certificates and metadata are judged by.
+    pub clock: Clock,
+}
+
+/// The releases of a repository.
+#[derive(Debug)]
+pub struct ReleasesSource {
+    repository: PathBuf,
+    selection: Selection,
+    trust: Option<ReleaseTrust>,
+    /// What the manifests say that were read before, by their digest; `None` where they name no full commit.
+    commits: Mutex<BTreeMap<Digest, Option<CommitHash>>>,
+}
+
+type Failed = Box<dyn Error + Send + Sync>;
+
 impl ReleasesSource {
-    fn commits(&self) -> Result<Vec<CommitHash>, SourceError> {
-        let failed = |error: &dyn std::error::Error| {
-            SourceError::Output(format!(
-                "failed to read `{}`: {}",
-                self.repository.display(),
-                super::chain(error)
-            ))
+    /// The releases in a directory. Without `trust`, whoever writes there is believed.
+    pub fn new(repository: PathBuf, selection: Selection, trust: Option<ReleaseTrust>) -> Self {
+        Self { repository, selection, trust, commits: Mutex::default() }
+    }
+
+    /// Each release that counts, newest version first, with its commit.
+    fn releases(&self) -> Result<Vec<(CommitHash, Digest)>, Failed> {
+        let storage = DirectoryStorage::open(&self.repository)?;
+        let Some(trust) = &self.trust else {
+            return self.commits(self.selection.of(list(&storage)?), |entry| claimed(&storage, entry));
         };
-        let storage = DirectoryStorage::open(&self.repository).map_err(|error| failed(&error))?;
-        let mut wanted: Vec<Listed> = list(&storage).map_err(|error| failed(&error))?;
-        wanted.retain(|listed| self.wants(listed));
+        let now = Instant::from_unix((trust.clock)().as_second()).ok_or("the time is none")?;
+        let state = StateDirectory::open(&trust.state)?;
+        trust.start(&storage, &state, now)?;
+        let client = Client::refresh(&storage, &state, now, ClientLimits::default())?;
+        let mut catalogue = Catalogue::new(client);
+        let mut listed = Vec::new();
+        for (package, platform, channel) in catalogue.places() {
+            let Some(index) = catalogue.index(&package, &platform, &channel)? else { continue };
+            listed.extend(index.releases.into_iter().map(|entry| {
+                let (package, platform, channel) = (package.clone(), platform.clone(), channel.clone());
+                Listed { package, platform, channel, entry }
+            }));
+        }
+        self.commits(self.selection.of(listed), |entry| trust.vouched(&catalogue, entry, now))
+    }
+
+    /// The commits of releases. Each manifest is read once.
+    fn commits(
+        &self,
+        wanted: Vec<IndexEntry>,
+        read: impl Fn(&IndexEntry) -> Result<Option<CommitHash>, Failed>,
+    ) -> Result<Vec<(CommitHash, Digest)>, Failed> {
+        let mut known = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        let mut present = BTreeMap::new();
+        for entry in wanted {
+            let digest = entry.manifest.sha256;
+            let commit = match known.get(&digest) {
+                Some(commit) => commit.clone(),
+                None => read(&entry)?,
+            };
+            if commit.is_none() {
+                tracing::debug!(version = %entry.version, "a release names no full commit; it admits nothing");
+            }
+            found.extend(commit.clone().map(|commit| (commit, digest)));
+            present.insert(digest, commit);
+        }
+        *known = present;
+        Ok(found)
+    }
+}
+
+impl Selection {
+    /// The releases that count, newest version first.
+    fn of(&self, mut listed: Vec<Listed>) -> Vec<IndexEntry> {
+        listed.retain(|listed| self.wants(listed));
         // A release may be there for several platforms and in several channels: versions are counted, not copies.
-        wanted.sort_by(|a, b| b.entry.version.cmp(&a.entry.version));
+        listed.sort_by(|a, b| b.entry.version.cmp(&a.entry.version));
         if self.last > 0 {
             let newest: BTreeSet<Version> =
-                wanted.iter().map(|listed| listed.entry.version.clone()).collect();
+                listed.iter().map(|listed| listed.entry.version.clone()).collect();
             let newest: BTreeSet<Version> = newest.into_iter().rev().take(self.last).collect();
-            wanted.retain(|listed| newest.contains(&listed.entry.version));
+            listed.retain(|listed| newest.contains(&listed.entry.version));
         }
-        let limits = ManifestLimits::default();
-        let mut commits = Vec::new();
-        for Listed { entry, .. } in wanted {
-            let path = manifest_path(entry.manifest.sha256);
-            let bytes = match storage.open(&path).map_err(|error| failed(&error))? {
-                Some(file) => read_bounded(file, limits.bytes_max as u64).map_err(|error| failed(&error))?,
-                None => Vec::new(),
-            };
-            if Digest::of(&bytes) != entry.manifest.sha256 {
-                return Err(SourceError::Output(format!("`{path}` is missing or damaged")));
-            }
-            let manifest = Manifest::parse(&bytes, &limits).map_err(|error| failed(&error))?;
-            let commit = manifest.build.and_then(|build| build.commit);
-            match commit.as_deref().map(str::parse::<CommitHash>) {
-                Some(Ok(commit)) if !commits.contains(&commit) => commits.push(commit),
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => {
-                    tracing::debug!(version = %entry.version, "a release names no full commit; it admits nothing");
-                }
-            }
-        }
-        Ok(commits)
+        listed.into_iter().map(|listed| listed.entry).collect()
     }
 
     /// A release that was yanked is one nobody should run.
@@ -82,13 +142,70 @@ impl ReleasesSource {
     }
 }
 
+impl ReleaseTrust {
+    /// Makes sure that there is a root to start from, vouched for by the anchor.
+    fn start(&self, storage: &DirectoryStorage, state: &StateDirectory, now: Instant) -> Result<(), Failed> {
+        if state.load("root")?.is_none() {
+            let (root, signature) = first_root(storage)?;
+            let (anchor, lists) = (&self.anchor, &self.lists);
+            verify_signature(&root, &signature, anchor, lists, now, &Limits::default())?;
+            state.keep("root", &root)?;
+        }
+        Ok(())
+    }
+
+    /// The commit in a manifest whose signature holds. A release whose signature does not is none: the others count.
+    fn vouched(
+        &self,
+        catalogue: &Catalogue<'_>,
+        entry: &IndexEntry,
+        now: Instant,
+    ) -> Result<Option<CommitHash>, Failed> {
+        let files = catalogue.files(entry, &|_| None)?;
+        let (anchor, lists) = (&self.anchor, &self.lists);
+        match verify_detached(files.manifest, files.signature, anchor, lists, now, &Limits::default()) {
+            Ok(verified) => Ok(commit_of(verified.manifest())),
+            Err(error) => {
+                let causes = super::chain(&error);
+                tracing::warn!(version = %entry.version, "a release is not trusted, and admits nothing: {causes}");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The commit in a manifest that the index names.
+fn claimed(storage: &DirectoryStorage, entry: &IndexEntry) -> Result<Option<CommitHash>, Failed> {
+    let limits = ManifestLimits::default();
+    let path = manifest_path(entry.manifest.sha256);
+    let bytes = match storage.open(&path)? {
+        Some(file) => read_bounded(file, limits.bytes_max as u64)?,
+        None => Vec::new(),
+    };
+    if Digest::of(&bytes) != entry.manifest.sha256 {
+        return Err(format!("`{path}` is missing or damaged").into());
+    }
+    Ok(commit_of(&Manifest::parse(&bytes, &limits)?))
+}
+
+fn commit_of(manifest: &Manifest) -> Option<CommitHash> {
+    manifest.build.as_ref()?.commit.as_deref()?.parse().ok()
+}
+
 impl Source for ReleasesSource {
     fn read(&self) -> Result<Known, SourceError> {
-        Known::new(self.commits()?)
-            .ok_or_else(|| SourceError::NoCommits { repository: self.repository.clone() })
+        let releases = self.releases().map_err(|error| {
+            let place = self.repository.display();
+            SourceError::Output(format!("failed to read `{place}`: {}", super::chain(error.as_ref())))
+        })?;
+        let known = Known::new(releases.iter().map(|(commit, _)| commit.clone()));
+        let known = known.ok_or_else(|| SourceError::NoCommits { repository: self.repository.clone() })?;
+        // Only what was verified proves anything.
+        Ok(if self.trust.is_some() { known.with_releases(releases) } else { known })
     }
 
     fn describes(&self) -> String {
-        format!("releases {} {:?} {:?}", self.repository.display(), self.package, self.channel)
+        let believed = if self.trust.is_some() { "verified" } else { "believed" };
+        format!("releases {} {believed} {:?}", self.repository.display(), self.selection)
     }
 }

@@ -113,6 +113,18 @@ pub(crate) fn open_file_at(directory: &OwnedFd, name: &str) -> io::Result<File> 
     Ok(File::from(fs::openat(directory, name, flags, Mode::empty())?))
 }
 
+/// Opens a stored episode for reading it once from its first byte to its last; what is no regular file is none.
+pub(crate) fn open_episode(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    // Only advice: a file system without it reads all the same.
+    let _ = fs::fadvise(&file, 0, None, fs::Advice::Sequential);
+    Ok(file)
+}
+
 /// Whether there is a regular file of this name.
 pub(crate) fn is_file_at(directory: &OwnedFd, name: &str) -> io::Result<bool> {
     match fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {

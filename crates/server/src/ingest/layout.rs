@@ -5,6 +5,12 @@
 //! <root>/episodes/<host>/<episode>.tar.zst         what was handed in, as it came
 //! <root>/episodes/<host>/.<episode>.<n>.part       an upload under way, or what a killed receiver left of one
 //! ```
+//!
+//! With a bucket, `episodes/<host>/<episode>.tar.zst` is there, and here are only the index and the uploads under way:
+//!
+//! ```text
+//! <root>/incoming/.<episode>.<n>.part
+//! ```
 
 use std::{
     ffi::OsStr,
@@ -25,6 +31,9 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The name of the directory of all episodes.
+    pub(crate) const EPISODES: &str = "episodes";
+
     /// The layout below `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
@@ -42,7 +51,23 @@ impl Layout {
 
     /// The directory of all episodes.
     pub fn episodes(&self) -> PathBuf {
-        self.root.join("episodes")
+        self.root.join(Self::EPISODES)
+    }
+
+    /// Where uploads to a bucket are spooled.
+    pub fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
+    }
+
+    /// The path of an episode in a bucket.
+    pub fn object(key: &EpisodeKey) -> String {
+        format!("{}/{}/{}", Self::EPISODES, key.host, Self::file_name(&key.episode))
+    }
+
+    /// The episode whose path in a bucket this is; `None` for everything else.
+    pub fn key_of(path: &str) -> Option<EpisodeKey> {
+        let (host, file) = path.strip_prefix(Self::EPISODES)?.strip_prefix('/')?.split_once('/')?;
+        Some(EpisodeKey { host: host.parse().ok()?, episode: Self::episode_of(OsStr::new(file))? })
     }
 
     /// The directory of one host's episodes.
@@ -99,5 +124,18 @@ mod tests {
             assert_eq!(Layout::episode_of(OsStr::new(other)), None, "{other}");
         }
         assert!(!Layout::is_part(OsStr::new("e.1.tar.zst")));
+        let key = EpisodeKey::new("h", "e.1").unwrap();
+        assert_eq!(Layout::object(&key), "episodes/h/e.1.tar.zst");
+        assert_eq!(Layout::key_of("episodes/h/e.1.tar.zst"), Some(key));
+        let others = [
+            "episodes/h/x/e.tar.zst",
+            "episodes/e.tar.zst",
+            "episodes/.h/e.tar.zst",
+            "episodes",
+            "h/e.tar.zst",
+        ];
+        for other in others {
+            assert_eq!(Layout::key_of(other), None, "{other}");
+        }
     }
 }

@@ -6,28 +6,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::File,
-    io::{self, Read as _},
+    io::{self, Read},
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
 };
 
-use cutover_bundle::episode::{CommitScan, ScanLimits, Scanned};
 use cutover_core::{
-    admission::{CommitHash, EpisodeKey, HostId, IndexRow, SCHEMA_VERSION, received_at_wall},
-    model::{Digest, Hasher},
+    admission::{EpisodeKey, HostId, IndexRow, SCHEMA_VERSION, received_at_wall},
+    model::Digest,
 };
-use rustix::fs::{Advice, Mode, OFlags};
 
-use super::{Appended, Entry, Index, Layout, Loaded, Warning};
+use super::{
+    Appended, Bucket, Entry, Index, Layout, Loaded, Warning, files,
+    inspect::{BLOCK, Commit, Inspected, inspect},
+};
 
-/// This many bytes are read and hashed at a time.
-const BLOCK: usize = 512 << 10;
 /// At most this many rows are appended under one lock, so that a receiver never waits for long.
 const BATCH_MAX: usize = 256;
 /// Hashed rows are written at least this often.
@@ -42,6 +41,8 @@ const SHOWN: usize = 5;
 pub struct RepairOptions {
     /// The directory that holds `episodes/`.
     pub layout: Layout,
+    /// What holds `episodes/` instead.
+    pub bucket: Option<Arc<dyn Bucket>>,
     /// The index file.
     pub index: PathBuf,
     /// Only these hosts. Empty: all.
@@ -52,6 +53,20 @@ pub struct RepairOptions {
     pub check: Check,
     /// Files hashed at the same time.
     pub jobs: NonZeroUsize,
+}
+
+impl RepairOptions {
+    fn wants(&self, host: &HostId) -> bool {
+        self.hosts.is_empty() || self.hosts.contains(host)
+    }
+
+    /// What messages call an episode.
+    fn path(&self, key: &EpisodeKey) -> PathBuf {
+        match &self.bucket {
+            None => self.layout.episode(key),
+            Some(bucket) => PathBuf::from(format!("{}/{}", bucket.place(), Layout::object(key))),
+        }
+    }
 }
 
 /// Whether rows are written.
@@ -183,6 +198,15 @@ pub enum RepairError {
     /// There is nothing to look at.
     #[error("no episodes dir at {}", .0.display())]
     NoEpisodes(PathBuf),
+    /// A bucket cannot be listed.
+    #[error("failed to list the episodes in `{place}`")]
+    Bucket {
+        /// Which.
+        place: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The index cannot be read or written.
     #[error("failed to {attempt} `{}`", path.display())]
     Index {
@@ -204,13 +228,6 @@ struct Task {
     size: u64,
 }
 
-/// What a file has.
-struct Hashed {
-    digest: Digest,
-    size: u64,
-    commit: Option<CommitHash>,
-}
-
 /// Adds the missing rows, or says which they are; checks the others if asked to. `now` is the time of each row.
 ///
 /// # Errors
@@ -221,7 +238,7 @@ pub fn repair(
     watch: &mut dyn RepairWatch,
 ) -> Result<Repaired, RepairError> {
     let episodes = options.layout.episodes();
-    if !std::fs::metadata(&episodes).is_ok_and(|metadata| metadata.is_dir()) {
+    if options.bucket.is_none() && !std::fs::metadata(&episodes).is_ok_and(|metadata| metadata.is_dir()) {
         return Err(RepairError::NoEpisodes(episodes));
     }
     let failed = |attempt| {
@@ -230,10 +247,13 @@ pub fn repair(
     };
     let rows = Loaded::read(&options.index).map_err(failed("read"))?;
     let mut repaired = Repaired::default();
-    let tasks = walk(options, &rows, &mut repaired, watch);
+    let tasks = match &options.bucket {
+        None => walk(options, &rows, &mut repaired, watch),
+        Some(bucket) => list(options, bucket.as_ref(), &rows, &mut repaired)?,
+    };
     watch.counted(repaired.counts);
     if options.check == Check::Everything {
-        odd_rows(options, &rows, &mut repaired.findings);
+        odd_rows(options, &rows, &tasks, &mut repaired.findings);
     }
     let bare = |task: &Task| task.row.is_none();
     let tasks: Vec<Task> = match (options.writing, options.check) {
@@ -268,8 +288,7 @@ fn walk(
         failed(&episodes, &error);
         Vec::new()
     });
-    let wanted = |host: &HostId| options.hosts.is_empty() || options.hosts.contains(host);
-    for host in hosts.iter().filter_map(|name| Layout::host_of(name)).filter(wanted) {
+    for host in hosts.iter().filter_map(|name| Layout::host_of(name)).filter(|host| options.wants(host)) {
         let directory = options.layout.host(&host);
         let names = match entries(&directory, std::fs::FileType::is_file) {
             Ok(names) => names,
@@ -282,19 +301,52 @@ fn walk(
         found.sort();
         for episode in found {
             let key = EpisodeKey { host: host.clone(), episode };
-            let row = rows.get(&key).copied();
-            repaired.counts.scanned += 1;
-            match row {
-                Some(_) => repaired.counts.already_indexed += 1,
-                None => repaired.counts.to_backfill += 1,
-            }
-            if row.is_none() || options.check == Check::Everything {
-                let size = std::fs::symlink_metadata(options.layout.episode(&key));
-                tasks.push(Task { key, row, size: size.map_or(0, |metadata| metadata.len()) });
-            }
+            let size = || {
+                let found = std::fs::symlink_metadata(options.layout.episode(&key));
+                found.map_or(0, |metadata| metadata.len())
+            };
+            tasks.extend(task(options, rows, &mut repaired.counts, &key, &size));
         }
     }
     tasks
+}
+
+/// Every episode in a bucket, sorted by host and episode.
+fn list(
+    options: &RepairOptions,
+    bucket: &dyn Bucket,
+    rows: &Loaded,
+    repaired: &mut Repaired,
+) -> Result<Vec<Task>, RepairError> {
+    let mut tasks = Vec::new();
+    let listed = bucket.list(Layout::EPISODES, None, &mut |path, size| {
+        if let Some(key) = Layout::key_of(path).filter(|key| options.wants(&key.host)) {
+            tasks.extend(task(options, rows, &mut repaired.counts, &key, &|| size));
+        }
+        Ok(())
+    });
+    listed.map_err(|source| RepairError::Bucket { place: bucket.place(), source })?;
+    // The bucket sorts by whole paths, in which `a-b/` comes before `a/`.
+    tasks.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(tasks)
+}
+
+/// Counts an episode; what is to be done about it, if anything.
+fn task(
+    options: &RepairOptions,
+    rows: &Loaded,
+    counts: &mut Counts,
+    key: &EpisodeKey,
+    size: &dyn Fn() -> u64,
+) -> Option<Task> {
+    let row = rows.get(key).copied();
+    counts.scanned += 1;
+    match row {
+        Some(_) => counts.already_indexed += 1,
+        None => counts.to_backfill += 1,
+    }
+    let is_wanted = row.is_none() || options.check == Check::Everything;
+    is_wanted.then(|| Task { key: key.clone(), row, size: size() })
 }
 
 /// The names of one kind in a directory, sorted. Links are of no kind that is asked for. (I35)
@@ -313,15 +365,15 @@ fn entries(
     Ok(names)
 }
 
-/// Rows without a file, and rows that are there twice.
-fn odd_rows(options: &RepairOptions, rows: &Loaded, findings: &mut Vec<Finding>) {
-    let wanted = |host: &HostId| options.hosts.is_empty() || options.hosts.contains(host);
+/// Rows without an episode, and rows that are there twice. `tasks` are all episodes there are, sorted; the rows were read
+/// before them, so that one that comes meanwhile is not missed.
+fn odd_rows(options: &RepairOptions, rows: &Loaded, tasks: &[Task], findings: &mut Vec<Finding>) {
     let mut missing: Vec<EpisodeKey> = Vec::new();
-    for host in rows.hosts().filter(|host| wanted(host)) {
+    for host in rows.hosts().filter(|host| options.wants(host)) {
         for (episode, _) in rows.episodes(host) {
             let key = EpisodeKey { host: host.clone(), episode: episode.clone() };
-            let found = std::fs::symlink_metadata(options.layout.episode(&key));
-            if !found.is_ok_and(|metadata| metadata.is_file()) {
+            let is_found = tasks.binary_search_by(|task| task.key.cmp(&key)).is_ok();
+            if !is_found && !lies_there(options, &key) {
                 missing.push(key);
             }
         }
@@ -330,7 +382,7 @@ fn odd_rows(options: &RepairOptions, rows: &Loaded, findings: &mut Vec<Finding>)
     findings.extend(missing.into_iter().map(Finding::Missing));
     for warning in &rows.warnings.first {
         match warning {
-            Warning::Second { key, same, .. } if wanted(&key.host) => {
+            Warning::Second { key, same, .. } if options.wants(&key.host) => {
                 findings.push(Finding::SecondRow { key: key.clone(), same: *same });
             }
             Warning::Second { .. } => {}
@@ -341,6 +393,12 @@ fn odd_rows(options: &RepairOptions, rows: &Loaded, findings: &mut Vec<Finding>)
     if more > 0 {
         findings.push(Finding::Line(format!("and {more} more such lines")));
     }
+}
+
+/// Whether there is a file in a directory that could not be listed.
+fn lies_there(options: &RepairOptions, key: &EpisodeKey) -> bool {
+    let found = || std::fs::symlink_metadata(options.layout.episode(key));
+    options.bucket.is_none() && found().is_ok_and(|metadata| metadata.is_file())
 }
 
 /// Hashes files on several threads and hands them over in their order.
@@ -373,8 +431,7 @@ fn hash_all(
                     while number > done.load(Ordering::Relaxed) + AHEAD_MAX && !stop.load(Ordering::Relaxed) {
                         std::thread::sleep(Duration::from_millis(1));
                     }
-                    let hashed =
-                        hash(&options.layout.episode(&task.key), task.row.is_none(), &mut block, bytes);
+                    let hashed = inspect_task(options, task, &mut block, bytes);
                     if tell.send((number, hashed)).is_err() {
                         return;
                     }
@@ -414,36 +471,24 @@ fn hash_all(
     })
 }
 
-/// Hashes one file and, if asked to, looks for its commit, in one pass.
-fn hash(path: &Path, find_commit: bool, block: &mut [u8], bytes: &AtomicU64) -> io::Result<Hashed> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    // Only advice: a file system without it reads all the same.
-    let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
-    let mut scan = find_commit.then(|| CommitScan::new(ScanLimits::default())).transpose()?;
-    let (mut hasher, mut size, mut looking) = (Hasher::new(), 0, find_commit);
-    loop {
-        let read = match file.read(block) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        hasher.update(&block[..read]);
-        if let Some(scan) = scan.as_mut().filter(|_| looking) {
-            looking = scan.push(&block[..read]) == Scanned::More;
+fn inspect_task(
+    options: &RepairOptions,
+    task: &Task,
+    block: &mut [u8],
+    bytes: &AtomicU64,
+) -> io::Result<Inspected> {
+    let mut episode: Box<dyn Read> = match &options.bucket {
+        None => Box::new(files::open_episode(&options.layout.episode(&task.key))?),
+        Some(bucket) => {
+            let object = bucket.open(&Layout::object(&task.key))?;
+            object.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
         }
-        size += read as u64;
-        bytes.fetch_add(read as u64, Ordering::Relaxed);
-    }
-    let commit = scan.and_then(|scan| {
-        let found = scan.finish();
-        found.inspect_err(|reason| tracing::debug!(path = %path.display(), %reason, "no commit")).ok()
-    });
-    Ok(Hashed { digest: hasher.finish(), size, commit })
+    };
+    let commit = if task.row.is_none() { Commit::Find } else { Commit::Ignore };
+    let mut tell = |read| {
+        bytes.fetch_add(read, Ordering::Relaxed);
+    };
+    inspect(&mut episode, commit, &task.key, block, &mut tell)
 }
 
 /// Where hashed files go, in their order.
@@ -461,15 +506,15 @@ impl Sink {
         &mut self,
         options: &RepairOptions,
         task: &Task,
-        hashed: io::Result<Hashed>,
+        hashed: io::Result<Inspected>,
         now: &dyn Fn() -> jiff::Timestamp,
         watch: &mut dyn RepairWatch,
     ) {
-        let Hashed { digest, size, commit } = match hashed {
+        let Inspected { digest, size, commit } = match hashed {
             Ok(hashed) => hashed,
             Err(error) => {
                 self.repaired.failures += 1;
-                watch.failed(&options.layout.episode(&task.key), &error);
+                watch.failed(&options.path(&task.key), &error);
                 return;
             }
         };
@@ -599,6 +644,7 @@ mod tests {
             let options = RepairOptions {
                 index: layout.index(),
                 layout,
+                bucket: None,
                 hosts: BTreeSet::new(),
                 writing: Writing::Rows,
                 check: Check::Missing,

@@ -1,32 +1,37 @@
 //! Stored episodes: from bytes that come in to a file and a row that survive a power cut.
 //!
 //! An [`Upload`] takes the bytes to an unfinished file. [`Store::commit`] then makes it an episode: the file is flushed,
-//! renamed, its directory flushed, its row appended and flushed, and only then is there an answer. Uploads that end at about
+//! renamed, its directory flushed (or written to a bucket), its row appended and flushed, and only then is there an answer. Uploads that end at about
 //! the same time share these flushes: one thread takes all that wait, and flushes once for all of them
 //! (docs/decisions/0040). That thread alone decides who of two was first. Read [`Store`] first.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::HashSet,
     fs::File,
-    io::{self, Write as _},
-    os::fd::{AsFd as _, OwnedFd},
+    io::{self, Read, Write as _},
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use cutover_core::{
-    admission::{CommitHash, EpisodeKey, HostId, IndexRow, SCHEMA_VERSION, received_at_wall},
+    admission::{CommitHash, EpisodeKey, IndexRow, SCHEMA_VERSION, received_at_wall},
     model::{Digest, Hasher},
 };
 use cutover_host::disk::begin_write_back;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Appended, Entry, Index, Layout, Rows, files,
+    Appended, Bucket, Entry, Index, Layout, Loaded, Rows,
+    bucket::{Mending, Placed, Remote},
+    directory::{self, Directory},
+    files,
+    inspect::{BLOCK, Commit, Inspected, inspect},
     sequences::{Sequences, Use},
 };
 
@@ -34,8 +39,6 @@ use super::{
 const BATCH_MAX: usize = 512;
 /// Most finished uploads that wait for the committing thread; more wait with their connection.
 const QUEUE: usize = 4096;
-/// From so many files on, one flush of the file system is cheaper than one for each file.
-const FLUSH_ALL_FROM: usize = 3;
 /// An upload's bytes are handed to the disk in pieces of this size while more come in, so that little is left to flush.
 const WRITE_OUT: u64 = 8 << 20;
 
@@ -59,13 +62,24 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// 503: the bucket could not be written to, or it is not known whether it was. Nothing is left on this machine.
+    #[error("failed to write `{key}` to the bucket")]
+    Away {
+        /// Which episode.
+        key: EpisodeKey,
+        /// When it may be tried again.
+        retry_after: Duration,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// 503: the receiver is stopping.
     #[error("the receiver is stopping")]
     Stopping,
 }
 
 impl StoreError {
-    fn of(what: &'static str, key: &EpisodeKey, source: &io::Error) -> Self {
+    pub(super) fn of(what: &'static str, key: &EpisodeKey, source: &io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 Self::NoRoom(key.clone())
@@ -108,18 +122,30 @@ pub struct Origin {
     pub sequence: Option<u64>,
 }
 
-/// The directory of the gate, open for storing.
+/// What episodes are kept in.
+#[derive(Debug)]
+enum Home {
+    Directory(Directory),
+    Bucket {
+        remote: Arc<Remote>,
+        /// How many unfinished uploads were removed from its spool.
+        left: u64,
+    },
+}
+
+/// The directory of the gate, open for storing, with the bucket if the episodes are kept in one.
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
-    episodes: OwnedFd,
+    home: Home,
     rows: Rows,
-    /// Hosts whose directory is known to be durable.
-    hosts: Mutex<HashSet<HostId>>,
     parts: AtomicU64,
     queue: Mutex<Option<mpsc::Sender<Item>>>,
     committer: Mutex<Option<JoinHandle<()>>>,
     index: Arc<Mutex<Index>>,
+    sequences: Arc<Mutex<Sequences>>,
+    /// Stops the thread that looks through a bucket, when dropped.
+    mending: Mutex<Option<std::sync::mpsc::Sender<()>>>,
     /// Held as long as the store is open: one receiver per directory.
     _lock: File,
 }
@@ -142,42 +168,56 @@ pub enum OpenError {
 }
 
 impl Store {
-    /// Opens the directory of a gate, making it when it is not there, and starts the committing thread.
+    /// Opens the directory of a gate, making it when it is not there, and starts the committing thread. With a `bucket`, episodes
+    /// are kept there, and the directory has the index only.
     ///
     /// # Errors
     /// [`OpenError`]
-    pub fn open(root: &Path, clock: Clock) -> Result<Arc<Self>, OpenError> {
+    pub fn open(root: &Path, bucket: Option<Arc<dyn Bucket>>, clock: Clock) -> Result<Arc<Self>, OpenError> {
         let layout = Layout::new(root);
         let io = |path: &Path| {
             let path = path.display().to_string();
             move |source| OpenError::Io { path, source }
         };
-        files::make_directories(&layout.episodes()).map_err(io(&layout.episodes()))?;
+        files::make_directories(root).map_err(io(root))?;
         let lock_path = root.join(".receiver.lock");
         let lock = files::lock_file(&lock_path).map_err(io(&lock_path))?;
         let Some(lock) = lock else { return Err(OpenError::InUse(root.display().to_string())) };
-        let episodes = files::open_directory(&layout.episodes()).map_err(io(&layout.episodes()))?;
+        let home = match bucket {
+            None => Directory::open(&layout).map(Home::Directory).map_err(io(&layout.episodes()))?,
+            Some(bucket) => {
+                let (remote, left) = Remote::open(&layout, bucket).map_err(io(&layout.incoming()))?;
+                Home::Bucket { remote: Arc::new(remote), left }
+            }
+        };
         let mut index = Index::open(layout.index()).map_err(io(&layout.index()))?;
         // What an earlier process wrote and did not answer may not be durable.
         index.lock().and_then(|mut index| index.sync()).map_err(io(&layout.index()))?;
         let rows = index.shared_rows();
         let attested = root.join("attested.jsonl");
         let sequences = Sequences::open(&attested).map_err(io(&attested))?;
+        let sequences = Arc::new(Mutex::new(sequences));
         let (queue, items) = mpsc::channel(QUEUE);
         let index = Arc::new(Mutex::new(index));
-        let mut committer =
-            Committer { index: Arc::clone(&index), sequences, items, clock, left: Vec::new() };
+        let mut committer = Committer {
+            index: Arc::clone(&index),
+            sequences: Arc::clone(&sequences),
+            items,
+            clock,
+            left: Vec::new(),
+        };
         let thread = std::thread::Builder::new().name("commit".to_owned()).spawn(move || committer.run());
         let thread = thread.map_err(io(root))?;
         Ok(Arc::new(Self {
             layout,
-            episodes,
+            home,
             rows,
-            hosts: Mutex::default(),
             parts: AtomicU64::new(0),
             queue: Mutex::new(Some(queue)),
             committer: Mutex::new(Some(thread)),
             index,
+            sequences,
+            mending: Mutex::default(),
             _lock: lock,
         }))
     }
@@ -207,13 +247,24 @@ impl Store {
         Ok(rows.map_while(Result::ok).find(is_it))
     }
 
-    /// Bytes free for this process on the file system of the episodes.
+    /// Bytes free for this process on the file system that uploads come to.
     ///
     /// # Errors
     /// It cannot be asked.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let room = rustix::fs::fstatvfs(&self.episodes)?;
+        let room = rustix::fs::fstatvfs(match &self.home {
+            Home::Directory(directory) => directory.descriptor(),
+            Home::Bucket { remote, .. } => remote.incoming(),
+        })?;
         Ok(room.f_bavail.saturating_mul(room.f_frsize))
+    }
+
+    /// For how long uploads should come no more, because the bucket has just failed.
+    pub fn away_for(&self) -> Option<Duration> {
+        match &self.home {
+            Home::Directory(_) => None,
+            Home::Bucket { remote, .. } => remote.away_for(),
+        }
     }
 
     /// Begins to take in an episode.
@@ -225,12 +276,16 @@ impl Store {
             let key = key.clone();
             move |error: io::Error| StoreError::of(what, &key, &error)
         };
-        let directory = self.host_directory(&key.host).map_err(of("open the directory"))?;
+        let (directory, flush) = match &self.home {
+            Home::Directory(directory) => (directory.of_host(&key.host), Flush::Due),
+            Home::Bucket { remote, .. } => (remote.incoming().try_clone(), Flush::Never),
+        };
+        let directory = directory.map_err(of("open the directory"))?;
         let number = self.parts.fetch_add(1, Ordering::Relaxed);
         let part = Layout::part_name(&key.episode, number);
         let file = files::create_at(&directory, &part).map_err(of("create a file"))?;
         let part = Part { directory, name: part };
-        Ok(Upload { key, part, file, hasher: Hasher::new(), size: 0, handed_over: 0 })
+        Ok(Upload { key, part, file, hasher: Hasher::new(), size: 0, handed_over: 0, flush })
     }
 
     /// Makes an upload an episode. Durable when it returns well.
@@ -240,12 +295,40 @@ impl Store {
     pub async fn commit(&self, finished: Finished, origin: Origin) -> Result<Stored, StoreError> {
         let queue = lock(&self.queue).clone().ok_or(StoreError::Stopping)?;
         let (reply, answer) = oneshot::channel();
-        queue.send(Item { finished, origin, reply }).await.map_err(|_| StoreError::Stopping)?;
+        match &self.home {
+            Home::Directory(_) => {
+                let item = Item { finished, origin, placed: None, reply };
+                queue.send(item).await.map_err(|_| StoreError::Stopping)?;
+            }
+            Home::Bucket { remote, .. } => {
+                let turn = remote.turns.take(&finished.key, origin.sequence).await;
+                let memory = remote.memory_for(finished.size).await?;
+                let (remote, rows, sequences) =
+                    (Arc::clone(remote), self.rows.clone(), Arc::clone(&self.sequences));
+                // Once begun, it goes on to its row, whether or not the client waits for that.
+                tokio::task::spawn_blocking(move || {
+                    match remote.write(&finished, &origin, &rows, &sequences) {
+                        Ok((stored, row)) => {
+                            drop(memory);
+                            let placed = Some(Placed { stored, row, _turn: turn });
+                            // When nobody takes it, the receiver is stopping; the next start finds the object.
+                            let _ = queue.blocking_send(Item { finished, origin, placed, reply });
+                        }
+                        Err(error) => {
+                            // Nothing is left of it before it is answered.
+                            drop((finished, turn));
+                            let _ = reply.send(Err(error));
+                        }
+                    }
+                });
+            }
+        }
         answer.await.map_err(|_| StoreError::Stopping)?
     }
 
     /// Commits what waits, then stops. Waits for it.
     pub fn close(&self) {
+        drop(lock(&self.mending).take());
         drop(lock(&self.queue).take());
         if let Some(thread) = lock(&self.committer).take() {
             // It has panicked only if our own code is wrong; then it said so on stderr.
@@ -253,61 +336,32 @@ impl Store {
         }
     }
 
-    /// The directory of a host, made durable when it is first used.
-    fn host_directory(&self, host: &HostId) -> io::Result<OwnedFd> {
-        if lock(&self.hosts).contains(host) {
-            return files::open_directory_at(&self.episodes, host.as_str());
-        }
-        files::make_directory_at(&self.episodes, host.as_str())?;
-        rustix::fs::fsync(&self.episodes)?;
-        let directory = files::open_directory_at(&self.episodes, host.as_str())?;
-        lock(&self.hosts).insert(host.clone());
-        Ok(directory)
-    }
-
-    /// What every directory of a host holds at the start: unfinished files are removed, and files without a row get one.
+    /// What an earlier receiver left: unfinished uploads are removed, and stored episodes without a row get one. In a bucket
+    /// they get it beside new uploads, after this has returned.
     ///
     /// # Errors
     /// The directories cannot be read, or the index cannot be written.
     pub fn reconcile(&self, clock: Clock) -> io::Result<Reconciled> {
-        let mut done = Reconciled::default();
-        for host in std::fs::read_dir(self.layout.episodes())? {
-            let host = host?;
-            let Some(id) = Layout::host_of(&host.file_name())
-                .filter(|_| host.file_type().is_ok_and(|kind| kind.is_dir()))
-            else {
-                continue;
-            };
-            for file in std::fs::read_dir(host.path())? {
-                let file = file?;
-                if !file.file_type()?.is_file() {
-                    continue;
-                }
-                if Layout::is_part(&file.file_name()) {
-                    files::remove(&file.path())?;
-                    done.parts += 1;
-                    continue;
-                }
-                let Some(episode) = Layout::episode_of(&file.file_name()) else { continue };
-                let key = EpisodeKey { host: id.clone(), episode };
-                if self.rows.all().get(&key).is_none() {
-                    self.add_row(&key, &file.path(), clock)?;
+        let (rows, index) = (self.rows.clone(), Arc::clone(&self.index));
+        match &self.home {
+            Home::Directory(_) => {
+                let mut done = Reconciled::default();
+                let has_row = |key: &EpisodeKey| rows.all().get(key).is_some();
+                done.parts = directory::mend(&self.layout, &has_row, &mut |key, mut file| {
+                    append_found(&index, key, &mut file, clock)?;
                     done.rows += 1;
-                }
+                    Ok(())
+                })?;
+                Ok(done)
+            }
+            Home::Bucket { remote, left } => {
+                let (stop, stopped) = std::sync::mpsc::channel();
+                let mending = Mending { remote: Arc::clone(remote), index, rows, clock, stop: stopped };
+                std::thread::Builder::new().name("mend".to_owned()).spawn(move || mending.run())?;
+                *lock(&self.mending) = Some(stop);
+                Ok(Reconciled { rows: 0, parts: *left })
             }
         }
-        Ok(done)
-    }
-
-    fn add_row(&self, key: &EpisodeKey, path: &Path, clock: Clock) -> io::Result<()> {
-        let file = File::open(path)?;
-        let (sha256, size_bytes) = hash(&file)?;
-        file.sync_all()?;
-        files::sync_directory(files::parent(path))?;
-        let mut index = lock(&self.index);
-        let mut index = index.lock()?;
-        index.append(&row(key, sha256, size_bytes, &Origin::default(), clock, Written::Later))?;
-        index.sync()
     }
 }
 
@@ -328,10 +382,10 @@ pub struct Reconciled {
 
 /// An unfinished file; removed unless it becomes an episode.
 #[derive(Debug)]
-struct Part {
-    directory: OwnedFd,
+pub(super) struct Part {
+    pub(super) directory: OwnedFd,
     /// Empty once it has another name.
-    name: String,
+    pub(super) name: String,
 }
 
 impl Drop for Part {
@@ -351,6 +405,7 @@ pub struct Upload {
     hasher: Hasher,
     size: u64,
     handed_over: u64,
+    flush: Flush,
 }
 
 impl Upload {
@@ -362,7 +417,7 @@ impl Upload {
         self.file.write_all(bytes).map_err(|error| StoreError::of("write", &self.key, &error))?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
-        if self.size - self.handed_over >= WRITE_OUT {
+        if self.flush == Flush::Due && self.size - self.handed_over >= WRITE_OUT {
             begin_write_back(&self.file);
             self.handed_over = self.size;
         }
@@ -374,13 +429,17 @@ impl Upload {
     /// # Errors
     /// [`StoreError`]
     pub fn finish(self) -> Result<Finished, StoreError> {
-        let large = self.size > WRITE_OUT;
-        if large {
-            self.file.sync_all().map_err(|error| StoreError::of("flush", &self.key, &error))?;
-        } else {
-            begin_write_back(&self.file);
-        }
-        let flush = if large { Flush::Done } else { Flush::Due };
+        let flush = match self.flush {
+            Flush::Due if self.size > WRITE_OUT => {
+                self.file.sync_all().map_err(|error| StoreError::of("flush", &self.key, &error))?;
+                Flush::Done
+            }
+            Flush::Due => {
+                begin_write_back(&self.file);
+                Flush::Due
+            }
+            flush @ (Flush::Done | Flush::Never) => flush,
+        };
         Ok(Finished {
             key: self.key,
             part: self.part,
@@ -395,33 +454,38 @@ impl Upload {
 /// All bytes of an upload, hashed.
 #[derive(Debug)]
 pub struct Finished {
-    key: EpisodeKey,
-    part: Part,
-    file: File,
+    pub(super) key: EpisodeKey,
+    pub(super) part: Part,
+    pub(super) file: File,
     /// The SHA-256 of the bytes.
     pub digest: Digest,
     /// How many there are.
     pub size: u64,
-    flush: Flush,
+    pub(super) flush: Flush,
 }
 
+/// What makes the bytes of an upload durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flush {
+pub(super) enum Flush {
     Due,
     Done,
+    /// They are only on their way to a bucket.
+    Never,
 }
 
 #[derive(Debug)]
-struct Item {
-    finished: Finished,
-    origin: Origin,
+pub(super) struct Item {
+    pub(super) finished: Finished,
+    pub(super) origin: Origin,
+    /// What became of its object; `None`: its file is to be put in place.
+    placed: Option<Placed>,
     reply: oneshot::Sender<Result<Stored, StoreError>>,
 }
 
 /// The thread that makes uploads episodes, all that wait at once.
 struct Committer {
     index: Arc<Mutex<Index>>,
-    sequences: Sequences,
+    sequences: Arc<Mutex<Sequences>>,
     items: mpsc::Receiver<Item>,
     clock: Clock,
     /// A second upload of a key, or with the same sequence number, waits until the first has its row.
@@ -429,18 +493,18 @@ struct Committer {
 }
 
 /// An item on its way through one batch.
-struct Step {
-    item: Item,
+pub(super) struct Step {
+    pub(super) item: Item,
     /// What it will be told; an error overrides it.
-    fate: Result<Stored, StoreError>,
-    row: Row,
+    pub(super) fate: Result<Stored, StoreError>,
+    pub(super) row: Row,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Row {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Row {
     /// It has one, or must not get one.
     None,
-    /// Its file is in place and its row is due.
+    /// Its bytes are in place and its row is due.
     Due,
 }
 
@@ -468,22 +532,23 @@ impl Committer {
         let batch = self.one_of_each(batch);
         let mut steps: Vec<Step> =
             batch.into_iter().map(|item| Step { item, fate: Ok(Stored::New), row: Row::None }).collect();
-        flush_contents(&mut steps);
+        directory::flush_contents(&mut steps);
+        let mut sequences = lock(&self.sequences);
         let mut index = lock(&self.index);
         match index.lock() {
             Ok(mut index) => {
-                put_in_place(&mut steps, &index.rows(), &self.sequences);
-                flush_directories(&mut steps);
+                put_in_place(&mut steps, &index.rows(), &sequences);
+                directory::flush_names(&mut steps);
                 append_rows(&mut steps, &mut index, self.clock);
-                take_sequences(&mut steps, &mut self.sequences);
+                take_sequences(&mut steps, &mut sequences);
             }
             Err(error) => fail_all(&mut steps, "lock the index", &error, |_| true),
         }
-        drop(index);
+        drop((index, sequences));
         for step in steps {
-            let Item { finished, reply, .. } = step.item;
+            let Item { finished, reply, placed, .. } = step.item;
             // What did not become an episode is gone before anybody is answered.
-            drop(finished);
+            drop((finished, placed));
             // Who asked may be gone; the next try finds what is stored.
             let _ = reply.send(step.fate);
         }
@@ -501,97 +566,31 @@ impl Committer {
     }
 }
 
-/// The bytes of every file become durable.
-fn flush_contents(steps: &mut [Step]) {
-    let due = steps.iter().filter(|step| step.item.finished.flush == Flush::Due).count();
-    let is_due = |step: &Step| step.item.finished.flush == Flush::Due;
-    if due >= FLUSH_ALL_FROM {
-        let any =
-            steps.iter().find(|step| is_due(step)).map(|step| rustix::fs::syncfs(&step.item.finished.file));
-        if let Some(Err(error)) = any {
-            fail_all(steps, "flush", &error.into(), is_due);
-        }
-        return;
-    }
-    for step in steps.iter_mut().filter(|step| is_due(step)) {
-        if let Err(error) = step.item.finished.file.sync_all() {
-            step.fate = Err(StoreError::of("flush", &step.item.finished.key, &error));
-        }
-    }
-}
-
-/// Every file gets its name, unless there is an episode of its key.
-fn put_in_place(steps: &mut [Step], rows: &super::Loaded, sequences: &Sequences) {
+/// Every upload that waits is in its place, or is told why not.
+fn put_in_place(steps: &mut [Step], rows: &Loaded, sequences: &Sequences) {
     for step in steps.iter_mut().filter(|step| step.fate.is_ok()) {
-        let finished = &mut step.item.finished;
-        if let Some(sequence) = step.item.origin.sequence {
-            let found = sequences.judge(&finished.key, finished.digest, sequence);
-            // The same upload again is no replay, as long as it is stored.
-            let again = found == Use::Same && rows.get(&finished.key).is_some();
-            if found != Use::First && !again {
-                step.fate = Ok(Stored::Replayed);
-                continue;
+        match &step.item.placed {
+            None => directory::put_in_place(step, rows, sequences),
+            Some(placed) => {
+                let (stored, row) = placed.judge(&step.item.finished, rows);
+                (step.fate, step.row) = (Ok(stored), row);
             }
-        }
-        match place(finished, rows.get(&finished.key)) {
-            Ok((stored, row)) => (step.fate, step.row) = (Ok(stored), row),
-            Err(error) => step.fate = Err(StoreError::of("put the file in place", &finished.key, &error)),
         }
     }
 }
 
-fn place(finished: &mut Finished, row: Option<&Entry>) -> io::Result<(Stored, Row)> {
-    let name = Layout::file_name(&finished.key.episode);
-    let directory = &finished.part.directory;
-    match row {
-        Some(row) if row.digest != finished.digest => {
-            return Ok((Stored::Conflict { stored: row.digest }, Row::None));
-        }
-        Some(_) if files::is_file_at(directory, &name)? => return Ok((Stored::Present, Row::None)),
-        Some(_) | None => {}
-    }
-    if files::rename_new_at(directory, &finished.part.name, &name)? {
-        finished.part.name.clear();
-        // With a row and without a file, the file was lost; it is back, and the row stays as it is.
-        return Ok(if row.is_some() { (Stored::Present, Row::None) } else { (Stored::New, Row::Due) });
-    }
-    // A file without a row: a receiver was killed between the two.
-    let file = files::open_file_at(directory, &name)?;
-    let (stored, _) = hash(&file)?;
-    if stored != finished.digest {
-        return Ok((Stored::Conflict { stored }, Row::None));
-    }
-    file.sync_all()?;
-    Ok((Stored::Present, Row::Due))
-}
-
-/// The names of the files become durable.
-fn flush_directories(steps: &mut [Step]) {
-    let changed =
-        |step: &Step| step.fate.is_ok() && (step.row == Row::Due || step.item.finished.part.name.is_empty());
-    let mut directories: BTreeMap<HostId, &OwnedFd> = BTreeMap::new();
-    for step in steps.iter().filter(|step| changed(step)) {
-        let finished = &step.item.finished;
-        directories.insert(finished.key.host.clone(), &finished.part.directory);
-    }
-    let mut failed = HashMap::new();
-    if directories.len() >= FLUSH_ALL_FROM {
-        if let Some(Err(error)) = directories.values().next().map(rustix::fs::syncfs) {
-            failed.extend(directories.keys().map(|host| (host.clone(), error)));
-        }
-    } else {
-        for (host, directory) in &directories {
-            if let Err(error) = rustix::fs::fsync(directory) {
-                failed.insert(host.clone(), error);
-            }
-        }
-    }
-    for step in steps.iter_mut().filter(|step| changed(step)) {
-        let key = &step.item.finished.key;
-        if let Some(error) = failed.get(&key.host) {
-            step.fate = Err(StoreError::of("flush the directory", key, &(*error).into()));
-            step.row = Row::None;
-        }
+/// Whether the signature of an upload was used for another one. The same upload again is no replay, as long as it is stored.
+pub(super) fn is_replay(
+    finished: &Finished,
+    origin: &Origin,
+    row: Option<&Entry>,
+    sequences: &Sequences,
+) -> bool {
+    let Some(sequence) = origin.sequence else { return false };
+    match sequences.judge(&finished.key, finished.digest, sequence) {
+        Use::First => false,
+        Use::Same => row.is_none(),
+        Use::Replayed => true,
     }
 }
 
@@ -629,12 +628,33 @@ fn take_sequences(steps: &mut [Step], sequences: &mut Sequences) {
     }
 }
 
-fn fail_all(steps: &mut [Step], what: &'static str, error: &io::Error, which: impl Fn(&Step) -> bool) {
+pub(super) fn fail_all(
+    steps: &mut [Step],
+    what: &'static str,
+    error: &io::Error,
+    which: impl Fn(&Step) -> bool,
+) {
     for step in steps.iter_mut().filter(|step| which(step)) {
         if step.fate.is_ok() {
             step.fate = Err(StoreError::of(what, &step.item.finished.key, error));
         }
     }
+}
+
+/// Adds the row of a stored episode that has none, with the commit that it says itself; durable when it returns.
+pub(super) fn append_found(
+    index: &Mutex<Index>,
+    key: &EpisodeKey,
+    episode: &mut dyn Read,
+    clock: Clock,
+) -> io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    let Inspected { digest, size, commit } = inspect(episode, Commit::Find, key, &mut block, &mut |_| ())?;
+    let origin = Origin { commit, sequence: None };
+    let mut index = lock(index);
+    let mut index = index.lock()?;
+    index.append(&row(key, digest, size, &origin, clock, Written::Later))?;
+    index.sync()
 }
 
 /// Whether a row is written when its episode is received.
@@ -665,20 +685,6 @@ fn row(
     }
 }
 
-fn hash(file: &File) -> io::Result<(Digest, u64)> {
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut size = 0;
-    loop {
-        let read = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut buffer[..]))?;
-        if read == 0 {
-            return Ok((hasher.finish(), size));
-        }
-        hasher.update(&buffer[..read]);
-        size += read as u64;
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,7 @@
 //! What the receiver answers: problem documents (RFC 9457) as JSON, or the same as text for people.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use cutover_core::{
     admission::{ClaimError, EpisodeKey, Refusal},
@@ -93,15 +95,23 @@ impl Problem {
     pub(crate) fn of_store(error: &StoreError) -> Self {
         match error {
             StoreError::NoRoom(_) => {
-                let detail = "The receiver's disk is full; nothing of this upload is left there.";
+                let detail = "The receiver's storage is full; nothing of this upload is left there.";
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", detail).retry_after(60)
             }
             StoreError::Io { .. } => {
                 let detail = "The receiver could not store this. Send it again later.";
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "not-stored", detail).retry_after(5)
             }
+            StoreError::Away { retry_after, .. } => Self::storage_away(*retry_after),
             StoreError::Stopping => Self::stopping(),
         }
+    }
+
+    /// The bucket that episodes are kept in does not answer as it should.
+    pub(crate) fn storage_away(wait: Duration) -> Self {
+        let detail = "The receiver's storage cannot be written to at the moment. Keep the data and send it again later.";
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage-away", detail).retry_after(seconds)
     }
 
     pub(crate) fn stopping() -> Self {

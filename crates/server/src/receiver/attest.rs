@@ -1,22 +1,24 @@
-//! Signatures of hosts over what they hand in: the keys, and whether a signature is one of theirs.
+//! Signatures of hosts over what they hand in: the keys, whether a signature is one of theirs, and whether the release it names
+//! proves its commit.
 
 use std::collections::BTreeMap;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey, VerificationAlgorithm};
 use base64ct::{Base64, Encoding as _};
 use cutover_core::{
-    admission::{ATTESTATION_HEADER, Attestation, CommitHash, EpisodeKey, HostId, attested},
+    admission::{ATTESTATION_HEADER, Attestation, CommitHash, EpisodeKey, HostId, Known, Statement},
     model::Digest,
 };
 use http::{HeaderMap, StatusCode};
 
 use super::answer::Problem;
-use crate::settings::{AttestPolicy, AttestSettings, SettingError};
+use crate::settings::{AttestPolicy, AttestProof, AttestSettings, SettingError};
 
 /// The public keys of hosts, and what is demanded of them.
 #[derive(Debug)]
 pub(crate) struct Keys {
     policy: AttestPolicy,
+    proof: AttestProof,
     hosts: BTreeMap<HostId, Key>,
 }
 
@@ -37,16 +39,18 @@ impl Keys {
                 Key::parse(key).ok_or_else(|| bad("write `ed25519:BASE64` or `p256:BASE64`".to_owned()))?,
             );
         }
-        Ok(Self { policy: settings.policy, hosts })
+        Ok(Self { policy: settings.policy, proof: settings.proof, hosts })
     }
 
-    /// The sequence number that a valid signature carries; `None` when there is no signature and none is demanded.
+    /// The sequence number that a valid signature carries; `None` when there is no signature and none is demanded. `known` is
+    /// what the gate knows of releases.
     pub(crate) fn judge(
         &self,
         headers: &HeaderMap,
         commit: Option<&CommitHash>,
         key: &EpisodeKey,
         declared: Option<Digest>,
+        known: Option<&Known>,
     ) -> Result<Option<u64>, Problem> {
         if self.policy == AttestPolicy::Off {
             return Ok(None);
@@ -73,11 +77,19 @@ impl Keys {
         let Some(declared) = declared else {
             return refused("attestation-invalid", "A signed upload says its SHA-256 in Content-Digest.");
         };
-        let signed = attested(commit, key, declared, attestation.sequence);
-        let known = self.hosts.get(&key.host);
-        match known.is_some_and(|known| known.verifies(&signed, attestation.signature)) {
-            true => Ok(Some(attestation.sequence)),
-            false => refused("attestation-invalid", invalid),
+        let Attestation { release, sequence, signature } = attestation;
+        let signed = Statement { commit, key, sha256: declared, sequence, release }.bytes();
+        if !self.hosts.get(&key.host).is_some_and(|host| host.verifies(&signed, signature)) {
+            return refused("attestation-invalid", invalid);
+        }
+        let is_proven =
+            || release.zip(known).is_some_and(|(release, known)| known.is_release_of(commit, release));
+        match self.proof {
+            AttestProof::Release if !is_proven() => refused(
+                "release-not-proven",
+                "The signature names no release that is known to be built from this commit.",
+            ),
+            AttestProof::Host | AttestProof::Release => Ok(Some(sequence)),
         }
     }
 }

@@ -14,4 +14,4 @@ mod serve;
 mod socket;
 
 pub(crate) use answer::Problem;
-pub use serve::{Receiver, StartError};
+pub use serve::{Ports, Receiver, StartError};

@@ -1,4 +1,4 @@
-//! `PUT /v1/episodes/{host}/{id}`: ids and headers, then the gate, then the body, then the disk.
+//! `PUT /v1/episodes/{host}/{id}`: ids and headers, then the gate, then the body, then the disk or the bucket.
 //!
 //! Everything that can be refused is refused before the body is asked for: no `100 Continue` is sent and nothing is read
 //! (RFC 9110, 10.1.1), and the connection is closed.
@@ -109,12 +109,17 @@ fn admit(
         tracing::info!(%key, "refused: {refusal}");
         Problem::of_refusal(&refusal, &live.settings.remediation, live.retry_after_s())
     })?;
-    let sequence = live.keys.judge(&parts.headers, admitted.commit.as_ref(), &key, declared)?;
+    let known = app.gate.known();
+    let sequence =
+        live.keys.judge(&parts.headers, admitted.commit.as_ref(), &key, declared, known.as_deref())?;
     // Another size is other bytes: that needs no body to be said.
     if let Some(entry) = app.store.rows().durable(&key)
         && entry.size != length
     {
         return Err(conflict(&key, entry.digest));
+    }
+    if let Some(wait) = app.store.away_for() {
+        return Err(Problem::storage_away(wait));
     }
     let room = reserve(app, &key.host, length)?;
     Ok(Ticket { key, length, declared, commit: admitted.commit, sequence, wire, _room: room })

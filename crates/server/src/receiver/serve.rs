@@ -30,8 +30,8 @@ use super::{
     socket::{Socket, Stream},
 };
 use crate::{
-    gate::Gate,
-    ingest::{Clock, OpenError, Store},
+    gate::{Gate, ReleaseTrust},
+    ingest::{Bucket, Clock, OpenError, Store},
     settings::{GateSettings, Listen, SettingError, TlsSettings},
 };
 
@@ -73,9 +73,28 @@ pub enum StartError {
     Io(#[from] io::Error),
 }
 
+/// What a receiver is given by the program around it.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// The wall clock.
+    pub clock: Clock,
+    /// What `gate.storage.url` names; none: episodes are kept in the directory.
+    pub bucket: Option<Arc<dyn Bucket>>,
+    /// What releases are verified by where `gate.releases.trust` demands it.
+    pub trust: Option<ReleaseTrust>,
+}
+
+impl Ports {
+    /// Nothing but the clock.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, bucket: None, trust: None }
+    }
+}
+
 /// A receiver that listens. Dropping it without [`Receiver::stop`] cuts its connections.
 pub struct Receiver {
     app: Arc<App>,
+    trust: Option<ReleaseTrust>,
     acceptor: Arc<RwLock<Option<TlsAcceptor>>>,
     addresses: Vec<SocketAddr>,
     stop: watch::Sender<Stop>,
@@ -101,13 +120,18 @@ impl Receiver {
     ///
     /// # Errors
     /// [`StartError`]; nothing listens then.
-    pub async fn start(settings: GateSettings, clock: Clock) -> Result<Self, StartError> {
-        let rules = settings.rules()?;
+    pub async fn start(settings: GateSettings, ports: Ports) -> Result<Self, StartError> {
+        let Ports { clock, bucket, trust } = ports;
+        if settings.storage.url.is_some() != bucket.is_some() {
+            let what = "the bucket is not the one that the settings name";
+            return Err(SettingError::new("gate.storage.url", what).into());
+        }
+        let rules = settings.rules_trusting(trust.as_ref())?;
         let places = settings.sockets()?;
         let acceptor = Arc::new(RwLock::new(tls(&settings.tls)?));
         let root = settings.root.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            let store = Store::open(&root, clock)?;
+            let store = Store::open(&root, bucket, clock)?;
             let index = root.display().to_string();
             let done = store.reconcile(clock).map_err(|source| OpenError::Io { path: index, source })?;
             if done != crate::ingest::Reconciled::default() {
@@ -130,7 +154,8 @@ impl Receiver {
         }
         let app = Arc::new(App::new(gate, store, Live::new(settings)?));
         let (stop, stopped) = watch::channel(Stop::No);
-        let mut receiver = Self { app, acceptor, addresses: Vec::new(), stop, accepting: JoinSet::new() };
+        let (addresses, accepting) = (Vec::new(), JoinSet::new());
+        let mut receiver = Self { app, trust, acceptor, addresses, stop, accepting };
         let router = routes(Arc::clone(&receiver.app));
         for place in places {
             let server = Server {
@@ -174,13 +199,17 @@ impl Receiver {
     /// # Errors
     /// [`StartError`]; then everything stays as it was.
     pub fn set(&self, settings: GateSettings) -> Result<(), StartError> {
-        let rules = settings.rules()?;
+        let rules = settings.rules_trusting(self.trust.as_ref())?;
         let acceptor = tls(&settings.tls)?;
         settings.sockets()?;
         let live = Live::new(settings)?;
         let before = self.app.live();
-        if before.settings.listen != live.settings.listen || before.settings.root != live.settings.root {
-            tracing::warn!("`gate.listen` and `gate.root` are changed by a restart only");
+        let fixed = |live: &Live| {
+            let GateSettings { listen, root, storage, .. } = &live.settings;
+            (listen.clone(), root.clone(), storage.clone())
+        };
+        if fixed(&before) != fixed(&live) {
+            tracing::warn!("`gate.listen`, `gate.root` and `gate.storage` are changed by a restart only");
         }
         self.app.gate.set_rules(rules);
         *self.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;

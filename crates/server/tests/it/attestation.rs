@@ -3,16 +3,16 @@
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 use base64ct::{Base64, Encoding as _};
 use cutover_core::{
-    admission::{EpisodeKey, attested},
+    admission::{EpisodeKey, Statement},
     model::Digest,
 };
 use cutover_server::settings::AttestPolicy;
 
 use crate::world::{Answer, World, sha256};
 
-type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+pub(crate) type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
 
-fn ed25519() -> (String, Sign) {
+pub(crate) fn ed25519() -> (String, Sign) {
     let pair = Ed25519KeyPair::generate().unwrap();
     let public = format!("ed25519:{}", Base64::encode_string(pair.public_key().as_ref()));
     (public, Box::new(move |bytes| pair.sign(bytes).as_ref().to_vec()))
@@ -34,14 +34,15 @@ fn world(policy: AttestPolicy, keys: &[(&str, &str)]) -> World {
 }
 
 /// What a host puts into its header for an upload.
-fn header(world: &World, sign: &Sign, key: &str, body: &[u8], sequence: u64) -> String {
+pub(crate) fn header(world: &World, sign: &Sign, key: &str, body: &[u8], sequence: u64) -> String {
     let (host, episode) = key.split_once('/').unwrap();
     let commit = world.head().parse().unwrap();
-    let signed = attested(&commit, &EpisodeKey::new(host, episode).unwrap(), Digest::of(body), sequence);
+    let (key, sha256) = (EpisodeKey::new(host, episode).unwrap(), Digest::of(body));
+    let signed = Statement { commit: &commit, key: &key, sha256, sequence, release: None }.bytes();
     format!("v=1; seq={sequence}; sig={}", Base64::encode_string(&sign(&signed)))
 }
 
-fn put(world: &World, key: &str, body: &[u8], header: &str) -> Answer {
+pub(crate) fn put_signed(world: &World, key: &str, body: &[u8], header: &str) -> Answer {
     let headers = [
         ("X-Code-Commit", &*world.head()),
         ("X-Content-SHA256", &*sha256(body)),
@@ -55,7 +56,7 @@ fn put(world: &World, key: &str, body: &[u8], header: &str) -> Answer {
 fn only_a_signature_of_the_host_makes_a_commit_verified() {
     for (public, sign) in [ed25519(), p256()] {
         let world = world(AttestPolicy::Accept, &[("h", &public)]);
-        put(&world, "h/a", b"x", &header(&world, &sign, "h/a", b"x", 1)).must(201);
+        put_signed(&world, "h/a", b"x", &header(&world, &sign, "h/a", b"x", 1)).must(201);
         world.put("h/b", b"x").must(201);
         let rows = world.rows();
         assert_eq!(rows[0]["commit_verified"], true);
@@ -71,7 +72,7 @@ fn only_a_signature_of_the_host_makes_a_commit_verified() {
             ("h/c", "nonsense".to_owned()),
         ] {
             assert_eq!(
-                put(&world, key, b"x", &header).must(403).json()["error"],
+                put_signed(&world, key, b"x", &header).must(403).json()["error"],
                 "attestation-invalid",
                 "{header}"
             );
@@ -99,9 +100,9 @@ fn signature_is_demanded_where_the_policy_says_so_and_ignored_where_it_is_off() 
     let (public, sign) = ed25519();
     let mut world = world(AttestPolicy::Require, &[("h", &public)]);
     assert_eq!(world.put("h/a", b"x").must(403).json()["error"], "attestation-missing");
-    put(&world, "h/a", b"x", &header(&world, &sign, "h/a", b"x", 1)).must(201);
+    put_signed(&world, "h/a", b"x", &header(&world, &sign, "h/a", b"x", 1)).must(201);
     world.set(|settings| settings.attest.policy = AttestPolicy::Off);
-    put(&world, "h/b", b"x", "nonsense").must(201);
+    put_signed(&world, "h/b", b"x", "nonsense").must(201);
     assert!(world.rows()[1].get("commit_verified").is_none());
 }
 
@@ -111,21 +112,21 @@ fn sequence_number_is_used_for_one_upload_only() {
     let (public, sign) = ed25519();
     let mut world = world(AttestPolicy::Require, &[("h", &public)]);
     let first = header(&world, &sign, "h/a", b"x", 5);
-    put(&world, "h/a", b"x", &first).must(201);
+    put_signed(&world, "h/a", b"x", &first).must(201);
     for _ in 0..2 {
-        put(&world, "h/a", b"x", &first).must(200);
+        put_signed(&world, "h/a", b"x", &first).must(200);
         let again = header(&world, &sign, "h/b", b"y", 5);
-        assert_eq!(put(&world, "h/b", b"y", &again).must(403).json()["error"], "attestation-replayed");
+        assert_eq!(put_signed(&world, "h/b", b"y", &again).must(403).json()["error"], "attestation-replayed");
         world.restart();
     }
     // Uploads may overtake each other.
-    put(&world, "h/c", b"z", &header(&world, &sign, "h/c", b"z", 4)).must(201);
+    put_signed(&world, "h/c", b"z", &header(&world, &sign, "h/c", b"z", 4)).must(201);
     // What an operator removed does not come back by a replay.
     world.stop();
     std::fs::remove_file(world.root().join("episodes/h/a.tar.zst")).unwrap();
     let kept = world.index().lines().skip(1).map(|line| format!("{line}\n")).collect::<String>();
     std::fs::write(world.root().join("index.jsonl"), kept).unwrap();
     world.restart();
-    assert_eq!(put(&world, "h/a", b"x", &first).must(403).json()["error"], "attestation-replayed");
+    assert_eq!(put_signed(&world, "h/a", b"x", &first).must(403).json()["error"], "attestation-replayed");
     assert_eq!(world.files().keys().collect::<Vec<_>>(), ["h/c.tar.zst"]);
 }

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, net::Shutdown};
 
-use crate::world::{Answer, World, request, sha256};
+use crate::world::{Answer, World, archive, request, sha256};
 
 fn body(size: usize) -> Vec<u8> {
     let mut state = 1_u64;
@@ -56,7 +56,15 @@ fn file_without_a_row_gets_it_from_the_next_upload_or_at_the_start() {
         (rows.len(), &rows[1]["backfilled"], &rows[1]["sha256"]),
         (2, &true.into(), &sha256(b"three").into())
     );
+    assert!(rows[1].get("commit").is_none(), "it is no archive that could say one");
     assert_eq!(world.files().keys().collect::<Vec<_>>(), ["h/a.tar.zst", "h/b.tar.zst"]);
+    // An archive says its commit itself.
+    let commit = "c".repeat(40);
+    std::fs::write(host.join("d.tar.zst"), archive(&commit)).unwrap();
+    world.restart();
+    let rows = world.rows();
+    assert_eq!((rows.len(), &rows[2]["commit"], &rows[2]["backfilled"]), (3, &commit.into(), &true.into()));
+    assert!(rows[2].get("commit_verified").is_none());
 }
 
 #[test]

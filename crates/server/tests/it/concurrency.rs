@@ -1,5 +1,7 @@
 //! Many at once: one file and one row each, whoever comes first.
 
+use cutover_server::receiver::{Ports, Receiver};
+
 use crate::world::{World, sha256};
 
 // I17
@@ -73,8 +75,7 @@ fn row_that_cannot_be_written_is_no_success_and_the_next_upload_heals() {
 fn second_receiver_of_the_same_directory_does_not_start() {
     let world = World::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let second = runtime
-        .block_on(cutover_server::receiver::Receiver::start(world.settings.clone(), crate::world::now));
+    let second = runtime.block_on(Receiver::start(world.settings.clone(), Ports::new(crate::world::now)));
     assert!(second.is_err_and(|error| error.to_string().contains("another receiver")));
 }
 

@@ -5,6 +5,7 @@
 mod admission;
 mod attestation;
 mod bodies;
+mod bucket;
 mod concurrency;
 mod fronts;
 mod tls;

@@ -6,12 +6,15 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use cutover_bundle::episode::ArchiveWriter;
 use cutover_core::model::Digest;
 use cutover_server::{
-    receiver::Receiver,
+    ingest::Bucket,
+    receiver::{Ports, Receiver},
     settings::{GateSettings, GitSettings},
 };
 use serde_json::Value;
@@ -67,6 +70,7 @@ pub(crate) struct World {
     pub(crate) directory: TempDir,
     pub(crate) repository: Repository,
     pub(crate) settings: GateSettings,
+    ports: Ports,
     runtime: Runtime,
     receiver: Option<Receiver>,
     pub(crate) address: SocketAddr,
@@ -101,13 +105,34 @@ impl World {
         repository: Repository,
         change: impl FnOnce(&mut GateSettings),
     ) -> Self {
+        Self::given(Ports::new(now), directory, repository, change)
+    }
+
+    /// Starts with episodes in a bucket.
+    pub(crate) fn in_bucket(bucket: Arc<dyn Bucket>, change: impl FnOnce(&mut GateSettings)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let repository = Repository::new(directory.path().join("clone"), &[]);
+        repository.commits(3);
+        let ports = Ports { bucket: Some(bucket), ..Ports::new(now) };
+        Self::given(ports, directory, repository, |settings| {
+            settings.storage.url = Some("s3://bucket/episodes".to_owned());
+            change(settings);
+        })
+    }
+
+    fn given(
+        ports: Ports,
+        directory: TempDir,
+        repository: Repository,
+        change: impl FnOnce(&mut GateSettings),
+    ) -> Self {
         let mut settings = settings(directory.path(), &repository.path);
         change(&mut settings);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let receiver = runtime.block_on(Receiver::start(settings.clone(), now)).unwrap();
+        let receiver = runtime.block_on(Receiver::start(settings.clone(), ports.clone())).unwrap();
         let address = receiver.addresses()[0];
-        Self { directory, repository, settings, runtime, receiver: Some(receiver), address }
+        Self { directory, repository, settings, ports, runtime, receiver: Some(receiver), address }
     }
 
     pub(crate) fn stop(&mut self) {
@@ -118,7 +143,8 @@ impl World {
 
     pub(crate) fn restart(&mut self) {
         self.stop();
-        let receiver = self.runtime.block_on(Receiver::start(self.settings.clone(), now)).unwrap();
+        let start = Receiver::start(self.settings.clone(), self.ports.clone());
+        let receiver = self.runtime.block_on(start).unwrap();
         self.address = receiver.addresses()[0];
         self.receiver = Some(receiver);
     }
@@ -300,6 +326,14 @@ fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> bool {
         }
         Ok(_) | Err(_) => false,
     }
+}
+
+/// An archive whose `meta.json` says this commit.
+pub(crate) fn archive(commit: &str) -> Vec<u8> {
+    let meta = format!(r#"{{"code_version":{{"commit":"{commit}"}}}}"#);
+    let mut writer = ArchiveWriter::new(Vec::new(), 1).unwrap();
+    writer.file(b"e/meta.json", false, meta.len() as u64, &mut meta.as_bytes()).unwrap();
+    writer.finish().unwrap()
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
