@@ -33,8 +33,7 @@ use crate::{
 /// does, and with it all before it: the log is written in order). Pages of the log are compressed by lz4 where that may be, for
 /// row locks write whole pages of the table there, and clients wait for the log.
 const WORKER: &str = "SET synchronous_commit = off; \
-     DO $$ BEGIN PERFORM set_config('wal_compression', 'lz4', false); EXCEPTION WHEN OTHERS THEN NULL; END $$; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off; \
-     SET max_parallel_workers_per_gather = 0";
+     DO $$ BEGIN PERFORM set_config('wal_compression', 'lz4', false); EXCEPTION WHEN OTHERS THEN NULL; END $$; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off";
 
 /// How long a worker rests before it asks again whether it may work.
 const REST: Duration = Duration::from_millis(50);

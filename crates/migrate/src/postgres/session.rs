@@ -26,11 +26,12 @@ pub(crate) const FENCED: &str = "CUT01";
 pub(crate) const MOVED: &str = "CUT02";
 
 /// Fixed for every connection of the engine. `search_path` is empty, so that the server prints every name qualified and
-/// expressions mean the same as in our functions; `row_security = off` makes a policy that would hide rows an error.
+/// expressions mean the same as in our functions; `row_security = off` makes a policy that would hide rows an error. No query
+/// of ours takes more than one processor from clients.
 const SETTINGS: &str = "SET search_path = ''; SET row_security = off; SET standard_conforming_strings = on; \
      SET extra_float_digits = 1; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex'; \
      SET client_min_messages = warning; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-     SET lock_timeout = '5s'";
+     SET lock_timeout = '5s'; SET max_parallel_workers_per_gather = 0";
 
 /// A connection of the engine.
 pub(crate) struct Session {
