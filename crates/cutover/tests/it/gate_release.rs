@@ -8,12 +8,13 @@ use std::{
 };
 
 use cutover::{
-    bundle::episode::HostKey,
+    bundle::{RevocationLists, TrustAnchor, episode::HostKey},
     core::{
         admission::{CommitHash, EpisodeKey, Statement},
         model::Digest,
     },
     host::{disk::RealDisk, node::release_built_from},
+    server::gate::{ReleaseTrust, ReleasesSource, Selection, Source as _},
 };
 
 use crate::{
@@ -150,4 +151,39 @@ fn releases_count_as_far_as_the_anchor_vouches_for_them() {
     let unproven = ["--set", "gate.attest.proof=release"];
     let refused = check(ours, &repository.dir, "directory", &unproven).must(2);
     assert!(refused.stderr.contains("gate.attest.proof"), "{}", refused.stderr);
+}
+
+#[test]
+fn repository_that_went_back_or_was_left_alone_admits_nothing_new() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let commits = ["a", "b"].map(|digit| digit.repeat(40));
+    publish(&repository, "1.0.0", &commits[0]);
+    let copy = |from: &Path, to: &Path| {
+        let copied = std::process::Command::new("cp").args(["-a", text(from), text(to)]).status();
+        assert!(copied.expect("cp runs").success());
+    };
+    copy(&repository.dir, &world.path("before"));
+    publish(&repository, "1.1.0", &commits[1]);
+
+    let root = std::fs::read(stamped().pki.join("root.pem")).expect("read");
+    let anchor = TrustAnchor::parse(&root).expect("an anchor");
+    let source = |state: &str, clock: fn() -> jiff::Timestamp| {
+        let (lists, state) = (RevocationLists::none(), world.path(state));
+        let trust = ReleaseTrust { anchor: anchor.clone(), lists, state, clock };
+        let selection = Selection { package: None, channel: None, minimum: None, last: 0 };
+        ReleasesSource::new(repository.dir.clone(), selection, Some(trust))
+    };
+    let [first, second] = commits.each_ref().map(|commit| commit.parse::<CommitHash>().expect("a commit"));
+    let known = source("state", jiff::Timestamp::now).read().expect("read");
+    assert!(known.contains(&first) && known.contains(&second) && *known.head() == second);
+    // A year without a new timestamp: somebody keeps us from the present.
+    let later = || jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * 365);
+    let expired = source("aside", later).read().expect_err("refused").to_string();
+    assert!(expired.contains("expired"), "{expired}");
+    // What was there before would be believed by whoever has not seen more.
+    std::fs::rename(&repository.dir, world.path("present")).expect("renamed");
+    copy(&world.path("before"), &repository.dir);
+    assert!(source("new", jiff::Timestamp::now).read().is_ok());
+    assert!(source("state", jiff::Timestamp::now).read().is_err());
 }
