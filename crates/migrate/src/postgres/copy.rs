@@ -1,4 +1,5 @@
-//! BACKFILL: rows of S into T, in chunks by key, by several workers on ranges of their own.
+//! BACKFILL: rows of S into T, in chunks by key, by several workers on ranges of their own. Chunks follow each other inside the
+//! server ([`super::walk`]); one that is out of the ordinary is done from here, by itself.
 //!
 //! One chunk is one statement in one transaction: it writes the rows of its snapshot that T does not have yet, and moves the
 //! range's cursor in the ledger. When a client just writes one of them, it is done again in a way that passes it over. It locks no row of S: what clients write while it runs wins in T, for dual write replaces or
@@ -30,8 +31,8 @@ use crate::{
 
 /// Fixed for workers: keyset scans, whatever the statistics say. A chunk and its line in the ledger may be lost together by
 /// a crash of the server, for then the chunk is done again; so nobody waits for the disk (the commit that ends the phase
-/// does, and with it all before it: the log is written in order). Pages of the log are compressed by lz4 where that may be, for
-/// row locks write whole pages of the table there, and clients wait for the log.
+/// does, and with it all before it: the log is written in order). Whole pages in the log are compressed by lz4 where that may
+/// be, for clients wait for the log.
 const WORKER: &str = "SET synchronous_commit = off; \
      DO $$ BEGIN PERFORM set_config('wal_compression', 'lz4', false); EXCEPTION WHEN OTHERS THEN NULL; END $$; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_tidscan = off; SET jit = off";
 
