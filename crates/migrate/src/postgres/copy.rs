@@ -2,10 +2,11 @@
 //! server ([`super::walk`]); one that is out of the ordinary is done from here, by itself.
 //!
 //! One chunk is one statement in one transaction: it writes the rows of its snapshot that T does not have yet, and moves the
-//! range's cursor in the ledger. When a client just writes one of them, it is done again in a way that passes it over. It locks no row of S: what clients write while it runs wins in T, for dual write replaces or
-//! waits for the chunk's row, and remembers what it cannot (a key that is deleted, or that the chunk just takes) to be synced
-//! after the copy. Where the chunk itself would wait for a client, it waits shorter than `deadlock_timeout`: the copier gives way,
-//! never the application.
+//! range's cursor in the ledger. When a client just writes one of them, it is done again in a way that passes it over. It
+//! locks no row of S: what clients write while it runs wins in T, for dual write replaces or waits for the chunk's row, and
+//! remembers what it cannot (a key that is deleted, or that the chunk just takes) to be synced after the copy. Where the
+//! chunk itself would wait for a client, it waits shorter than `deadlock_timeout`: the copier gives way, never the
+//! application.
 
 use std::{
     sync::{
