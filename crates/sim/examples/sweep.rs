@@ -7,7 +7,41 @@
 
 use std::{process::ExitCode, sync::Mutex, time::Instant};
 
-use cutover_sim::{Depth, LAYOUTS, Point, Story, Subject, Tally, layout_name, revision, seed, stories};
+use cutover_core::plan::Layout;
+use cutover_sim::{
+    Depth, LAYOUTS, Point, SetStory, SetSubject, Story, Subject, Tally, layout_name, revision, seed, stories,
+};
+
+/// What is swept.
+#[derive(Clone)]
+enum Swept {
+    Root(Story),
+    Set(SetStory),
+}
+
+impl Swept {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Root(story) => story.name,
+            Self::Set(story) => story.name,
+        }
+    }
+
+    /// How many calls it makes, and what breaking them came to.
+    fn sweep(self, layout: Layout, depth: Depth) -> Result<(usize, Tally), String> {
+        match self {
+            Self::Root(story) => {
+                let subject = Subject::prepare(story, layout)?;
+                subject.sweep(depth, seed()).map(|tally| (subject.calls().len(), tally))
+            }
+            Self::Set(story) => {
+                let subject = SetSubject::prepare(story, layout)?;
+                subject.sweep(depth, seed()).map(|tally| (subject.calls().len(), tally))
+            }
+        }
+        .map_err(|failure| failure.to_string())
+    }
+}
 
 fn main() -> ExitCode {
     match run() {
@@ -21,7 +55,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let mut depth = Depth::Sampled;
-    let mut chosen = stories();
+    let sets = SetStory::all().into_iter().map(Swept::Set);
+    let mut chosen: Vec<Swept> = stories().into_iter().map(Swept::Root).chain(sets).collect();
     let mut layouts = LAYOUTS.to_vec();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -29,7 +64,7 @@ fn run() -> Result<(), String> {
             "--full" => depth = Depth::Full,
             "--story" => {
                 let name = arguments.next().ok_or("--story needs a name")?;
-                chosen.retain(|story| story.name == name);
+                chosen.retain(|story| story.name() == name);
             }
             "--layout" => {
                 let name = arguments.next().ok_or("--layout needs a name")?;
@@ -47,7 +82,7 @@ fn run() -> Result<(), String> {
         "story/layout: calls, points, of them double crashes, distinct states, of them continued, seconds"
     );
     let started = Instant::now();
-    let mut jobs: Vec<(Story, _)> = chosen
+    let mut jobs: Vec<(Swept, _)> = chosen
         .into_iter()
         .flat_map(|story| layouts.iter().map(move |layout| (story.clone(), *layout)).collect::<Vec<_>>())
         .collect();
@@ -60,12 +95,8 @@ fn run() -> Result<(), String> {
                 loop {
                     let Some((story, layout)) = jobs.lock().expect("no holder panics").pop() else { break };
                     let started = Instant::now();
-                    let name = format!("{}/{}", story.name, layout_name(layout));
-                    let swept = Subject::prepare(story, layout).and_then(|subject| {
-                        let tally = subject.sweep(depth, seed()).map_err(|failure| failure.to_string())?;
-                        Ok((subject.calls().len(), tally))
-                    });
-                    match swept {
+                    let name = format!("{}/{}", story.name(), layout_name(layout));
+                    match story.sweep(layout, depth) {
                         Ok((calls, tally)) => {
                             *total.lock().expect("no holder panics") += tally;
                             println!("{name}: {calls}, {tally}, {:.1}", started.elapsed().as_secs_f64());

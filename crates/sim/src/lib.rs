@@ -11,6 +11,7 @@ mod fs;
 mod machine;
 mod random;
 mod release;
+mod set_sweep;
 mod state;
 mod story;
 mod sweep;
@@ -23,6 +24,7 @@ pub use machine::{
 };
 pub use random::Random;
 pub use release::{Release, Spec, SpecFile, releases};
+pub use set_sweep::SetSubject;
 pub use state::{Visible, damaged_objects, leftovers, shared_inodes};
 pub use story::{Damage, Story, stories, story};
 pub use sweep::{Depth, Failure, Injection, LAYOUTS, Point, Subject, Tally, layout_name, revision, seed};

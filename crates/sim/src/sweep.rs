@@ -18,7 +18,7 @@ use cutover_host::probe::ProbeOutcome;
 
 use crate::{
     Action, Call, Death, Ended, Errno, Fault, Faults, FileSystem, Lasting, Life, Machine, Moment, Random,
-    Tree, TreeKind,
+    SetStory, SetSubject, Tree, TreeKind,
     fs::hash_content,
     machine::{Recording, Remains},
     release::releases,
@@ -119,7 +119,7 @@ impl fmt::Display for Tally {
 
 /// What an answer that somebody heard promises to be visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Promised {
+pub(crate) enum Promised {
     Nothing,
     Old,
     New,
@@ -591,13 +591,13 @@ fn left_by(recording: &Recording, injection: Injection) -> Remains {
 
 /// The ways to die that are tried at every call: a kill, and power cuts that keep only what was synced, all names but no
 /// unsynced bytes, and something in between.
-fn deaths(random: &mut Random) -> [Death; 4] {
+pub(crate) fn deaths(random: &mut Random) -> [Death; 4] {
     let cut = |seed| Death::PowerCut { seed };
     [Death::Kill, cut(0), cut(1), cut(3 + random.below(1 << 16))]
 }
 
 /// The other faults to try at one call.
-fn other_faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
+pub(crate) fn other_faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
     let mut all: Vec<Fault> =
         deaths(random).iter().map(|death| Fault::Crash(Moment::During, *death)).collect();
     for errno in Errno::ALL {
@@ -719,9 +719,14 @@ impl Point {
     /// # Errors
     /// What is wrong with the point, or with the engine.
     pub fn replay(&self) -> Result<(), String> {
-        let story = story(&self.story).ok_or_else(|| format!("`{}` is no story", self.story))?;
-        let subject = Subject::prepare(story, self.layout)?;
-        subject.attempt(self.first, self.second).map_err(|failure| failure.to_string())
+        let replayed = match SetStory::all().into_iter().find(|story| story.name == self.story) {
+            Some(set) => SetSubject::prepare(set, self.layout)?.attempt(self.first, self.second),
+            None => {
+                let story = story(&self.story).ok_or_else(|| format!("`{}` is no story", self.story))?;
+                Subject::prepare(story, self.layout)?.attempt(self.first, self.second)
+            }
+        };
+        replayed.map_err(|failure| failure.to_string())
     }
 }
 

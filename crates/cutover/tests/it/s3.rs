@@ -1,6 +1,7 @@
 //! Repositories in a bucket of S3-compatible storage, through the real binary and a real server.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
@@ -257,8 +258,10 @@ struct Killing {
 #[derive(Default)]
 struct Plan {
     child: Option<Child>,
-    /// Writes that happen before.
-    left: usize,
+    /// The write that is fatal; none when nobody is to be killed.
+    fatal: Option<Write>,
+    /// The kinds of the writes that have happened.
+    writes: Vec<String>,
     /// Whether the fatal write has happened.
     is_over: bool,
 }
@@ -279,21 +282,42 @@ impl Killing {
         Self { endpoint, plan }
     }
 
-    /// Runs a command that dies after `left` + 1 writes; whether it did.
-    fn run(&self, mut command: Command, left: usize) -> bool {
-        *self.plan.lock().unwrap() = Plan { child: None, left, is_over: false };
+    /// Runs a command that dies right after a certain write; the kinds of the writes that happened, and whether it did.
+    fn run(&self, mut command: Command, fatal: Option<Write>) -> (Vec<String>, bool) {
+        *self.plan.lock().unwrap() = Plan { fatal, ..Plan::default() };
         command.stdout(Stdio::null()).stderr(Stdio::null());
         self.plan.lock().unwrap().child = Some(command.spawn().unwrap());
         loop {
             let mut plan = self.plan.lock().unwrap();
             if let Some(status) = plan.child.as_mut().unwrap().try_wait().unwrap() {
                 assert!(plan.is_over || status.success(), "{status:?}");
-                return plan.is_over;
+                return (std::mem::take(&mut plan.writes), plan.is_over);
             }
             drop(plan);
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// What a request does, and where in the repository: what differs by number or digest only is of one kind.
+fn kind_of_write(request_line: &str) -> String {
+    let (method, rest) = request_line.split_once(' ').unwrap();
+    let path = rest.split([' ', '?']).next().unwrap();
+    let words = path.split(|character: char| !character.is_ascii_alphanumeric());
+    let names = words.filter(|word| !word.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    format!("{method} {}", names.collect::<Vec<_>>().join("/"))
+}
+
+/// A write: its kind, and how many of that kind come before it in its run.
+type Write = (String, usize);
+
+/// The writes to die after: the first of every kind, and the very last; all of them where `CUTOVER_S3_SWEEP` is `full`.
+fn fatal_writes(kinds: &[String]) -> Vec<Write> {
+    let is_full = std::env::var("CUTOVER_S3_SWEEP").is_ok_and(|which| which == "full");
+    let before = |at: usize| kinds[..at].iter().filter(|kind| **kind == kinds[at]).count();
+    let writes = (0..kinds.len()).map(|at| (at, (kinds[at].clone(), before(at))));
+    let is_chosen = |at: usize, write: &Write| is_full || write.1 == 0 || at + 1 == kinds.len();
+    writes.filter(|(at, write)| is_chosen(*at, write)).map(|(_, write)| write).collect()
 }
 
 /// One request and its answer; the server closes after each.
@@ -329,56 +353,70 @@ fn pass_on(mut client: TcpStream, server: &str, plan: &Mutex<Plan>) -> std::io::
     let is_lock = head.lines().next().is_some_and(|line| line.contains("/.publish/lock"));
     if is_write && !is_lock {
         let mut plan = plan.lock().unwrap();
-        if plan.left == 0 {
+        let kind = kind_of_write(head.lines().next().unwrap_or_default());
+        let write = (kind.clone(), plan.writes.iter().filter(|other| **other == kind).count());
+        plan.writes.push(kind);
+        if plan.fatal.as_ref() == Some(&write) {
             plan.is_over = true;
             if let Some(child) = &mut plan.child {
                 child.kill()?;
             }
             return Ok(());
         }
-        plan.left -= 1;
     }
     client.write_all(&answer)
 }
 
 // M16
 #[test]
-fn a_publisher_killed_after_any_write_leaves_readers_a_whole_repository_and_the_next_goes_on() {
+fn a_publisher_killed_after_a_write_of_any_kind_leaves_readers_a_whole_repository_and_the_next_goes_on() {
     let Some(moto) = Moto::start() else { return };
     let world = World::new();
     let bucket = Bucket::new(&world, &moto);
     let killing = Killing::before(&moto.endpoint);
     let (old, new) = (world.build_version("1.0.0"), world.build_version("1.1.0"));
     bucket.run("publish", &[text(&old)], &[]).must(0);
-    // Published by a run that dies after so many writes and by the next one, and then removed the same way, and again with
-    // one write more, until neither dies.
-    let sweep = |verb: &str, operand: &str, left: usize, outcomes: [i32; 2]| {
-        let act = bucket.command(verb, &[operand], &[], &killing.endpoint, 60);
-        let died = killing.run(act, left);
-        bucket.must_be_whole();
-        let offered = bucket.offered();
-        assert!(matches!(offered.as_deref(), Some("1.0.0" | "1.1.0")), "{verb}, write {left}: {offered:?}");
-        if died && left > 0 {
-            // Taking over from the dead costs a second, which the first round has shown.
-            bucket.forget_lock();
+    // Published by a run that dies after a certain write and by the next one, and then removed the same way, and again with a
+    // later write.
+    let act = |verb: &str, operand: &str, fatal: Option<Write>| {
+        killing.run(bucket.command(verb, &[operand], &[], &killing.endpoint, 60), fatal)
+    };
+    let sweep = |verb: &str, operand: &str, fatal: Option<&Write>, outcomes: [i32; 2]| {
+        let mut killed = None;
+        if let Some(fatal) = fatal {
+            let (writes, died) = act(verb, operand, Some(fatal.clone()));
+            bucket.must_be_whole();
+            let offered = bucket.offered();
+            assert!(matches!(offered.as_deref(), Some("1.0.0" | "1.1.0")), "{verb}, {fatal:?}: {offered:?}");
+            assert!(died, "{verb}, {fatal:?}: it made {writes:?}");
+            killed = writes.last().cloned();
+            if writes.len() > 1 {
+                // Taking over from the dead costs a second, which the first round has shown.
+                bucket.forget_lock();
+            }
         }
         let ran = bucket.run(verb, &[operand], &[]);
-        assert!(outcomes.contains(&ran.code), "{verb}, write {left}: {ran:?}");
-        died
+        assert!(outcomes.contains(&ran.code), "{verb}, {fatal:?}: {ran:?}");
+        killed
     };
-    let (mut publications, mut removals) = (0, 0);
-    for left in 0.. {
-        let died = sweep("publish", text(&new), left, [0, 3]);
-        assert!(bucket.must_be_whole()["releases"] == 2, "write {left}");
-        publications += usize::from(died);
-        let died_too = sweep("remove", "tool@1.1.0", left, [0, 1]);
-        assert!(bucket.must_be_whole()["releases"] == 1, "removal {left}");
-        removals += usize::from(died_too);
-        if !died && !died_too {
-            break;
-        }
+    // The first round also writes what later ones find, and leaves what they remove.
+    let mut recorded = [Vec::new(), Vec::new()];
+    for _ in 0..2 {
+        recorded = [("publish", text(&new)), ("remove", "tool@1.1.0")]
+            .map(|(verb, operand)| act(verb, operand, None).0);
     }
-    assert!(publications > 10 && removals > 6, "{publications} and {removals}");
+    let [publications, removals] = [&recorded[0], &recorded[1]].map(|kinds| fatal_writes(kinds));
+    assert!(publications.len() > 8 && removals.len() > 5, "{recorded:?}");
+    let mut killed = [BTreeSet::new(), BTreeSet::new()];
+    for round in 0..publications.len().max(removals.len()) {
+        let (publication, removal) = (publications.get(round), removals.get(round));
+        killed[0].extend(sweep("publish", text(&new), publication, [0, 3]));
+        assert!(bucket.must_be_whole()["releases"] == 2, "{publication:?}");
+        killed[1].extend(sweep("remove", "tool@1.1.0", removal, [0, 1]));
+        assert!(bucket.must_be_whole()["releases"] == 1, "{removal:?}");
+    }
+    let kinds = recorded.map(|writes| writes.into_iter().collect::<BTreeSet<_>>());
+    assert_eq!(killed, kinds, "a kind of write after which nobody was killed");
     bucket.run("refresh", &[], &[]).must(0);
     let report = bucket.must_be_whole();
     assert_eq!((&report["pending"], &report["objects"]), (&0.into(), &4.into()));

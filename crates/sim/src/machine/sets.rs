@@ -58,7 +58,8 @@ impl SetStory {
             Self {
                 name: "failing-set-by-a-version-between",
                 before: [Some(0), None, Some(0)],
-                parts: vec![(0, 1), (0, 2), (1, 1), (2, 1)],
+                // What comes after the version between is not next to it.
+                parts: vec![(0, 1), (1, 1), (0, 2), (2, 1)],
                 probe_fails: Some(2),
             },
         ]
