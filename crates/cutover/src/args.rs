@@ -944,6 +944,12 @@ pub(crate) struct UpdateFlags {
     /// How a new root is laid out [setting: install.layout].
     #[arg(long, value_name = "LAYOUT", value_parser = layout)]
     pub(crate) layout: Option<Layout>,
+    /// At most this many files are hashed and laid down at the same time [setting: install.jobs].
+    #[arg(long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// How far the threads that do this and fetch give way to other work, 0 to 19 [setting: install.nice].
+    #[arg(long, value_name = "N")]
+    pub(crate) nice: Option<u8>,
     /// Replaces config files that were changed where they are installed; the restore point keeps them [setting:
     /// install.local_changes].
     #[arg(long)]

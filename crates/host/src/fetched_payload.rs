@@ -62,6 +62,11 @@ impl FetchedPayload {
         self.objects.get(&sha256)
     }
 
+    /// Where it comes from.
+    pub fn source(&self) -> &dyn Source {
+        self.source.as_ref()
+    }
+
     /// Bytes that came from the source so far.
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched_bytes.load(Ordering::Relaxed)

@@ -12,6 +12,7 @@ pub mod delta_payload;
 pub mod disk;
 pub mod fetch;
 pub mod fetched_payload;
+pub mod nice;
 pub mod node;
 pub mod payload;
 pub mod preflight;

@@ -17,8 +17,10 @@ pub struct Mirrors {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// Bytes per second, smoothed; `None` before the first transfer.
+    /// Bytes per second, smoothed; `None` before the first transfer, unless an earlier run measured it.
     speed: Option<f64>,
+    /// Whether this run measured it.
+    measured: bool,
     /// Transfers under way that will measure it.
     trials: u32,
     /// Failures in a row.
@@ -44,7 +46,13 @@ const BYTES_MIN: u64 = 64 << 10;
 impl Mirrors {
     /// `count` places in the order of the settings.
     pub fn new(count: usize) -> Self {
-        Self { states: vec![State::default(); count] }
+        Self::knowing(std::iter::repeat_n(None, count))
+    }
+
+    /// Places in the order of the settings, each with its speed where that is known from earlier runs.
+    pub fn knowing(speeds: impl IntoIterator<Item = Option<f64>>) -> Self {
+        let state = |speed| State { speed, ..State::default() };
+        Self { states: speeds.into_iter().map(state).collect() }
     }
 
     /// The place to ask next for an object that the `excluded` do not have; `None` when none is left.
@@ -78,6 +86,7 @@ impl Mirrors {
         let state = &mut self.states[mirror.0];
         let speed = bytes.max(BYTES_MIN) as f64 / took.as_secs_f64().max(1e-6);
         state.speed = Some(state.speed.map_or(speed, |before| before + NEWEST * (speed - before)));
+        state.measured = true;
         state.failures = 0;
     }
 
@@ -89,9 +98,10 @@ impl Mirrors {
         state.not_before = state.not_before.max(now.saturating_add(wait));
     }
 
-    /// The measured speed in bytes per second.
-    pub fn speed(&self, mirror: MirrorId) -> Option<f64> {
-        self.states[mirror.0].speed
+    /// The speed in bytes per second, if this run has measured it.
+    pub fn measured(&self, mirror: MirrorId) -> Option<f64> {
+        let state = &self.states[mirror.0];
+        state.speed.filter(|_| state.measured)
     }
 }
 
@@ -137,6 +147,16 @@ mod tests {
         assert_eq!(next(&mut mirrors, &[]), Some(1));
         assert_eq!(next(&mut mirrors, &[1]), Some(2));
         assert_eq!(next(&mut mirrors, &[0, 1, 2]), None);
+    }
+
+    #[test]
+    fn fastest_of_an_earlier_run_goes_first_and_unknown_ones_are_measured_before() {
+        let mut mirrors = Mirrors::knowing([Some(1e6), Some(9e6), None]);
+        assert_eq!(next(&mut mirrors, &[]), Some(2));
+        assert_eq!([next(&mut mirrors, &[]), next(&mut mirrors, &[1])], [Some(1), Some(0)]);
+        assert_eq!(mirrors.measured(MirrorId(1)), None);
+        mirrors.succeeded(MirrorId(1), 9_000_000, SECOND);
+        assert_eq!(mirrors.measured(MirrorId(1)), Some(9e6));
     }
 
     #[test]

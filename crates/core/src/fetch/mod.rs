@@ -8,6 +8,7 @@ pub mod answer;
 pub mod mirrors;
 pub mod resume;
 pub mod retry;
+pub mod speeds;
 pub mod throttle;
 
 use crate::model::FileKind;

@@ -477,6 +477,21 @@ fn ownership(seen: &SeenFile) -> Option<Ownership> {
     }
 }
 
+/// Free space that contents and what is kept of them need while they are laid down. (E23)
+fn twice(new: u64, kept: u64) -> u64 {
+    new.saturating_add(kept).saturating_mul(2)
+}
+
+/// Free space that an update from `before` to `wanted` needs at most, when `before` is not there yet to be planned from: room
+/// for everything that `before` does not have, as [`PlanBytes::need`] counts it.
+pub fn need_after(before: &Manifest, wanted: &Manifest) -> u64 {
+    let there: BTreeSet<Digest> = before.files.iter().map(|file| file.sha256).collect();
+    let is_new = |sha256: &Digest| !there.contains(sha256);
+    let new = wanted.files.iter().filter(|file| is_new(&file.sha256)).map(|file| file.size);
+    let kept = wanted.objects.iter().filter(|object| is_new(&object.sha256)).map(|object| object.stored_size);
+    twice(new.sum(), kept.sum())
+}
+
 fn cost(stage: &Stage, wanted: &Manifest) -> PlanBytes {
     let stored: BTreeMap<Digest, u64> =
         wanted.objects.iter().map(|object| (object.sha256, object.stored_size)).collect();
@@ -488,7 +503,7 @@ fn cost(stage: &Stage, wanted: &Manifest) -> PlanBytes {
         .filter(|file| file.source == Source::Bundle)
         .map(|file| (file.sha256, stored.get(&file.sha256).copied().unwrap_or(0)))
         .collect();
-    let need = new.saturating_add(kept.values().sum()).saturating_mul(2);
+    let need = twice(new, kept.values().sum());
     PlanBytes { new, reused: stage.files.iter().filter(reused).map(|file| file.size).sum(), need }
 }
 

@@ -6,8 +6,8 @@ use cutover_core::{
     model::{Conflict, Digest, FileKind, Manifest, Requirement, Schema, SeenKind, Symlink},
     plan::{
         Change, Expand, Layout, LocalChanges, MigrationFile, Observation, Plan, PlanKind, Policy, Refusal,
-        Reuse, RollbackTarget, SchemaSeen, Source, Stage, Step, Switch, check_plan, plan_rollback,
-        plan_update,
+        Reuse, RollbackTarget, SchemaSeen, Source, Stage, Step, Switch, check_plan, need_after,
+        plan_rollback, plan_update,
     },
 };
 use proptest::prelude::*;
@@ -83,6 +83,13 @@ fn first_installation_is_planned_in_every_layout() {
         assert!(stage(&plan).files.iter().all(|file| file.source == Source::Bundle));
         assert_eq!(plan.bytes.need, 4 * new().total_bytes(), "twice what is laid down and kept in the store");
     }
+}
+
+#[test]
+fn update_that_cannot_be_planned_yet_is_counted_as_its_plan_will_be() {
+    let planned = plan(&observation(Layout::Versioned, Some(&old())), &new()).expect("a plan");
+    assert!(need_after(&old(), &new()) >= planned.bytes.need && planned.bytes.need > 0);
+    assert_eq!(need_after(&new(), &new()), 0);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use cutover_core::{
     model::{Conflict, Name, Requirement, Version},
-    resolve::{Broken, Candidate, Preference, Question, Unresolvable, broken, resolve},
+    resolve::{Broken, Candidate, Preference, Question, Step, Unresolvable, broken, resolve},
 };
+use proptest::prelude::*;
 
 /// A candidate from `version needs; conflicts`, each a list such as `storage >=1.4.0, cache? >=1.0.0`.
 fn candidate(text: &str) -> Candidate {
@@ -42,7 +43,7 @@ fn candidate(text: &str) -> Candidate {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct World {
     installed: BTreeMap<Name, Candidate>,
     offered: BTreeMap<Name, Vec<Candidate>>,
@@ -79,7 +80,16 @@ impl World {
             wanted: &wanted.collect(),
             preference: self.preference,
         };
-        Ok(resolve(&question)?.iter().map(ToString::to_string).collect())
+        Ok(resolve(&question)?.steps().map(ToString::to_string).collect())
+    }
+
+    /// The legs of the way, each a list of steps.
+    fn legs(&self, package: &str, version: &str) -> Vec<String> {
+        let wanted = BTreeMap::from([(name(package), version.parse().expect("a version"))]);
+        let Self { installed, offered, preference } = self;
+        let question = Question { installed, offered, wanted: &wanted, preference: *preference };
+        let leg = |leg: &Vec<Step>| leg.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        resolve(&question).expect("an answer").legs.iter().map(leg).collect()
     }
 
     fn wanting(&self, package: &str, version: &str) -> Vec<String> {
@@ -235,12 +245,15 @@ fn yanked_version_is_taken_only_when_it_is_asked_for() {
     assert_eq!(world.wanting("query", "1.4.5")[0], "storage 1.3.0 -> 1.5.0");
 }
 
+/// Demands that a version between is installed first.
+fn least(version: &str) -> impl Fn(&mut Candidate) {
+    let version: Version = version.parse().expect("a version");
+    move |candidate| candidate.min_upgrade_from = Some(version.clone())
+}
+
+// V4
 #[test]
 fn upgrade_goes_by_way_of_the_versions_it_demands() {
-    let least = |version: &str| {
-        let version: Version = version.parse().expect("a version");
-        move |candidate: &mut Candidate| candidate.min_upgrade_from = Some(version.clone())
-    };
     let world = World::default()
         .has("query", "1.6.0")
         .offers("query", &["1.6.5", "1.7.0", "1.7.9", "1.8.0"])
@@ -254,6 +267,134 @@ fn upgrade_goes_by_way_of_the_versions_it_demands() {
     let world = world.meddle("query", "1.7.9", |candidate| candidate.yanked = true);
     let error = world.refused("query", "1.8.0");
     assert!(matches!(&error, Unresolvable::NoPath { .. }), "{error}");
+}
+
+/// `query` 1.6.0 and `storage` 1.4.0 are there; `query` 1.8.0 needs `storage` 2.0.0 and follows 1.7.0.
+fn between(stops: &[&str]) -> World {
+    World::default()
+        .has("query", "1.6.0: storage <2.0.0")
+        .has("storage", "1.4.0")
+        .offers("storage", &["1.5.0", "2.0.0"])
+        .offers("query", &["1.8.0: storage >=2.0.0"])
+        .offers("query", stops)
+        .meddle("query", "1.8.0", least("1.7.0"))
+}
+
+// R5, V4
+#[test]
+fn version_between_gets_what_it_requires_and_everything_holds_there() {
+    let legs = between(&["1.7.0: storage >=1.5.0,<2.0.0"]).legs("query", "1.8.0");
+    assert_eq!(
+        legs,
+        ["storage 1.4.0 -> 1.5.0, query 1.6.0 -> 1.7.0", "storage 1.5.0 -> 2.0.0, query 1.7.0 -> 1.8.0"]
+    );
+    // Nothing changes twice that need not.
+    let legs = between(&["1.7.0: storage >=1.5.0"]).legs("query", "1.8.0");
+    assert_eq!(legs, ["storage 1.4.0 -> 2.0.0, query 1.6.0 -> 1.7.0", "query 1.7.0 -> 1.8.0"]);
+    let legs = between(&["1.7.0: storage <2.0.0"]).legs("query", "1.8.0");
+    assert_eq!(legs, ["query 1.6.0 -> 1.7.0", "storage 1.4.0 -> 2.0.0, query 1.7.0 -> 1.8.0"]);
+}
+
+// R10
+#[test]
+fn version_between_that_cannot_live_here_is_passed_by_or_explained() {
+    let conflicting = "1.7.9: storage <2.0.0 ! storage <1.6.0";
+    let legs = between(&["1.7.0", conflicting]).legs("query", "1.8.0");
+    assert_eq!(legs, ["query 1.6.0 -> 1.7.0", "storage 1.4.0 -> 2.0.0, query 1.7.0 -> 1.8.0"]);
+    let error = between(&[conflicting]).refused("query", "1.8.0");
+    assert!(matches!(&error, Unresolvable::Closed { .. }), "{error}");
+    let told = error.to_string();
+    assert!(
+        told.starts_with("query gets from 1.6.0 to 1.8.0 by way of 1.7.9, and that way is closed: "),
+        "{told}"
+    );
+    assert!(told.contains("storage"), "{told}");
+}
+
+#[test]
+fn version_between_from_which_nothing_leads_on_is_passed_by() {
+    let world = between(&["1.7.0: storage <2.0.0", "1.7.9: storage >=3.0.0"]).offers("storage", &["3.0.0"]);
+    let world = world.offers("query", &["1.9.0: storage <3.0.0"]).meddle("query", "1.9.0", least("1.7.0"));
+    assert_eq!(world.legs("query", "1.9.0"), ["query 1.6.0 -> 1.7.0", "query 1.7.0 -> 1.9.0"]);
+}
+
+#[test]
+fn what_is_needed_may_go_by_versions_between_too() {
+    let world = between(&["1.7.0: storage >=1.5.0,<2.0.0"]).meddle("storage", "2.0.0", least("1.5.0"));
+    let world = world.has("query", "1.6.0: storage <1.5.0").meddle("query", "1.8.0", least("1.0.0"));
+    // The stop of one package takes the other along, since everything holds there.
+    let legs = world.legs("query", "1.8.0");
+    assert_eq!(
+        legs,
+        ["storage 1.4.0 -> 1.5.0, query 1.6.0 -> 1.7.0", "storage 1.5.0 -> 2.0.0, query 1.7.0 -> 1.8.0"]
+    );
+}
+
+#[test]
+fn stops_that_wait_for_each_other_are_a_closed_way() {
+    let world = World::default()
+        .has("a", "1.0.0")
+        .has("b", "1.0.0")
+        .offers("a", &["2.0.0: b >=3.0.0", "3.0.0"])
+        .offers("b", &["2.0.0", "3.0.0"])
+        .meddle("a", "3.0.0", least("2.0.0"))
+        .meddle("b", "3.0.0", least("2.0.0"))
+        .meddle("b", "2.0.0", |candidate| {
+            candidate.conflicts = self::candidate("0.0.0 ! a <2.0.0").conflicts
+        });
+    let error = world.refused("a", "3.0.0");
+    assert!(matches!(&error, Unresolvable::Closed { .. }), "{error}");
+}
+
+/// Versions 1.0.0 to 4.0.0 of three packages, with what each may need of those after it.
+fn some_world() -> impl Strategy<Value = World> {
+    let version = || (0..3_u64, 1..5_u64, 1..5_u64, 0..4_u64);
+    proptest::collection::vec(version(), 12).prop_map(|chosen| {
+        let mut world = World::default();
+        for (package, label) in ["a", "b", "c"].into_iter().enumerate() {
+            for number in 1..5_usize {
+                let (other, low, high, least_from) = chosen[package * 4 + number - 1];
+                let other = ["b", "c", "none"][usize::try_from(other).expect("small")];
+                let needs = if number == 1 || other <= label || other == "none" {
+                    String::new()
+                } else {
+                    format!(": {other} >={low}.0.0,<={}.0.0", low.max(high))
+                };
+                let text = format!("{number}.0.0{needs}");
+                world = world.offers(label, &[&text]);
+                if least_from > 0 {
+                    let version = format!("{number}.0.0");
+                    world = world.meddle(label, &version, least(&format!("{least_from}.0.0")));
+                }
+            }
+            world = world.has(label, "1.0.0");
+        }
+        world
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_step_follows_the_last_and_everything_holds_after_every_leg(world in some_world()) {
+        let wanted = BTreeMap::from([(name("a"), Version::new(4, 0, 0))]);
+        let World { installed, offered, preference } = &world;
+        let question = Question { installed, offered, wanted: &wanted, preference: *preference };
+        let Ok(way) = resolve(&question) else { return Ok(()) };
+        let mut host = installed.clone();
+        for leg in &way.legs {
+            prop_assert!(!leg.is_empty());
+            for step in leg {
+                let candidate = offered[&step.package].iter().find(|candidate| candidate.version == step.to);
+                let candidate = candidate.expect("offered");
+                let present = host.insert(step.package.clone(), candidate.clone()).map(|old| old.version);
+                prop_assert_eq!(&present, &step.from);
+                let least = candidate.min_upgrade_from.clone();
+                prop_assert!(present < Some(step.to.clone()) && least.is_none_or(|least| Some(least) <= present));
+            }
+            prop_assert_eq!(broken(&host), []);
+        }
+        prop_assert_eq!(&host[&name("a")].version, &wanted[&name("a")]);
+    }
 }
 
 #[test]

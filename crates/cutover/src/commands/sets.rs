@@ -11,7 +11,7 @@ use std::{
 use cutover_core::{
     execute::Outcome,
     model::{Name, Version},
-    plan::{OnProbeFailure, Plan as PlanDocument, Policy, check_plan, plan_update},
+    plan::{OnProbeFailure, Plan as PlanDocument, Policy, check_plan, need_after, plan_update},
     resolve::{Candidate, Step as Change},
     set::{Part, PartState},
 };
@@ -22,14 +22,14 @@ use cutover_host::{
         recover_set,
     },
     payload::Payload as _,
-    preflight::PreflightReport,
+    preflight::{DiskCheck, Need, PreflightReport, disk_space},
 };
 
 use super::{
     Context,
     describe::describe,
     outcome::{tell_rest, with_exit},
-    site::{Missing, Site},
+    site::{self, Missing, Site, entries_of},
     source::{self, Fetched, Named, Together},
     update::prune_after,
 };
@@ -124,41 +124,47 @@ fn policy(site: &Site, context: &Context) -> Result<Policy, Failure> {
     Ok(Policy { on_probe_failure: OnProbeFailure::Restore, ..site.policy(context.now)? })
 }
 
-fn prepare(site: &Site, fetched: &Fetched, context: &Context) -> Result<Prepared, Failure> {
+/// `beside` are the other packages of the host as the part finds them.
+fn prepare(
+    site: &Site,
+    fetched: &Fetched,
+    beside: BTreeMap<Name, Version>,
+    context: &Context,
+) -> Result<Prepared, Failure> {
     let (release, manifest) = (fetched.payload.release(), fetched.payload.manifest());
-    let observed = site.node.observe(Some(manifest))?;
+    let mut observed = site.node.observe(Some(manifest))?;
+    observed.observation.packages.clone_from(&beside);
     let plan = plan_update(&observed.observation, &release, manifest, &policy(site, context)?)?;
     check_plan(&plan, &observed.observation, Some((&release, manifest)), &observed.points)
         .map_err(NodeError::from)?;
-    let preflight = site.preflight(&plan, Some(manifest))?;
+    let preflight = site.preflight(&plan, Some((manifest, &beside)))?;
     Ok(Prepared { observed, plan: Arc::new(plan), preflight })
 }
 
 impl Set {
-    /// The other packages of a root as they are when the set is done.
-    fn beside(&self, root: usize) -> BTreeMap<Name, Version> {
+    /// The other packages of a part as they are when its leg is done: what it requires and conflicts with counts then.
+    fn beside(&self, part: usize) -> BTreeMap<Name, Version> {
         let version = |(name, candidate): (&Name, &Candidate)| (name.clone(), candidate.version.clone());
         let mut packages: BTreeMap<Name, Version> = self.together.present.iter().map(version).collect();
-        for (change, at) in self.together.changes.iter().zip(&self.at) {
-            if *at == root {
-                packages.remove(&change.package);
-            } else {
-                packages.insert(change.package.clone(), change.to.clone());
-            }
-        }
+        let done = &self.together.changes[..self.together.holds_after[part]];
+        packages.extend(done.iter().map(|change| (change.package.clone(), change.to.clone())));
+        packages.remove(&self.together.changes[part].package);
         packages
     }
 
     fn site(&self, root: usize, missing: Missing, command: &str) -> Result<Site, Failure> {
         let Root { path, settings } = &self.roots[root];
-        Site::open_among(path, settings.clone(), self.beside(root), missing, command)
+        // Every part brings what is beside it.
+        Site::open_among(path, settings.clone(), BTreeMap::new(), missing, command)
     }
 
     /// Plans and checks the first part of every root as it is now: what a later part of the same root finds is not there yet.
     fn prepared(&self, context: &Context) -> Result<Vec<Option<Prepared>>, Failure> {
-        let mut prepared = Vec::new();
+        let (mut prepared, mut needs) = (Vec::new(), Vec::<Need>::new());
         for (part, (root, fetched)) in self.at.iter().zip(&self.together.parts).enumerate() {
-            if self.at[..part].contains(root) {
+            if let Some(before) = self.at[..part].iter().rposition(|at| at == root) {
+                let path = needs[before].path.clone();
+                needs.push(self.need_after(before, part, path));
                 prepared.push(None);
                 continue;
             }
@@ -172,9 +178,26 @@ impl Set {
                 return Err(NodeError::Unfinished(in_flight.number).into());
             }
             must_start_from(change, status.installed.as_ref().map(|release| &release.version))?;
-            prepared.push(Some(prepare(&site, fetched, context).map_err(|failure| failure.of(change))?));
+            let prepare = prepare(&site, fetched, self.beside(part), context);
+            let prepare = prepare.map_err(|failure| failure.of(change))?;
+            needs.push(site.need(&prepare.plan));
+            prepared.push(Some(prepare));
         }
+        // Each alone may fit where all together do not.
+        let settings = &self.roots[0].settings.preflight;
+        site::check(vec![Box::new(DiskCheck::new(needs, disk_space))], settings)?;
         Ok(prepared)
+    }
+
+    /// The room that a part needs which begins where an earlier one of the same root ends.
+    fn need_after(&self, before: usize, part: usize, path: PathBuf) -> Need {
+        let manifest = |part: usize| self.together.parts[part].payload.manifest();
+        let wanted = manifest(part);
+        Need {
+            path,
+            bytes: need_after(manifest(before), wanted),
+            inodes: entries_of(wanted.files.len() + wanted.symlinks.len() + wanted.shared.len()),
+        }
     }
 }
 
@@ -255,7 +278,7 @@ impl Members for Host<'_> {
         let Some(set) = self.set else { return Err("its release is not at hand".to_owned()) };
         let (fetched, change) = (&set.together.parts[part], &set.together.changes[part]);
         output::note(output::printable(&format!("step {} of {}: {change}", part + 1, self.at.len())));
-        self.try_perform(&self.sites[self.at[part]], fetched, run).map_err(|failure| {
+        self.try_perform(&self.sites[self.at[part]], fetched, set.beside(part), run).map_err(|failure| {
             let causes = failure.causes();
             std::iter::once(failure.to_string()).chain(causes).collect::<Vec<_>>().join(": ")
         })
@@ -263,8 +286,14 @@ impl Members for Host<'_> {
 }
 
 impl Host<'_> {
-    fn try_perform(&self, site: &Site, fetched: &Fetched, run: &mut Perform<'_>) -> Result<(), Failure> {
-        let Prepared { observed, plan, .. } = prepare(site, fetched, self.context)?;
+    fn try_perform(
+        &self,
+        site: &Site,
+        fetched: &Fetched,
+        beside: BTreeMap<Name, Version>,
+        run: &mut Perform<'_>,
+    ) -> Result<(), Failure> {
+        let Prepared { observed, plan, .. } = prepare(site, fetched, beside, self.context)?;
         let installed = observed.observation.installed.as_ref().map(|installed| installed.release.clone());
         let execute = || run(observed, &plan, Some(&fetched.payload));
         let known = self.downloads.borrow().get(&site.root).cloned();

@@ -17,8 +17,8 @@ use cutover_host::{
     disk::RealDisk,
     node::{CatalogPort, Node, NodeLock, NodeOptions, NodePorts, Observed, Ports, Report},
     preflight::{
-        Check, DependencyCheck, DiskCheck, MemoryCheck, PreflightReport, SameFileSystemCheck, ServiceCheck,
-        WritableCheck, available_memory, disk_space, run_checks,
+        Check, DependencyCheck, DiskCheck, MemoryCheck, Need, PreflightReport, PreflightSettings,
+        SameFileSystemCheck, ServiceCheck, WritableCheck, available_memory, disk_space, run_checks,
     },
     probe::{OnFailure, Probes},
     service::{ServiceManager, ServiceState, service_manager, supervisor::Current},
@@ -212,19 +212,19 @@ impl Site {
         }
     }
 
-    /// Checks this host before anything changes.
+    /// Checks this host before anything changes. `wanted` is the release, and the other packages it will be among.
     ///
     /// # Errors
     /// Exit code 12 with the first reason; all results are printed.
     pub(super) fn preflight(
         &self,
         plan: &Plan,
-        wanted: Option<&Manifest>,
+        wanted: Option<(&Manifest, &BTreeMap<Name, Version>)>,
     ) -> Result<PreflightReport, Failure> {
         let settings = &self.settings.preflight;
         let meta = self.root.join(".cutover");
         let mut checks: Vec<Box<dyn Check>> = vec![
-            Box::new(DiskCheck::new(self.root.clone(), plan.bytes.need, entries(plan), disk_space)),
+            Box::new(DiskCheck::new(vec![self.need(plan)], disk_space)),
             Box::new(WritableCheck::new(vec![self.root.clone(), meta.clone()])),
             Box::new(SameFileSystemCheck::new(vec![meta, self.root.clone(), self.root.join("releases")])),
             Box::new(ServiceCheck::new(Arc::clone(&self.service))),
@@ -232,20 +232,20 @@ impl Site {
         if settings.memory_mib > 0 {
             checks.push(Box::new(MemoryCheck::new(settings.memory_mib << 20, available_memory)));
         }
-        if let Some(manifest) = wanted {
-            let packages = self.packages.clone();
+        if let Some((manifest, packages)) = wanted {
+            let packages = packages.clone();
             checks.push(Box::new(DependencyCheck::new(
                 manifest.requires.clone(),
                 manifest.conflicts.clone(),
                 move || Ok(packages.clone()),
             )));
         }
-        let report = run_checks(checks, settings.budget());
-        match report.refusal(settings.unknown) {
-            None => Ok(report),
-            Some(reason) => Err(Failure::new(Exit::Preflight, format!("preflight refused: {reason}"))
-                .hint("mend this and apply again; nothing was changed")),
-        }
+        check(checks, settings)
+    }
+
+    /// The room a plan needs at this root.
+    pub(super) fn need(&self, plan: &Plan) -> Need {
+        Need { path: self.root.clone(), bytes: plan.bytes.need, inodes: entries(plan) }
     }
 
     /// Runs a plan; the whole process stops (SIGSTOP) before the step `stop_at`, so that a test can look at it or kill it.
@@ -273,6 +273,22 @@ impl Site {
     }
 }
 
+/// Runs checks as settings say.
+///
+/// # Errors
+/// Exit code 12 with the first reason.
+pub(super) fn check(
+    checks: Vec<Box<dyn Check>>,
+    settings: &PreflightSettings,
+) -> Result<PreflightReport, Failure> {
+    let report = run_checks(checks, settings.budget());
+    match report.refusal(settings.unknown) {
+        None => Ok(report),
+        Some(reason) => Err(Failure::new(Exit::Preflight, format!("preflight refused: {reason}"))
+            .hint("mend this and apply again; nothing was changed")),
+    }
+}
+
 /// Files and directories a plan makes, generously.
 fn entries(plan: &Plan) -> u64 {
     let staged = plan.steps.iter().map(|step| match step {
@@ -286,8 +302,12 @@ fn entries(plan: &Plan) -> u64 {
         | Step::Probe
         | Step::Confirm => 0,
     });
-    // Each file may bring an object for the store and a directory.
-    64 + 3 * staged.sum::<usize>() as u64
+    entries_of(staged.sum())
+}
+
+/// Files and directories that laying down so many takes: each may bring an object for the store and a directory.
+pub(super) fn entries_of(staged: usize) -> u64 {
+    64 + 3 * staged as u64
 }
 
 /// This host's platform.
@@ -340,6 +360,7 @@ fn node_at(
         layout: settings.install.layout,
         packages,
         threads: NonZeroUsize::new(settings.install.jobs).unwrap_or(defaults.threads),
+        nice: settings.install.nice,
         holder: format!("pid {}, `cutover {command}`", std::process::id()),
     };
     let ports = NodePorts { disk: Arc::new(disk), catalog: CatalogPort::OnDisk, clock: Arc::new(WallClock) };

@@ -12,10 +12,10 @@ use cutover_bundle::{
     DeltaBundle, Limits, RevocationLists, TrustAnchor, VerifiedManifest, decode_object, delta::DeltaLimits,
 };
 use cutover_core::{
-    fetch::Priority,
+    fetch::{Priority, speeds::Speeds},
     model::{Digest, Manifest, Name, ObjectEntry, ReleaseRef, Version},
     plan::{Plan, Source as FileSource, Step},
-    resolve::{Candidate, Preference, Question, Step as Change, resolve},
+    resolve::{Candidate, Preference, Question, Step as Change, Way, resolve},
 };
 use cutover_host::{
     disk::RealDisk,
@@ -81,6 +81,8 @@ pub(super) fn ports(settings: &Settings) -> FetchPorts {
         clock: Arc::new(site::WallClock),
         seed: rand::random(),
         jobs: NonZeroUsize::new(settings.install.jobs).unwrap_or(NonZeroUsize::MIN),
+        nice: settings.install.nice,
+        speeds: Speeds::default(),
         buckets: place::buckets(settings),
     }
 }
@@ -166,8 +168,37 @@ impl Fetch for Metadata<'_> {
     }
 }
 
+/// Where the speeds of mirrors are kept.
+const SPEEDS: &str = "mirrors";
+
+/// What earlier runs measured; nothing when that cannot be read, which costs time only.
+fn kept_speeds(state: &StateDirectory) -> Speeds {
+    let refused = |error: &dyn std::fmt::Display| {
+        output::note(format!("warning: the kept speeds of mirrors are not used: {error}"));
+        Speeds::default()
+    };
+    match state.load(SPEEDS).map(|kept| kept.map(|bytes| Speeds::parse(&bytes))) {
+        Ok(None) => Speeds::default(),
+        Ok(Some(Ok(speeds))) => speeds,
+        Ok(Some(Err(error))) => refused(&error),
+        Err(error) => refused(&error),
+    }
+}
+
+/// Keeps what this run measured.
+fn keep_speeds(source: &dyn Source, state: &StateDirectory) {
+    let kept = source.fetcher().learned().map(|speeds| state.keep(SPEEDS, &speeds.to_bytes()));
+    if let Some(Err(error)) = kept {
+        tracing::debug!(%error, "the speeds of mirrors are not kept");
+    }
+}
+
 /// The places of the repository that is meant.
-fn repository_source(from: &FromRepository, settings: &Settings) -> Result<Box<dyn Source>, Failure> {
+fn repository_source(
+    from: &FromRepository,
+    settings: &Settings,
+    speeds: Speeds,
+) -> Result<Box<dyn Source>, Failure> {
     let mut source = settings.source.clone();
     if !from.source.is_empty() {
         source.kind = SourceKind::Repository;
@@ -177,7 +208,7 @@ fn repository_source(from: &FromRepository, settings: &Settings) -> Result<Box<d
         return Err(Failure::usage("`source.kind` is no repository").hint("name one with --source"));
     }
     let variable = |name: &str| std::env::var(name).ok();
-    open_source(&source, &variable, ports(settings))?.ok_or_else(|| {
+    open_source(&source, &variable, FetchPorts { speeds, ..ports(settings) })?.ok_or_else(|| {
         Failure::usage("there is no repository to look in").hint("name one with --source or `source.urls`")
     })
 }
@@ -189,7 +220,6 @@ impl Repository {
         settings: &Settings,
         context: &Context,
     ) -> Result<Self, Failure> {
-        let source = repository_source(from, settings)?;
         let allowed = &settings.trust_policy.channels;
         let channels = match (from.channel.as_slice(), allowed.as_slice()) {
             ([], []) => vec!["stable".parse().expect("`stable` is a name")],
@@ -216,6 +246,7 @@ impl Repository {
         };
         let state =
             StateDirectory::open(&place).map_err(|source| Failure::io("open directory", &place, source))?;
+        let source = repository_source(from, settings, kept_speeds(&state))?;
         let repository = Self {
             source,
             state,
@@ -316,17 +347,17 @@ fn candidate(entry: &IndexEntry) -> Candidate {
     }
 }
 
-/// What has to change on this host, in order, until `chosen` is installed.
+/// The way to `chosen` on this host.
 ///
 /// # Errors
-/// There is no way, and why.
-fn changes(
+/// There is none, and why.
+fn way(
     catalogue: &mut Catalogue<'_>,
     chosen: &Chosen,
     wanted: &cutover_repo::Wanted,
     present: &Present,
     preference: Preference,
-) -> Result<Vec<Change>, Failure> {
+) -> Result<Way, Failure> {
     let mut offered: BTreeMap<Name, Vec<Candidate>> = BTreeMap::new();
     // Those that are there may have to follow what they need.
     let mut open: Vec<Name> = present.packages.keys().cloned().chain([chosen.package.clone()]).collect();
@@ -369,19 +400,22 @@ fn detour(
         // The planner has its own words for that.
         return Ok(None);
     }
-    let changes = changes(catalogue, chosen, wanted, present, settings.package.prefer)?;
-    let (own, others): (Vec<Change>, Vec<Change>) =
-        changes.into_iter().partition(|change| change.package == chosen.package);
-    if !others.is_empty() {
-        let what =
-            format!("{} {} needs other packages to change first", chosen.package, chosen.entry.version);
-        let failure = Failure::new(Exit::Policy, what);
-        let failure =
-            others.iter().fold(failure, |failure, change| failure.hint(format!("install {change}")));
-        return Err(failure.hint("or name their roots in `package.sites`, and all change as one execution"));
+    let way = way(catalogue, chosen, wanted, present, settings.package.prefer)?;
+    let steps: Vec<&Change> = way.steps().collect();
+    if let Some(last) = steps.iter().rposition(|change| change.package != chosen.package) {
+        return Err(others_first(chosen, steps[..=last].iter().copied()));
     }
-    let first = own.into_iter().next().map(|change| change.to);
+    let first = steps.first().map(|change| change.to.clone());
     Ok(first.filter(|first| first.cmp_precedence(&chosen.entry.version).is_ne()))
+}
+
+/// The refusal of a release that only these changes of packages make installable.
+fn others_first<'c>(chosen: &Chosen, others: impl IntoIterator<Item = &'c Change>) -> Failure {
+    let what = format!("{} {} needs other packages to change first", chosen.package, chosen.entry.version);
+    let failure = others
+        .into_iter()
+        .fold(Failure::new(Exit::Policy, what), |failure, change| failure.hint(format!("install {change}")));
+    failure.hint("or name their roots in `package.sites`, and all change as one execution")
 }
 
 /// A release of a repository that was chosen and verified.
@@ -408,7 +442,7 @@ impl Aside {
         let place = root.join(".cutover/trusted");
         let failed = |source| Failure::io("keep the repository's metadata in", &place, source);
         let state = StateDirectory::open(&place).map_err(failed)?;
-        for role in ["root", "timestamp", "snapshot", "targets", TAG, "log"] {
+        for role in ["root", "timestamp", "snapshot", "targets", TAG, "log", SPEEDS] {
             if let Some(bytes) = self.state.load(role).map_err(failed)? {
                 state.keep(role, &bytes).map_err(failed)?;
             }
@@ -446,6 +480,7 @@ pub(super) fn open(
     let (release, objects) =
         verified(&repository, &mut catalogue, &chosen, &metadata, root, &[settings], context)?;
     let Repository { source, state, aside, anchor, lists, .. } = repository;
+    keep_speeds(source.as_ref(), &state);
     let aside = aside.map(|directory| Aside { state, _directory: directory });
     let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
     Ok(Box::new(Fetched { payload, is_on_the_way, entry: chosen.entry, aside, anchor, lists }))
@@ -531,6 +566,8 @@ fn verified(
 pub(super) struct Together {
     pub(super) parts: Vec<Fetched>,
     pub(super) changes: Vec<Change>,
+    /// For each change how many come before the end of its leg: when all of these are done, everything holds.
+    pub(super) holds_after: Vec<usize>,
     /// Every package of the host as it is now.
     pub(super) present: BTreeMap<Name, Candidate>,
     pub(super) aside: Option<Aside>,
@@ -562,18 +599,18 @@ pub(super) fn open_together<'s>(
         // The planner has its own words for that.
         return Ok(None);
     }
-    let changes = changes(&mut catalogue, &chosen, &wanted, &present, settings.package.prefer)?;
+    let way = way(&mut catalogue, &chosen, &wanted, &present, settings.package.prefer)?;
+    let (mut changes, mut holds_after) = (Vec::new(), Vec::new());
+    for leg in way.legs {
+        changes.extend(leg);
+        holds_after.resize(changes.len(), changes.len());
+    }
     if changes.iter().all(|change| change.package == chosen.package) && changes.len() < 2 {
         return Ok(None);
     }
     let unknown: Vec<&Change> = changes.iter().filter(|change| site(&change.package).is_none()).collect();
     if !unknown.is_empty() {
-        let what =
-            format!("{} {} needs other packages to change first", chosen.package, chosen.entry.version);
-        let failure = Failure::new(Exit::Policy, what);
-        let failure =
-            unknown.iter().fold(failure, |failure, change| failure.hint(format!("install {change}")));
-        return Err(failure.hint("or name their roots in `package.sites`, and all change as one execution"));
+        return Err(others_first(&chosen, unknown));
     }
     let mut parts = Vec::with_capacity(changes.len());
     for change in &changes {
@@ -599,7 +636,8 @@ pub(super) fn open_together<'s>(
             )
             .map_err(|error| Failure::about(error, format!("refused {change}")))?;
         }
-        let source = repository_source(from, settings)?;
+        let speeds = repository.source.fetcher().learned().unwrap_or_default();
+        let source = repository_source(from, settings, speeds)?;
         let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
         parts.push(Fetched {
             payload,
@@ -610,9 +648,10 @@ pub(super) fn open_together<'s>(
             lists: repository.lists.clone(),
         });
     }
-    let Repository { state, aside, .. } = repository;
+    let Repository { source, state, aside, .. } = repository;
+    keep_speeds(source.as_ref(), &state);
     let aside = aside.map(|directory| Aside { state, _directory: directory });
-    Ok(Some(Together { parts, changes, present: present.packages, aside }))
+    Ok(Some(Together { parts, changes, holds_after, present: present.packages, aside }))
 }
 
 /// Whether a root may hold this release, as its own settings say.
@@ -675,6 +714,9 @@ impl Fetched {
         let wanted: Vec<Wanted> =
             needed.iter().filter_map(|digest| self.payload.wanted(*digest)).cloned().collect();
         let fetched = self.payload.while_fetching(&wanted, work);
+        if let Ok(state) = StateDirectory::open(&site.root.join(".cutover/trusted")) {
+            keep_speeds(self.payload.source(), &state);
+        }
         output::note(format!(
             "fetched {}; all that is new is {}",
             output::bytes(self.payload.fetched_bytes()),
@@ -777,6 +819,7 @@ pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure>
     log::follow(&settings, &metadata, &repository.state)?;
     let mut catalogue = Catalogue::new(client);
     let candidates = catalogue.candidates(&repository.wanted(&Named { package, version: None }))?;
+    keep_speeds(repository.source.as_ref(), &repository.state);
     let installed = installed.map(|release| release.version);
     let is_newer = |chosen: &&Chosen| {
         installed.as_ref().is_none_or(|installed| chosen.entry.version.cmp_precedence(installed).is_gt())

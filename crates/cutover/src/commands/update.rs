@@ -42,6 +42,8 @@ fn flags_of(update: &UpdateFlags) -> Vec<Flag> {
         };
         flags.push(("install.layout", name.to_owned(), "--layout"));
     }
+    flags.extend(update.jobs.map(|jobs| ("install.jobs", jobs.to_string(), "--jobs")));
+    flags.extend(update.nice.map(|nice| ("install.nice", nice.to_string(), "--nice")));
     if update.replace_changed {
         flags.push(("install.local_changes", "replace".to_owned(), "--replace-changed"));
     }
@@ -145,7 +147,7 @@ fn plan_opened(
     }
     let observed = site.node.observe(Some(bundle.manifest()))?;
     let planned = plan_bundle(&site, bundle, &observed, context)?;
-    let report = site.preflight(&planned.plan, Some(planned.bundle.manifest()))?;
+    let report = site.preflight(&planned.plan, Some((planned.bundle.manifest(), site.packages())))?;
     Ok((planned, report))
 }
 
@@ -237,7 +239,7 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
         None => planned.plan,
     };
     let plan = Arc::new(plan);
-    site.preflight(&plan, Some(planned.bundle.manifest()))?;
+    site.preflight(&plan, Some((planned.bundle.manifest(), site.packages())))?;
     let payload = Some(planned.bundle.payload());
     let installed = observed.observation.installed.as_ref().map(|installed| installed.release.clone());
     let execute = || site.execute(observed, &lock, &plan, payload, context, command.stop_at.as_ref());

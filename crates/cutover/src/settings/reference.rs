@@ -110,6 +110,11 @@ const MEANINGS: &[(&str, &str)] = &[
         "Files laid down and hashed at the same time. 0: as many as there are processors, at most 4.",
     ),
     (
+        "install.nice",
+        "How far the threads that fetch, hash, patch and lay down files give way to other work on processors and disks: a \
+         nice value, 0 (not at all) to 19. The service is not affected.",
+    ),
+    (
         "install.prune",
         "When restore points that retention no longer keeps are removed: `after-update` or `by-command`.",
     ),
@@ -305,13 +310,13 @@ const MEANINGS: &[(&str, &str)] = &[
     ("schema.author", "Who asks for migrations, for the history. Unset: the user of this process."),
     ("schema.plugins", "The directory with migration plugins, each called `NAME@VERSION`."),
     (
+        "schema.metrics_file",
+        "A file that `schema apply` and `schema status` rewrite with Prometheus metrics.",
+    ),
+    (
         "schema.head_file",
         "A file in which `cutover schema` keeps where the database's history ends; a history that was cut off there is \
          refused. Updates keep it in the state of their root when this is unset.",
-    ),
-    (
-        "schema.metrics_file",
-        "A file that `schema apply` and `schema status` rewrite with Prometheus metrics.",
     ),
     ("schema.max_hold_ms", "How long a lock that clients wait for may be held, in milliseconds."),
     ("schema.lock_timeout_ms", "How long one attempt at a lock may wait, in milliseconds (PostgreSQL)."),

@@ -13,8 +13,8 @@ use cutover_core::{
     retain::Retention,
 };
 use cutover_host::{
-    fetch::SourceSettings, preflight::PreflightSettings, probe::ProbeSettings, service::ServiceSettings,
-    ship::ShipSettings,
+    fetch::SourceSettings, nice::Nice, preflight::PreflightSettings, probe::ProbeSettings,
+    service::ServiceSettings, ship::ShipSettings,
 };
 use cutover_server::settings::GateSettings;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,8 @@ pub struct InstallSettings {
     pub local_changes: LocalChanges,
     /// Files laid down at the same time. 0: as many as this machine has processors, at most 4.
     pub jobs: usize,
+    /// How far the threads that fetch, hash and lay down files give way to others: a nice value, 0 to 19.
+    pub nice: Nice,
     /// When restore points that retention no longer keeps are removed: `after-update` or `by-command`.
     pub prune: PruneWhen,
 }

@@ -2,10 +2,15 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
-use cutover_core::model::Digest;
+use cutover_bundle::{
+    Bundle, Limits, assemble, sign_manifest,
+    signer::{CertificateChain, FileSigner},
+};
+use cutover_core::model::{Digest, DocumentKind, Instant, Manifest, ManifestLimits};
 
 use crate::{
     repo::Repository,
@@ -151,6 +156,60 @@ fn policy_refuses_what_has_no_documents_or_the_wrong_ones() {
     assert!(!world.root().join("current").exists());
     build(&world, "1.0.0", Some(SBOM), Some(&good)).must(0);
     world.apply(&bundle(&world, "1.0.0"), &STRICT).must(0);
+}
+
+/// A release with good documents, and its twin, trusted all the same, whose signer did not look what the provenance is about.
+fn build_about_something_else(world: &World) -> PathBuf {
+    let tree = tree(world, "1.0.0");
+    let good = provenance(&tree, &CODE);
+    let mut foreign = good.clone();
+    foreign["subject"][0]["digest"]["sha256"] = Digest::of(b"something else").to_string().into();
+    // As files, too, so that both are objects of the release whichever of them is its provenance.
+    for (name, statement) in [("good", &good), ("foreign", &foreign)] {
+        fs::write(tree.join(format!("share/{name}.json")), statement.to_string()).expect("written");
+    }
+    build(world, "1.0.0", Some(SBOM), Some(&good)).must(0);
+    let bytes = fs::read(bundle(world, "1.0.0")).expect("read");
+    let good = Bundle::open(bytes, &Limits::default()).expect("a bundle");
+    let mut manifest =
+        Manifest::parse(good.untrusted_manifest_bytes(), &ManifestLimits::default()).expect("a manifest");
+    let named =
+        manifest.files.iter().find(|file| file.path.as_str() == "share/foreign.json").expect("packed");
+    let (sha256, size) = (named.sha256, named.size);
+    let document = manifest
+        .documents
+        .iter_mut()
+        .find(|document| document.kind == DocumentKind::Provenance)
+        .expect("one");
+    (document.sha256, document.size) = (sha256, size);
+    let mut payload = Vec::new();
+    for object in &manifest.objects {
+        good.untrusted_stored(object).read_to_end(&mut payload).expect("read");
+    }
+    let pki = &stamped().pki;
+    let pem = |name: &str| fs::read(pki.join(name)).expect("read");
+    let chain = CertificateChain::from_pem(&pem("signer.pem")).expect("a chain");
+    let signer = FileSigner::from_pem(&pem("signer.key"), chain).expect("a key");
+    let manifest = manifest.to_bytes().expect("a valid manifest");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let now = Instant::from_unix(now.as_secs().cast_signed()).expect("a time");
+    let signature = sign_manifest(&manifest, &[&signer], now).expect("signed");
+    let mut out = Vec::new();
+    assemble(&manifest, &signature, payload.as_slice(), &mut out, &Limits::default()).expect("in memory");
+    world.write("foreign.cutover", out)
+}
+
+#[test]
+fn provenance_of_something_else_is_not_trusted_and_nothing_is_installed() {
+    let world = World::new();
+    let foreign = build_about_something_else(&world);
+    let refused = world.apply(&foreign, &STRICT).must(11);
+    assert!(refused.stderr.contains("no file of the release"), "{}", refused.stderr);
+    let told = world.apply(&foreign, &[&STRICT[..], &["--dry-run", "--json"]].concat()).must(11);
+    assert!(told.stdout.contains("\"not-trusted\"") || told.stderr.contains("not-trusted"), "{told:?}");
+    assert!(!world.root().join("current").exists());
+    // Its signature is right: nobody but who demands provenance looks at it.
+    world.apply(&foreign, &[]).must(0);
 }
 
 #[test]

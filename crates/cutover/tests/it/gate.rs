@@ -371,7 +371,7 @@ fn full_disk_is_said_leaves_nothing_behind_and_is_over_when_there_is_room() {
     assert_eq!(rows(&seen).len(), stored + 1);
 }
 
-fn not_run(line: &str) {
+pub(crate) fn not_run(line: &str) {
     if let Ok(path) = std::env::var("XTASK_NOT_RUN") {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file");
         writeln!(file, "{line}").expect("written");

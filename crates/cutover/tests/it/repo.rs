@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::world::{Ran, Release, World, command, stamped, text};
+use crate::{
+    gate::not_run,
+    world::{Ran, Release, World, command, finish, stamped, text},
+};
 
 /// A repository of a test, and how its commands are run.
 pub(crate) struct Repository<'a> {
@@ -219,13 +222,7 @@ fn keys_are_replaced_by_command_and_the_old_ones_end() {
 
 #[test]
 fn a_role_is_signed_by_a_key_behind_a_command() {
-    if std::process::Command::new("openssl").arg("version").output().is_err() {
-        let line = "a_role_is_signed_by_a_key_behind_a_command: openssl is not installed (Debian: apt-get install openssl)\n";
-        eprint!("not run: {line}");
-        if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
-            let mut list = fs::OpenOptions::new().append(true).create(true).open(path).expect("a list");
-            std::io::Write::write_all(&mut list, line.as_bytes()).expect("written");
-        }
+    if !has_tool("a_role_is_signed_by_a_key_behind_a_command", "openssl", "openssl") {
         return;
     }
     let world = World::new();
@@ -244,4 +241,83 @@ fn a_role_is_signed_by_a_key_behind_a_command() {
     repository.run("publish", &[text(&one)], &elsewhere).must(0);
     repository.run("verify", &[], &[]).must(0);
     world.on_root(&["apply", "tool", "--source", text(&repository.dir)]).must(0);
+}
+
+/// A tool that a test needs, by a command that shows whether it is there and the Debian package it comes in; whether it is.
+fn has_tool(test: &str, tool: &str, package: &str) -> bool {
+    if std::process::Command::new(tool).arg("--version").output().is_ok() {
+        return true;
+    }
+    not_run(&format!("{test}: {tool} is not installed (Debian: apt-get install {package})"));
+    false
+}
+
+#[test]
+fn roles_are_signed_by_a_key_in_a_token() {
+    let name = "roles_are_signed_by_a_key_in_a_token";
+    let modules = [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    ];
+    let tools = [("softhsm2-util", "softhsm2"), ("pkcs11-tool", "opensc"), ("openssl", "openssl")];
+    if !tools.iter().all(|(tool, package)| has_tool(name, tool, package)) {
+        return;
+    }
+    let module =
+        modules.into_iter().find(|module| Path::new(module).exists()).expect("it comes with its tool");
+    let world = World::new();
+    let repository = Repository::new(&world);
+    fs::create_dir(world.path("tokens")).expect("made");
+    let tokens = format!("directories.tokendir = {}\nlog.level = ERROR\n", text(&world.path("tokens")));
+    let configuration = world.write("softhsm2.conf", tokens);
+    let tool = |program: &str, arguments: &[&str]| {
+        let mut command = command(Path::new(program), arguments);
+        command.env("SOFTHSM2_CONF", &configuration);
+        finish(command).must(0);
+    };
+    let pki = &stamped().pki;
+    let (key, certificate, der) = (pki.join("signer.key"), pki.join("signer.pem"), world.path("signer.der"));
+    let pin = world.write("pin", "4711\n");
+    tool(
+        "softhsm2-util",
+        &["--init-token", "--free", "--label", "roles", "--so-pin", "12345678", "--pin", "4711"],
+    );
+    let named = ["--label", "online", "--id", "01", "--pin", "4711"];
+    tool("softhsm2-util", &[&["--import", text(&key), "--token", "roles"], &named[..]].concat());
+    tool("openssl", &["x509", "-in", text(&certificate), "-outform", "DER", "-out", text(&der)]);
+    let write = ["--module", module, "--token-label", "roles", "--login", "--write-object", text(&der)];
+    tool("pkcs11-tool", &[&write[..], &["--type", "cert"], &named].concat());
+
+    let uri = |pin: &Path| {
+        format!("pkcs11:token=roles;object=online?module-path={module}&pin-source=file:{}", text(pin))
+    };
+    let with_token = |verb: &str, operands: &[&str], flags: &[&str], pin: &Path| {
+        let uri = uri(pin);
+        let mut all = vec!["repo", verb, text(&repository.dir)];
+        all.extend(operands);
+        all.extend(["--keys", text(&repository.keys), "--key-pkcs11", &uri]);
+        all.extend(flags);
+        let mut command = command(&stamped().program, &all);
+        command.env("SOFTHSM2_CONF", &configuration);
+        finish(command)
+    };
+    for role in ["timestamp", "targets"] {
+        let rotation = ["--role", role, "--new-cert", text(&certificate)];
+        with_token("rotate-key", &[], &rotation, &pin).must(0);
+        fs::remove_file(repository.keys.join(format!("{role}.key"))).expect("removed");
+    }
+    let one = world.build_version("1.0.0");
+    repository.publish(&one).must(2);
+    let wrong = world.write("wrong-pin", "0000\n");
+    let refused = with_token("publish", &[text(&one)], &[], &wrong);
+    assert!(refused.code != 0 && !refused.stderr.contains("0000"), "{refused:?}");
+    with_token("publish", &[text(&one)], &[], &pin).must(0);
+    with_token("refresh", &[], &[], &pin).must(0);
+    repository.run("verify", &[], &[]).must(0);
+    world.on_root(&["apply", "tool", "--source", text(&repository.dir)]).must(0);
+    // Back to a file: the token signs the root's change no more than any other key of the role.
+    with_token("rotate-key", &[], &["--role", "targets"], &pin).must(0);
+    with_token("publish", &[text(&world.build_version("1.1.0"))], &[], &pin).must(0);
+    repository.run("verify", &[], &[]).must(0);
 }

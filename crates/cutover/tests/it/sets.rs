@@ -3,12 +3,15 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
+use cutover_core::model::Digest;
+
 use crate::{
+    gate::not_run,
     repo::Repository,
     world::{Ran, World, command, finish, stamped, text},
 };
@@ -331,6 +334,105 @@ fn version_between_is_part_of_the_set_and_is_gone_when_the_set_fails() {
     host.at("storage", &["verify"]).must(0);
     host.at("storage", &["rollback"]).must(0);
     assert_eq!(host.version("storage"), "1.1.0");
+}
+
+// R5, V4
+#[test]
+fn version_between_gets_what_it_requires_and_everything_holds_after_each_leg() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.publish("base", "2.0.0", "");
+    host.publish("query", "1.5.0", &requires("base", ">=1.1.0,<2.0.0"));
+    let follows = |version: &str| format!("min_upgrade_from = \"{version}\"\n");
+    host.publish("query", "2.0.0", &(follows("1.5.0") + &requires("base", ">=2.0.0")));
+    let planned = host.plan("query", &["--json"]).must(0).json();
+    let parts = planned["set"]["parts"].as_array().expect("parts").clone();
+    let steps: Vec<String> =
+        parts.iter().map(|part| format!("{} {}", part["package"], part["to"]).replace('"', "")).collect();
+    assert_eq!(steps, ["base 1.1.0", "query 1.5.0", "base 2.0.0", "query 2.0.0"]);
+    let table = host.plan("query", &[]).must(0).stdout;
+    assert!(table.contains("planned when it is reached"), "{table}");
+    host.apply("query", "query", &["--set", "probes.command=[{argv=[\"false\"]}]"]).must(14);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+    host.apply("query", "query", &[]).must(0);
+    assert_eq!(host.versions(), ["2.0.0", "1.0.0", "2.0.0"]);
+    for package in ["base", "query"] {
+        host.at(package, &["verify"]).must(0);
+    }
+
+    // A way that is closed is explained.
+    host.publish("query", "2.5.0", &requires("storage", ">=9.0.0"));
+    host.publish("query", "3.0.0", &follows("2.5.0"));
+    let refused = host.plan("query@3.0.0", &[]).must(13);
+    let told = "query gets from 2.0.0 to 3.0.0 by way of 2.5.0, and that way is closed: ";
+    assert!(refused.stderr.contains(told) && refused.stderr.contains("storage"), "{}", refused.stderr);
+}
+
+#[test]
+fn without_sites_the_steps_are_named_in_order_and_nothing_is_done() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.settings("query", &format!("[package]\nroots = [\"{}\"]\n", text(&host.root("base"))));
+    host.publish("base", "2.0.0", "");
+    host.publish("query", "1.5.0", "");
+    let follows = "min_upgrade_from = \"1.5.0\"\n".to_owned();
+    host.publish("query", "2.0.0", &(follows + &requires("base", ">=2.0.0")));
+    let refused = host.apply("query", "query", &[]).must(13);
+    let at = |step: &str| refused.stderr.find(&format!("install {step}")).expect(step);
+    assert!(at("query 1.0.0 -> 1.5.0") < at("base 1.0.0 -> 2.0.0"), "{}", refused.stderr);
+    assert_eq!(host.version("query"), "1.0.0");
+    host.apply("query@1.5.0", "query", &[]).must(0);
+    host.apply("base@2.0.0", "base", &[]).must(0);
+    host.apply("query", "query", &[]).must(0);
+    assert_eq!(host.version("query"), "2.0.0");
+}
+
+/// Bytes that do not compress.
+fn noise(count: usize, seed: u8) -> Vec<u8> {
+    let blocks = (0_u32..).map(|number| [&number.to_le_bytes()[..], &[seed]].concat());
+    blocks.flat_map(|block| Digest::of(&block).as_bytes().to_owned()).take(count).collect()
+}
+
+// H3, E23
+#[test]
+fn room_that_roots_on_one_file_system_need_is_summed() {
+    let world = World::new();
+    let host = Host::new(&world);
+    for (seed, package) in ["storage", "query"].into_iter().enumerate() {
+        let seed = u8::try_from(seed).expect("small");
+        world.write(&format!("tree-{package}-1.0.0/share/blob"), noise(3 << 20, seed));
+    }
+    host.publish("storage", "1.0.0", "");
+    host.publish("query", "1.0.0", &requires("storage", ">=1.0.0"));
+    // A mount of its own name space: it is gone with the process.
+    let (srv, settings) = (world.path("srv"), world.path("settings"));
+    fs::rename(&srv, &settings).expect("renamed");
+    fs::create_dir(&srv).expect("made");
+    let try_with = |size: &str| {
+        let (srv, settings) = (srv.display(), settings.display());
+        let script = format!(
+            "mount -t tmpfs -o size={size} none '{srv}' && cp -r '{settings}'/. '{srv}' || exit 99\n\
+             \"$0\" \"$@\"; code=$?; ls -d '{srv}'/*/.cutover; exit $code"
+        );
+        let apply = host.command("query", &["apply", "query", "--source", text(&host.repository.dir)]);
+        let mut mounted = command(Path::new("unshare"), &["--mount", "sh", "-c", &script]);
+        mounted.arg(apply.get_program()).args(apply.get_args());
+        finish(mounted)
+    };
+    // Each needs twice 3 MiB and what is kept of them: 12 MiB.
+    let refused = try_with("20m");
+    if refused.code == 99 || refused.stderr.starts_with("unshare:") {
+        return not_run("room of several roots: no mount of its own: needs root");
+    }
+    let refused = refused.must(12);
+    let both = format!("`{}`, `{}`", srv.join("storage").display(), srv.join("query").display());
+    assert!(
+        refused.stderr.contains(&format!("too little room on the file system of {both}: 25 MiB needed")),
+        "{}",
+        refused.stderr
+    );
+    assert!(!refused.stdout.contains(".cutover"), "nothing was begun: {}", refused.stdout);
+    try_with("30m").must(0);
 }
 
 #[test]

@@ -365,3 +365,75 @@ fn a_bundle_is_taken_by_name_from_the_releases_of_a_github_repository() {
     run(&["check"], &url).must(3);
     assert_eq!(unchanged.load(Ordering::Relaxed), 1, "the second time it is told that nothing changed");
 }
+
+/// Name and nice value of every thread of a process, from proc(5).
+fn threads(process: u32) -> Vec<(String, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it is there");
+    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).expect("a stat");
+    let thread = |stat: String| {
+        let (before, after) = stat.rsplit_once(") ").expect("a name");
+        let name = before.split_once('(').expect("a name").1.to_owned();
+        (name, after.split(' ').nth(16).expect("fields").parse().expect("a number"))
+    };
+    tasks.map(|task| thread(stat(task.expect("an entry")))).collect()
+}
+
+#[test]
+fn threads_that_fetch_give_way_and_neither_the_run_nor_what_it_starts_does() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    let told = world.path("nice-of-a-probe");
+    let cut = format!("cut -d ' ' -f 19 /proc/self/stat > {}", text(&told));
+    let probe = format!("probes.command=[{{argv=[\"sh\", \"-c\", \"{cut}\"]}}]");
+    let source = text(&repository.dir);
+    let arguments = ["apply", "tool", "--source", source, "--nice", "19", "--set", &probe];
+    let mut child = world.stopped_at("probe", &arguments);
+    let (own, threads) = (threads(std::process::id())[0].1, threads(child.id()));
+    let fetching: Vec<i32> =
+        threads.iter().filter(|(name, _)| name == "fetch").map(|(_, nice)| *nice).collect();
+    assert!(!fetching.is_empty() && fetching.iter().all(|nice| *nice == 19), "{threads:?}");
+    assert!(threads.iter().any(|(name, nice)| name == "cutover" && *nice == own), "{threads:?}");
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("a signal");
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(fs::read_to_string(told).expect("told").trim(), own.to_string());
+    let refused = world.on_root(&["apply", "tool", "--source", source, "--nice", "20"]).must(2);
+    assert!(refused.stderr.contains("from 0 to 19"), "{}", refused.stderr);
+}
+
+#[test]
+fn fastest_mirror_of_the_last_run_is_asked_first_and_a_damaged_record_costs_nothing_but_that() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let server = Server::of(&repository.dir);
+    let places = [server.url.as_str(), text(&repository.dir)];
+    let run = |arguments: &[&str]| {
+        let sources = places.map(|place| ["--source", place]).concat();
+        world.on_root(&[arguments, &sources].concat())
+    };
+    repository.publish(&world.build_version("1.0.0")).must(0);
+    run(&["apply", "tool"]).must(0);
+    let kept = world.root().join(".cutover/trusted/mirrors.json");
+    let mut speeds: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&kept).expect("kept")).expect("JSON");
+    let url = format!("{}/", server.url);
+    assert!(speeds["places"][&url].is_object() && speeds["places"][places[1]].is_object(), "{speeds}");
+
+    // A file that changed is fetched from the fastest.
+    for (is_fast, version) in [(false, "1.1.0"), (true, "1.2.0")] {
+        speeds["places"][&url]["bytes_per_s"] = if is_fast { 1_000_000_000_000_u64 } else { 1 }.into();
+        speeds["places"][places[1]]["bytes_per_s"] = 1_000_000.into();
+        fs::write(&kept, speeds.to_string()).expect("written");
+        repository.publish(&world.build_version(version)).must(0);
+        server.sent_bytes();
+        run(&["check"]).must(0);
+        assert_eq!(server.sent_bytes() > 0, is_fast);
+    }
+    for damage in ["", "{\"format\":1,\"places\":"] {
+        fs::write(&kept, damage).expect("written");
+        let ran = run(&["check"]).must(0);
+        assert!(ran.stderr.contains("warning: the kept speeds of mirrors are not used"), "{}", ran.stderr);
+        assert!(serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&kept).expect("kept")).is_ok());
+    }
+}

@@ -8,7 +8,11 @@ use std::{
 };
 
 use cutover_core::{
-    fetch::{self, mirrors::Mirrors},
+    fetch::{
+        self,
+        mirrors::{MirrorId, Mirrors},
+        speeds::Speeds,
+    },
     model::Digest,
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
@@ -21,7 +25,7 @@ use super::{
     transfer::{Shared, Transfer},
     writer::OffThread,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, nice::Nice};
 
 /// Fetches objects from one source: from one or several places that hold the same.
 pub struct Fetcher {
@@ -30,6 +34,7 @@ pub struct Fetcher {
     pub(super) runtime: Runtime,
     parallel: NonZeroUsize,
     jobs: NonZeroUsize,
+    speeds: Speeds,
 }
 
 /// What the outside world does for a [`Fetcher`].
@@ -42,6 +47,10 @@ pub struct FetchPorts {
     pub seed: u64,
     /// Files hashed and written at the same time.
     pub jobs: NonZeroUsize,
+    /// How far the threads that do this give way to others.
+    pub nice: Nice,
+    /// What earlier runs measured of the places.
+    pub speeds: Speeds,
     /// Opens places in buckets, where the program can.
     pub buckets: Option<Box<dyn Buckets>>,
 }
@@ -123,10 +132,11 @@ impl Fetcher {
             let reason = "there is no place to fetch from".to_owned();
             return Err(FetchError::Setting { key: "urls", reason });
         }
-        let parallel = settings.parallel()?;
+        let (parallel, nice) = (settings.parallel()?, ports.nice);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(ports.jobs.get().min(2))
             .thread_name("fetch")
+            .on_thread_start(move || nice.take_on())
             .enable_all()
             .build()
             .map_err(FetchError::Runtime)?;
@@ -134,8 +144,10 @@ impl Fetcher {
             let _inside = runtime.enter();
             Http::new(settings, token)?
         };
+        let now = ports.clock.now();
+        let known = |base: &Base| ports.speeds.of(&base.name(), now);
         let shared = Shared {
-            mirrors: Mutex::new(Mirrors::new(bases.len())),
+            mirrors: Mutex::new(Mirrors::knowing(bases.iter().map(known))),
             bases,
             http,
             policy: settings.retry_policy(),
@@ -145,7 +157,22 @@ impl Fetcher {
             clock: ports.clock,
             seed: ports.seed,
         };
-        Ok(Self { shared: Arc::new(shared), runtime, parallel, jobs: ports.jobs })
+        Ok(Self { shared: Arc::new(shared), runtime, parallel, jobs: ports.jobs, speeds: ports.speeds })
+    }
+
+    /// What is known of the speeds of places now; `None` when there is nothing new to keep, or nothing to choose from.
+    pub fn learned(&self) -> Option<Speeds> {
+        let mirrors = self.shared.mirrors.lock().expect("no holder panics");
+        let bases = self.shared.bases.iter().enumerate();
+        let measured: Vec<(String, f64)> = bases
+            .filter_map(|(index, base)| Some((base.name(), mirrors.measured(MirrorId(index))?)))
+            .collect();
+        if measured.is_empty() || self.shared.bases.len() < 2 {
+            return None;
+        }
+        let mut speeds = self.speeds.clone();
+        speeds.learn(measured, self.shared.clock.now());
+        Some(speeds)
     }
 
     /// Fetches what `wanted` names, verifies it, and hands it to `sink` as it arrives, on this thread. What is not taken

@@ -18,7 +18,10 @@ use super::{
     files::{Attempt as _, Files},
     place,
 };
-use crate::disk::{Disk, EntryKind};
+use crate::{
+    disk::{Disk, EntryKind},
+    nice::Nice,
+};
 
 /// `.cutover/layout`.
 #[derive(Serialize, Deserialize)]
@@ -183,7 +186,7 @@ pub(crate) fn manifest_of(files: &Files, release: &ReleaseRef) -> Result<Arc<Man
 /// # Errors
 /// The root cannot be looked into.
 pub fn release_built_from(disk: Arc<dyn Disk>, commit: &str) -> Result<Option<Digest>, NodeError> {
-    let files = Files::new(disk, NonZeroUsize::MIN);
+    let files = Files::new(disk, NonZeroUsize::MIN, Nice::NONE);
     let mut newest: Option<(Version, Digest)> = None;
     for digest in manifests(&files)? {
         // One that is damaged, or just being removed, is one that says nothing.

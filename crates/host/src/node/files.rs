@@ -14,7 +14,10 @@ use std::{
 use cutover_core::model::{Digest, Hasher, Manifest, RestorePoint};
 
 use super::{FsError, place};
-use crate::disk::{Disk, EntryKind, Metadata};
+use crate::{
+    disk::{Disk, EntryKind, Metadata},
+    nice::Nice,
+};
 
 /// The largest file of ours that is read into memory.
 const READ_MAX: u64 = 256 << 20;
@@ -34,6 +37,7 @@ impl<T> Attempt<T> for io::Result<T> {
 pub(crate) struct Files {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) threads: NonZeroUsize,
+    nice: Nice,
     discarded: AtomicU64,
     /// What was parsed before, by the digest of its bytes; the bytes are hashed every time.
     pub(crate) manifests: Parsed<Manifest>,
@@ -70,9 +74,9 @@ impl<T> Parsed<T> {
 }
 
 impl Files {
-    pub(crate) fn new(disk: Arc<dyn Disk>, threads: NonZeroUsize) -> Self {
+    pub(crate) fn new(disk: Arc<dyn Disk>, threads: NonZeroUsize, nice: Nice) -> Self {
         let (manifests, points) = (Parsed(Mutex::default()), Parsed(Mutex::default()));
-        Self { disk, threads, discarded: AtomicU64::new(0), manifests, points }
+        Self { disk, threads, nice, discarded: AtomicU64::new(0), manifests, points }
     }
 
     pub(crate) fn metadata(&self, path: &Path) -> Result<Option<Metadata>, FsError> {
@@ -251,6 +255,20 @@ impl Files {
         self.disk.remove_dir(path).attempt("remove directory", path)
     }
 
+    /// Does heavy work: on a thread that gives way where one is wanted, else on this one.
+    pub(crate) fn aside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.nice == Nice::NONE {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                self.nice.take_on();
+                work()
+            });
+            work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Runs `work` for every item on the threads there are; with one thread, in order. The first error stops it.
     pub(crate) fn for_each<T, R, E>(
         &self,
@@ -280,7 +298,7 @@ impl Files {
     {
         let threads = self.threads.get().min(items.len());
         if threads <= 1 {
-            return items.iter().map(work).collect();
+            return self.aside(|| items.iter().map(&work).collect());
         }
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(items.len()));
@@ -288,6 +306,7 @@ impl Files {
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
+                    self.nice.take_on();
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(item) = items.get(index) else { break };

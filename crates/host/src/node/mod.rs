@@ -36,6 +36,7 @@ use crate::{
     catalog::{CATALOG_PATH, Catalog, CatalogError, HistoryRow, Tombstone},
     clock::Clock,
     disk::{Disk, EntryKind, Locked},
+    nice::Nice,
     payload::Payload,
     probe::Prober,
     schema::SchemaManager,
@@ -265,6 +266,8 @@ pub struct NodeOptions {
     pub packages: BTreeMap<Name, Version>,
     /// Threads that lay down and hash files. The simulation uses one, so that the order of effects is always the same.
     pub threads: NonZeroUsize,
+    /// How far these threads give way to others.
+    pub nice: Nice,
     /// What the lock says about its holder, such as `pid 4711`.
     pub holder: String,
 }
@@ -277,6 +280,7 @@ impl Default for NodeOptions {
             layout: None,
             packages: BTreeMap::new(),
             threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+            nice: Nice::NONE,
             holder: format!("pid {}", std::process::id()),
         }
     }
@@ -318,7 +322,7 @@ impl Node {
     /// # Errors
     /// [`NodeError::Layout`] or damaged state.
     pub fn open(ports: NodePorts, options: NodeOptions) -> Result<Self, NodeError> {
-        let files = Files::new(Arc::clone(&ports.disk), options.threads);
+        let files = Files::new(Arc::clone(&ports.disk), options.threads, options.nice);
         if let (Some(present), Some(wanted)) = (current::layout(&files)?, options.layout)
             && present != wanted
         {

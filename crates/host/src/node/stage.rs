@@ -259,11 +259,17 @@ impl<'a> Staging<'a> {
             (self.progress)(self.laid.fetch_add(job.bytes(), Ordering::Relaxed) + job.bytes());
             Ok::<_, NodeError>(())
         };
-        for sha256 in self.payload.map(Payload::patch_order).unwrap_or_default() {
-            // One after the other, as the delta manifest demands; what is not to be laid down at all has no job.
-            if let Some(index) = jobs.iter().position(|job| job.object() == Some(sha256)) {
-                lay(&jobs.remove(index))?;
-            }
+        let patched = self.payload.map(Payload::patch_order).unwrap_or_default();
+        if !patched.is_empty() {
+            self.files.aside(|| {
+                patched.into_iter().try_for_each(|sha256| {
+                    // One after the other, as the delta manifest demands; what is not to be laid down at all has no job.
+                    match jobs.iter().position(|job| job.object() == Some(sha256)) {
+                        Some(index) => lay(&jobs.remove(index)),
+                        None => Ok(()),
+                    }
+                })
+            })?;
         }
         let abandon = || {
             if let Some(payload) = self.payload {

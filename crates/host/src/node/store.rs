@@ -294,7 +294,7 @@ mod tests {
     use cutover_core::model::Encoding;
 
     use super::*;
-    use crate::disk::RealDisk;
+    use crate::{disk::RealDisk, nice::Nice};
 
     struct Scene {
         directory: tempfile::TempDir,
@@ -307,7 +307,7 @@ mod tests {
             std::fs::create_dir_all(directory.path().join(path)).expect("made");
         }
         let disk = RealDisk::open(directory.path()).expect("a disk");
-        let files = Files::new(Arc::new(disk), NonZeroUsize::new(4).expect("four"));
+        let files = Files::new(Arc::new(disk), NonZeroUsize::new(4).expect("four"), Nice::NONE);
         Scene { directory, files }
     }
 

@@ -16,30 +16,73 @@ use crate::service::{ServiceManager, ServiceState};
 /// Room on the file system of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
+    /// Which file system it is: paths with the same share the room.
+    pub file_system: u64,
     /// Bytes that we may still use.
     pub free_bytes: u64,
     /// Files that can still be made; `None` where the file system does not count them.
     pub free_inodes: Option<u64>,
 }
 
-/// There is room for a release, twice over: the new tree and what it needs on the way.
+/// Room that is needed below a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The path.
+    pub path: PathBuf,
+    /// Bytes.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+/// There is room for releases, twice over: the new trees and what they need on the way. What is needed on one file system is
+/// summed.
 pub struct DiskCheck<F> {
-    path: PathBuf,
-    needed_bytes: u64,
-    needed_inodes: u64,
+    needs: Vec<Need>,
     observe: F,
 }
 
 impl<F: Fn(&Path) -> io::Result<DiskSpace> + Send> DiskCheck<F> {
-    /// Demands exactly `needed_bytes` and `needed_inodes` below `path`.
-    pub fn new(path: PathBuf, needed_bytes: u64, needed_inodes: u64, observe: F) -> Self {
-        Self { path, needed_bytes, needed_inodes, observe }
+    /// Demands all of `needs` at the same time.
+    pub fn new(needs: Vec<Need>, observe: F) -> Self {
+        Self { needs, observe }
     }
 
     /// Demands twice the size of a bundle, and room for `entries` files and directories.
     pub fn for_bundle(path: PathBuf, bundle_bytes: u64, entries: u64, observe: F) -> Self {
-        Self::new(path, bundle_bytes.saturating_mul(2), entries, observe)
+        Self::new(vec![Need { path, bytes: bundle_bytes.saturating_mul(2), inodes: entries }], observe)
     }
+
+    /// What is needed of each file system, in the order of the first paths.
+    fn shares(&self) -> Result<Vec<(DiskSpace, Share)>, String> {
+        let mut shares: Vec<(DiskSpace, Share)> = Vec::new();
+        for Need { path, bytes, inodes } in &self.needs {
+            let space = (self.observe)(path);
+            let space =
+                space.map_err(|error| format!("free space of `{}` is not known: {error}", path.display()))?;
+            let known = shares.iter().position(|(known, _)| known.file_system == space.file_system);
+            let index = known.unwrap_or(shares.len());
+            if known.is_none() {
+                shares.push((space, Share::default()));
+            }
+            let share = &mut shares[index].1;
+            share.bytes = share.bytes.saturating_add(*bytes);
+            share.inodes = share.inodes.saturating_add(*inodes);
+            let path = format!("`{}`", path.display());
+            if !share.paths.contains(&path) {
+                share.paths.push(path);
+            }
+        }
+        Ok(shares)
+    }
+}
+
+/// What is needed of one file system.
+#[derive(Default)]
+struct Share {
+    paths: Vec<String>,
+    bytes: u64,
+    inodes: u64,
 }
 
 impl<F: Fn(&Path) -> io::Result<DiskSpace> + Send> Check for DiskCheck<F> {
@@ -48,23 +91,24 @@ impl<F: Fn(&Path) -> io::Result<DiskSpace> + Send> Check for DiskCheck<F> {
     }
 
     fn run(&self) -> Outcome {
-        let path = self.path.display();
-        let space = match (self.observe)(&self.path) {
-            Ok(space) => space,
-            Err(error) => return Outcome::Failed(format!("free space of `{path}` is not known: {error}")),
+        let shares = match self.shares() {
+            Ok(shares) => shares,
+            Err(reason) => return Outcome::Failed(reason),
         };
-        let figures =
-            format!("{} needed, {} free", needed_mib(self.needed_bytes), free_mib(space.free_bytes));
-        if space.free_bytes < self.needed_bytes {
-            return Outcome::Failed(format!("too little room on the file system of `{path}`: {figures}"));
+        let mut passed = Vec::with_capacity(shares.len());
+        for (space, Share { paths, bytes, inodes }) in shares {
+            let paths = paths.join(", ");
+            let figures = format!("{} needed, {} free", needed_mib(bytes), free_mib(space.free_bytes));
+            if space.free_bytes < bytes {
+                return Outcome::Failed(format!("too little room on the file system of {paths}: {figures}"));
+            }
+            if let Some(free) = space.free_inodes.filter(|free| *free < inodes) {
+                let figures = format!("{inodes} needed, {free} free");
+                return Outcome::Failed(format!("too few inodes on the file system of {paths}: {figures}"));
+            }
+            passed.push(format!("{paths}: {figures}"));
         }
-        match space.free_inodes {
-            Some(free) if free < self.needed_inodes => Outcome::Failed(format!(
-                "too few inodes on the file system of `{path}`: {} needed, {free} free",
-                self.needed_inodes
-            )),
-            Some(_) | None => Outcome::Passed(format!("`{path}`: {figures}")),
-        }
+        Outcome::Passed(passed.join("; "))
     }
 }
 
@@ -83,8 +127,10 @@ fn free_mib(bytes: u64) -> String {
 /// # Errors
 /// It cannot be asked.
 pub fn disk_space(path: &Path) -> io::Result<DiskSpace> {
-    let stat = rustix::fs::statvfs(existing(path))?;
+    let path = existing(path);
+    let stat = rustix::fs::statvfs(path)?;
     Ok(DiskSpace {
+        file_system: rustix::fs::stat(path)?.st_dev,
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         // btrfs and others make inodes as they go and report none at all.
         free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
@@ -339,7 +385,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn disk(bundle_mib: u64, free_mib: u64) -> Outcome {
-        let space = DiskSpace { free_bytes: free_mib * MIB, free_inodes: Some(100) };
+        let space = DiskSpace { file_system: 1, free_bytes: free_mib * MIB, free_inodes: Some(100) };
         DiskCheck::for_bundle("/srv/db".into(), bundle_mib * MIB, 10, move |_: &Path| Ok(space)).run()
     }
 
@@ -356,7 +402,7 @@ mod tests {
         for word in ["`/srv/db`", "100 MiB needed", "99 MiB free"] {
             assert!(text.contains(word), "{text}");
         }
-        let almost = DiskSpace { free_bytes: 100 * MIB - 1, free_inodes: None };
+        let almost = DiskSpace { file_system: 1, free_bytes: 100 * MIB - 1, free_inodes: None };
         let outcome = DiskCheck::for_bundle("/".into(), 50 * MIB, 0, move |_: &Path| Ok(almost)).run();
         assert!(matches!(outcome, Outcome::Failed(text) if text.contains("99 MiB free")));
     }
@@ -371,7 +417,7 @@ mod tests {
     #[test]
     fn too_few_inodes_fail_unless_they_are_not_counted() {
         let check = |free_inodes| {
-            let space = DiskSpace { free_bytes: MIB, free_inodes };
+            let space = DiskSpace { file_system: 1, free_bytes: MIB, free_inodes };
             DiskCheck::for_bundle("/".into(), 1, 10, move |_: &Path| Ok(space)).run()
         };
         assert!(matches!(check(Some(9)), Outcome::Failed(text) if text.contains("10 needed, 9 free")));
@@ -381,7 +427,7 @@ mod tests {
 
     #[test]
     fn huge_bundle_does_not_overflow() {
-        let space = DiskSpace { free_bytes: u64::MAX - 1, free_inodes: None };
+        let space = DiskSpace { file_system: 1, free_bytes: u64::MAX - 1, free_inodes: None };
         let outcome = DiskCheck::for_bundle("/".into(), 1 << 63, 0, move |_: &Path| Ok(space)).run();
         assert!(matches!(outcome, Outcome::Failed(_)));
     }
@@ -389,7 +435,30 @@ mod tests {
     #[test]
     fn room_that_cannot_be_asked_for_fails() {
         let refuse = |_: &Path| Err(io::Error::from_raw_os_error(5));
-        assert!(matches!(DiskCheck::new("/x".into(), 0, 0, refuse).run(), Outcome::Failed(_)));
+        assert!(matches!(DiskCheck::for_bundle("/x".into(), 0, 0, refuse).run(), Outcome::Failed(_)));
+    }
+
+    // H3
+    #[test]
+    fn what_is_needed_on_one_file_system_is_summed() {
+        let need = |path: &str| Need { path: path.into(), bytes: 100 * MIB, inodes: 10 };
+        let needs = vec![need("/a/one"), need("/b/other"), need("/a/two"), need("/a/one")];
+        let check = |free_mib: u64, free_inodes: u64| {
+            let observe = move |path: &Path| {
+                let (file_system, part) = if path.starts_with("/a") { (1, 1) } else { (2, 3) };
+                let free_bytes = free_mib * MIB / part;
+                Ok(DiskSpace { file_system, free_bytes, free_inodes: Some(free_inodes) })
+            };
+            DiskCheck::new(needs.clone(), observe).run()
+        };
+        let Outcome::Passed(text) = check(300, 30) else { panic!("refused") };
+        assert_eq!(
+            text,
+            "`/a/one`, `/a/two`: 300 MiB needed, 300 MiB free; `/b/other`: 100 MiB needed, 100 MiB free"
+        );
+        let Outcome::Failed(text) = check(299, 30) else { panic!("accepted") };
+        assert!(text.contains("of `/a/one`, `/a/two`: 300 MiB needed, 299 MiB free"), "{text}");
+        assert!(matches!(check(300, 29), Outcome::Failed(text) if text.contains("30 needed, 29 free")));
     }
 
     // H6

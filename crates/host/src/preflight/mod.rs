@@ -13,8 +13,8 @@ mod checks;
 mod settings;
 
 pub use checks::{
-    DependencyCheck, DiskCheck, DiskSpace, MemoryCheck, SameFileSystemCheck, ServiceCheck, WritableCheck,
-    available_memory, disk_space,
+    DependencyCheck, DiskCheck, DiskSpace, MemoryCheck, Need, SameFileSystemCheck, ServiceCheck,
+    WritableCheck, available_memory, disk_space,
 };
 pub use settings::{PreflightSettings, Unknown};
 

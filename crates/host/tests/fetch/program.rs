@@ -21,7 +21,7 @@ use std::{
 };
 
 use cutover_core::{
-    fetch::Priority,
+    fetch::{Priority, speeds::Speeds},
     model::{Hasher, Instant},
 };
 use cutover_host::{
@@ -31,6 +31,7 @@ use cutover_host::{
         Downloads, FetchPorts, Fetched, Fetcher, OnFailure, RealTimer, RelativePath, Sink, SourceSettings,
         Taken, Unwatched, Wanted, Watch,
     },
+    nice::Nice,
 };
 
 fn main() {
@@ -103,7 +104,9 @@ fn get(arguments: &mut Vec<String>) {
     let wanted: Vec<Wanted> = list.lines().map(parse).collect();
     let jobs = std::thread::available_parallelism().unwrap().min(NonZeroUsize::new(4).unwrap());
     let timer = Arc::new(RealTimer::start());
-    let ports = FetchPorts { timer, clock: Arc::new(System), seed: 1, jobs, buckets: None };
+    let (clock, nice) = (Arc::new(System), Nice::NONE);
+    let speeds = Speeds::default();
+    let ports = FetchPorts { timer, clock, seed: 1, jobs, nice, speeds, buckets: None };
     let fetcher = Fetcher::new(arguments, &settings, None, ports).unwrap();
     let downloads = Arc::new(Downloads::open(Arc::new(RealDisk::open(&root).unwrap())).unwrap());
     let watch = Arc::new(Unwatched) as Arc<dyn Watch>;

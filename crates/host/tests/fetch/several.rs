@@ -6,11 +6,14 @@ use std::{
 };
 
 use cutover_core::fetch::Priority;
-use cutover_host::fetch::{FetchError, OnFailure, Shelf, Sink, Unwatched, Wanted, Watch};
+use cutover_host::{
+    clock::Clock as _,
+    fetch::{FetchError, Got, OnFailure, RelativePath, Shelf, Sink, Unwatched, Wanted, Watch},
+};
 
 use crate::{
     server::{Reply, Server, file},
-    world::{World, noise, wanted},
+    world::{FixedClock, World, noise, wanted},
 };
 
 fn many(count: usize) -> Vec<(String, Vec<u8>)> {
@@ -279,6 +282,27 @@ fn slow_and_failing_mirrors_are_left_for_others() {
     assert_eq!(outcome.report.succeeded(), 20, "{:?}", outcome.report.objects);
     assert!(broken.asked().len() < 20, "{}", broken.asked().len());
     assert_eq!(good.asked().len(), 20);
+}
+
+#[test]
+fn fastest_mirror_of_an_earlier_run_is_asked_first_and_what_is_measured_is_learned() {
+    let files = many(1);
+    let (slow, fast) = (serve(&files), serve(&files));
+    let bases = [slow.url(), fast.url()];
+    let mut world = World::new();
+    world.speeds.learn([(slow.url(), 1e3), (fast.url(), 1e6)], FixedClock.now());
+    let fetcher = world.fetcher(&bases);
+    assert_eq!(fetcher.learned(), None, "nothing is new yet");
+    let path = RelativePath::new(&files[0].0).unwrap();
+    assert!(matches!(fetcher.get(&path, 1 << 20, None), Ok(Got::Content { .. })));
+    assert_eq!((slow.asked().len(), fast.asked().len()), (0, 1));
+    let learned = fetcher.learned().unwrap();
+    assert_eq!(learned.of(&slow.url(), FixedClock.now()), Some(1e3));
+    assert!(learned.of(&fast.url(), FixedClock.now()) > Some(1e6));
+    // With one place there is nothing to choose from.
+    let alone = World::new().fetcher(&bases[..1]);
+    alone.get(&path, 1 << 20, None).unwrap();
+    assert_eq!(alone.learned(), None);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cutover_core::{
-    fetch::Priority,
+    fetch::{Priority, speeds::Speeds},
     model::{Digest, Instant},
 };
 use cutover_host::{
@@ -22,6 +22,7 @@ use cutover_host::{
         Downloads, FetchError, FetchPorts, Fetched, Fetcher, OnFailure, Phase, RelativePath, Report, Sink,
         SourceSettings, Taken, Timer, Token, Wanted, Watch,
     },
+    nice::Nice,
 };
 
 /// Time that passes only when somebody sleeps.
@@ -124,6 +125,7 @@ pub(crate) struct World {
     pub(crate) settings: SourceSettings,
     pub(crate) token: Option<Token>,
     pub(crate) timer: Arc<VirtualTimer>,
+    pub(crate) speeds: Speeds,
 }
 
 impl World {
@@ -134,7 +136,13 @@ impl World {
             retries: 2,
             ..SourceSettings::default()
         };
-        Self { root: tempfile::tempdir().unwrap(), settings, token: None, timer: Arc::default() }
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            settings,
+            token: None,
+            timer: Arc::default(),
+            speeds: Speeds::default(),
+        }
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut SourceSettings)) -> Self {
@@ -149,6 +157,8 @@ impl World {
             clock: Arc::new(FixedClock),
             seed: 1,
             jobs: NonZeroUsize::new(2).unwrap(),
+            nice: Nice::NONE,
+            speeds: self.speeds.clone(),
             buckets: None,
         }
     }

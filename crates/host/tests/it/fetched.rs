@@ -10,7 +10,7 @@ use std::{
 use cutover_bundle::{Limits, RevocationLists, verify_detached};
 use cutover_core::{
     execute::Outcome,
-    fetch::Priority,
+    fetch::{Priority, speeds::Speeds},
     model::{Digest, ObjectEntry},
     plan::Layout,
 };
@@ -21,6 +21,7 @@ use cutover_host::{
         open_source,
     },
     fetched_payload::FetchedPayload,
+    nice::Nice,
     node::Report,
     payload::Payload,
 };
@@ -93,6 +94,8 @@ fn apply(
         clock: Arc::new(FakeClock::default()),
         seed: 1,
         jobs: std::num::NonZeroUsize::MIN,
+        nice: Nice::NONE,
+        speeds: Speeds::default(),
         buckets: None,
     };
     let source = open_source(&settings, &|_| None, ports).expect("settings").expect("a source");

@@ -6,6 +6,7 @@ mod drift;
 mod fetched;
 mod hostile;
 mod lock;
+mod nice;
 mod prune;
 mod recovery;
 mod rollback;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cutover_bundle::{
-    Bundle, Level, Limits, PayloadWriter, RevocationLists, TrustAnchor, VerifiedBundle, assemble,
+    Bundle, Level, Limits, PayloadWriter, ReadAt, RevocationLists, TrustAnchor, VerifiedBundle, assemble,
     pki::{Authority, Validity},
     sign_manifest,
     signer::{CertificateChain, FileSigner},
@@ -28,6 +28,7 @@ use cutover_core::{
 use cutover_host::{
     clock::Clock,
     disk::{Disk, RealDisk},
+    nice::Nice,
     node::{CatalogPort, Node, NodeError, NodeOptions, NodePorts, PackIndex, Ports, Report},
     payload::Payload,
     probe::{ProbeContext, ProbeOutcome, ProbeReport, ProbeResult, Prober},
@@ -144,6 +145,19 @@ impl Release {
         &self,
         meddle: impl FnOnce(&Manifest, &mut Vec<u8>),
     ) -> Result<Verified, cutover_bundle::BundleError> {
+        self.try_bundle_read_by(meddle, |bytes| bytes)
+    }
+
+    /// The bundle, whose bytes are read as `reader` reads them.
+    pub(crate) fn bundle_read_by<R: ReadAt>(&self, reader: impl FnOnce(Vec<u8>) -> R) -> VerifiedBundle<R> {
+        self.try_bundle_read_by(|_, _| {}, reader).expect("a good bundle")
+    }
+
+    fn try_bundle_read_by<R: ReadAt>(
+        &self,
+        meddle: impl FnOnce(&Manifest, &mut Vec<u8>),
+        reader: impl FnOnce(Vec<u8>) -> R,
+    ) -> Result<VerifiedBundle<R>, cutover_bundle::BundleError> {
         let mut writer = PayloadWriter::new(Cursor::new(Vec::new()), Level::default()).expect("a spool");
         let mut files = Vec::new();
         for (path, kind, mode, content) in &self.files {
@@ -192,7 +206,8 @@ impl Release {
         let signature = sign_manifest(&manifest, &[&pki().signer], signing_time()).expect("a signature");
         let mut out = Vec::new();
         assemble(&manifest, &signature, bytes.as_slice(), &mut out, &Limits::default()).expect("in memory");
-        Bundle::open(out, &Limits::default())?.verify(&pki().anchor, &RevocationLists::none(), signing_time())
+        let bundle = Bundle::open(reader(out), &Limits::default())?;
+        bundle.verify(&pki().anchor, &RevocationLists::none(), signing_time())
     }
 }
 
@@ -353,6 +368,7 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     pub(crate) catalog: CatalogPort,
     pub(crate) threads: usize,
+    pub(crate) nice: Nice,
 }
 
 impl World {
@@ -396,6 +412,7 @@ impl World {
             },
             catalog: CatalogPort::OnDisk,
             threads: 2,
+            nice: Nice::NONE,
         }
     }
 
@@ -430,6 +447,7 @@ impl World {
         let options = NodeOptions {
             layout: Some(self.layout),
             threads: std::num::NonZeroUsize::new(self.threads).expect("some"),
+            nice: self.nice,
             ..NodeOptions::default()
         };
         Node::open(NodePorts { disk, catalog: self.catalog.clone(), clock }, options).expect("a node")
