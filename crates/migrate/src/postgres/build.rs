@@ -12,7 +12,7 @@ use super::{
     relation::{IndexDef, Relation},
     session::{Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
-    sync::{Sync as Dual, Way},
+    sync::{Copying, Sync as Dual, Way},
 };
 use crate::{
     change::NewConstraint,
@@ -41,7 +41,7 @@ pub(crate) fn create(
     sql.push(format!("CREATE TABLE {} (row_key text, reason text)", art.own("lost")));
     sql.push(format!("CREATE SEQUENCE {}", art.own("old_use")));
     sql.push(range_table(shape));
-    sql.push(Dual::new(shape, Way::Forward).functions());
+    sql.push(Dual::new(shape, Way::Forward).functions(Copying::Now));
     let mut columns = Vec::new();
     for target in &shape.targets {
         let like = target.like.as_deref().and_then(|name| source.column(name));

@@ -551,7 +551,7 @@ const KEYS_AT_ONCE: u64 = 500;
 /// Keys that did not fit, synced in one transaction.
 const MISFITS_AT_ONCE: u64 = 100_000;
 
-/// Drains remembered keys until none is left that can be synced; how many.
+/// Drains the keys that are remembered now; how many.
 pub(crate) fn drain(
     engine: &mut PostgresEngine,
     task: &Task<'_>,
@@ -560,25 +560,25 @@ pub(crate) fn drain(
 ) -> Result<u64, Error> {
     let deadline = Instant::now() + Duration::from_millis(task.policy.lock_patience_ms);
     let mut total = 0;
-    let mut misfits = again;
     let mut at_once = false;
     loop {
+        let limit = if at_once { MISFITS_AT_ONCE } else { KEYS_AT_ONCE };
         let sql = format!(
             "SET LOCAL lock_timeout = '{}ms'; {}; {}",
             task.policy.lock_timeout_ms,
             fence(task.epoch),
-            dual.drain(if at_once { MISFITS_AT_ONCE } else { KEYS_AT_ONCE }, at_once)
+            dual.drain(limit, at_once)
         );
         match engine.session.transaction(&sql) {
             Ok(rows) => {
                 let done = rows.first().map_or(0, |row| number(row, 0));
                 total += done;
                 // What did not fit is tried once per call, when all else is done, and all of it at once: one may be in
-                // another's way. It stays in the list.
-                match (done, misfits) {
-                    (0, false) => return Ok(total),
-                    (0, true) => (misfits, at_once) = (false, true),
-                    _ => at_once = false,
+                // another's way. It stays in the list. There is no end to wait for: clients go on.
+                match (done < limit, again && !at_once) {
+                    (true, false) => return Ok(total),
+                    (true, true) => at_once = true,
+                    (false, _) => {}
                 }
             }
             Err(error) if error.is_busy() && Instant::now() < deadline => {

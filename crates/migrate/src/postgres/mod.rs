@@ -51,7 +51,7 @@ use port::Port;
 use relation::{Relation, find};
 use session::{Session, ident, literal};
 use shape::{Artefacts, Shape, note, read_note};
-use sync::{Sync as Dual, Way};
+use sync::{Copying, Sync as Dual, Way};
 
 /// The oldest server that is supported: `hash_record_extended` and `CREATE OR REPLACE TRIGGER` came with it.
 const VERSION_MIN: u32 = 140_000;
@@ -441,6 +441,10 @@ impl Engine for PostgresEngine {
         let ranges = open_ranges(&mut self.session, &shape, Walk::Copy)?;
         let work =
             if ranges.is_empty() { Work::default() } else { copy::copy(self, task, &shape, pace, ranges)? };
+        // No chunk is under way any more that could hold what a client deletes.
+        self.session
+            .transaction(&format!("{}; {}", fence(task.epoch), dual.functions(Copying::Done)))
+            .map_err(unfence(task.epoch))?;
         let target = read_note(&mut self.session, &shape.artefacts, "target")?.unwrap_or_default();
         build::indexes(self, task, &shape, &source, &target)?;
         self.session
@@ -514,7 +518,6 @@ impl Engine for PostgresEngine {
             locks.gentle.push(shape.name_now());
             tables.push(shape.name_now());
             if is_shadow(shape.change) {
-                resynced += drain(self, task, &Dual::new(shape, Way::Forward), false)?;
                 tables.extend(swap::neighbours(source));
                 tables.push(shape.shadow());
             }
@@ -534,11 +537,21 @@ impl Engine for PostgresEngine {
             }
             Ok(statements.join("; "))
         };
-        let held = locked(&mut self.session, task, &locks, &mut prepare, &mut |session, statements| {
+        // Before each attempt, so that few keys are left when the locks are granted. On another connection, where row locks
+        // end with each transaction, not with the swap.
+        let mut beside = self.dial.engine()?;
+        let mut ready = || {
+            for (shape, _) in shapes.iter().filter(|(shape, _)| is_shadow(shape.change)) {
+                resynced += drain(&mut beside, task, &Dual::new(shape, Way::Forward), false)?;
+            }
+            Ok(())
+        };
+        let mut body = |session: &mut Session, statements: &str| {
             session.run(statements)?;
             record(&mut Port(session))
-        })
-        .map_err(|error| self.explain(task, changes, error))?;
+        };
+        let held = locked(&mut self.session, task, &locks, &mut prepare, &mut ready, &mut body)
+            .map_err(|error| self.explain(task, changes, error))?;
         task.point("swap.after");
         let hold = u64::try_from(held.hold.as_micros()).unwrap_or(u64::MAX);
         Ok(Work { resynced, longest_hold_us: hold, ..Work::default() })
@@ -679,11 +692,12 @@ impl Engine for PostgresEngine {
             Ok(statements.join("; "))
         };
         task.point("undo.before");
-        locked(&mut self.session, task, &locks, &mut prepare, &mut |session, statements| {
+        let mut body = |session: &mut Session, statements: &str| {
             session.run(statements)?;
             record(&mut Port(session))
-        })
-        .map_err(|error| self.explain(task, changes, error))?;
+        };
+        locked(&mut self.session, task, &locks, &mut prepare, &mut || Ok(()), &mut body)
+            .map_err(|error| self.explain(task, changes, error))?;
         task.point("undo.after");
         for shape in &shapes {
             if is_shadow(shape.change) {

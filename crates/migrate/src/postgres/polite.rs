@@ -8,10 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::session::{MOVED, Session, code};
-use crate::{
-    engine::{Policy, Task},
-    error::Error,
-};
+use crate::{engine::Task, error::Error};
 
 /// The locks of one change.
 #[derive(Clone, Debug, Default)]
@@ -64,19 +61,21 @@ pub(crate) fn ddl(
     locks: &Locks,
     prepare: &mut dyn FnMut(&mut Session) -> Result<String, Error>,
 ) -> Result<Held, Error> {
-    locked(session, task, locks, prepare, &mut |session, statements| session.run(statements).map(drop))
+    let mut body = |session: &mut Session, statements: &str| session.run(statements).map(drop);
+    locked(session, task, locks, prepare, &mut || Ok(()), &mut body)
 }
 
 /// As [`ddl`], with a body that may take more than one round trip under the locks: it is handed what `prepare` returned.
+/// `ready` is called before each attempt at the strong locks.
 pub(crate) fn locked(
     session: &mut Session,
     task: &Task<'_>,
     locks: &Locks,
     prepare: &mut dyn FnMut(&mut Session) -> Result<String, Error>,
+    ready: &mut dyn FnMut() -> Result<(), Error>,
     body: &mut dyn FnMut(&mut Session, &str) -> Result<(), Error>,
 ) -> Result<Held, Error> {
-    let deadline = Instant::now() + Duration::from_millis(task.policy.lock_patience_ms);
-    let result = attempts(session, task.policy, task.epoch, deadline, locks, prepare, body);
+    let result = attempts(session, task, locks, prepare, ready, body);
     if result.is_err() {
         session.roll_back();
     }
@@ -85,13 +84,13 @@ pub(crate) fn locked(
 
 fn attempts(
     session: &mut Session,
-    policy: &Policy,
-    epoch: u64,
-    deadline: Instant,
+    task: &Task<'_>,
     locks: &Locks,
     prepare: &mut dyn FnMut(&mut Session) -> Result<String, Error>,
+    ready: &mut dyn FnMut() -> Result<(), Error>,
     body: &mut dyn FnMut(&mut Session, &str) -> Result<(), Error>,
 ) -> Result<Held, Error> {
+    let deadline = Instant::now() + Duration::from_millis(task.policy.lock_patience_ms);
     let strong: String =
         locks.strong.iter().map(|(table, mode)| format!("LOCK TABLE {table} IN {mode} MODE; ")).collect();
     loop {
@@ -107,9 +106,10 @@ fn attempts(
         loop {
             let take = format!(
                 "SAVEPOINT polite; SET LOCAL lock_timeout = '{}ms'; {}; {strong}SELECT 1",
-                policy.lock_timeout_ms,
-                fence(epoch)
+                task.policy.lock_timeout_ms,
+                fence(task.epoch)
             );
+            ready()?;
             let granted = session.run(&take);
             let since = Instant::now();
             let outcome = granted.and_then(|_| body(session, &statements)).and_then(|()| {

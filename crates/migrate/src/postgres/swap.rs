@@ -11,7 +11,7 @@ use super::{
     relation::{Dependent, Relation, TriggerDef, dependents, rules, trappings, triggers},
     session::{MOVED, Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
-    sync::{Sync as Dual, Way},
+    sync::{Copying, Sync as Dual, Way},
     views,
 };
 use crate::{
@@ -335,7 +335,7 @@ pub(crate) fn exchange(
             }
         });
     }
-    sql.push(back.functions());
+    sql.push(back.functions(Copying::Done));
     sql.push(back.triggers());
     if let Some(function) = views::equaliser(shape) {
         sql.push(function);

@@ -14,6 +14,15 @@ use super::{
     walk,
 };
 
+/// Whether chunks of the copy may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copying {
+    /// They may: rows that nobody sees yet.
+    Now,
+    /// Every row that was there is in the target, or never will be.
+    Done,
+}
+
 /// Which way rows flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -183,7 +192,7 @@ impl<'a> Sync<'a> {
 
     /// Creates the table of keys to sync and the functions; idempotent. Bodies are not checked until they run, so the
     /// tables need not have their names yet.
-    pub(crate) fn functions(&self) -> String {
+    pub(crate) fn functions(&self, copying: Copying) -> String {
         let parameters: Vec<String> =
             self.types.iter().enumerate().map(|(at, kind)| format!("_k{} {kind}", at + 1)).collect();
         let parameters = parameters.join(", ");
@@ -223,8 +232,8 @@ impl<'a> Sync<'a> {
         };
         // A chunk of the copy that has not ended may hold a row that is deleted here; nobody sees it yet, so it is looked at
         // again after the copy.
-        let forget = match (self.way, self.deferred) {
-            (Way::Forward, false) => format!("{} {}", sync("OLD"), remember("OLD")),
+        let forget = match (copying, self.deferred) {
+            (Copying::Now, false) => format!("{} {}", sync("OLD"), remember("OLD")),
             _ => sync("OLD"),
         };
         let header = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET row_security = off";

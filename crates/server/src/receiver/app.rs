@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::State,
-    routing::{get, put},
+    routing::{any, get, put},
 };
 use cutover_core::{
     admission::{EpisodeKey, HostId},
@@ -110,6 +110,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/v1/episodes/", get(hosts))
         .route("/v1/episodes/{*key}", put(put_episode).get(episode))
         .route("/v1/admission", get(admission))
+        .route("/v1/admission/{*original}", any(admission))
         .route("/v1/head", get(head))
         .route("/healthz", get(health))
         .route("/metrics", get(metrics))
@@ -161,7 +162,8 @@ async fn wrong_method(request: Request<Body>) -> Response<Body> {
     problem(&request, Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", detail))
 }
 
-/// The decision alone, for a server in front of another (nginx `auth_request`, Envoy `ext_authz`).
+/// The decision alone, for a server in front of another (nginx `auth_request`, Envoy `ext_authz`). Envoy's HTTP service sends
+/// the method of the request it asks about, and its path behind `path_prefix`; neither decides anything here.
 ///
 /// With `?refusal=403` every refusal is a 403, the only one nginx passes on, and `X-Admission-Status` says what it is.
 async fn admission(State(app): State<Arc<App>>, request: Request<Body>) -> Response<Body> {

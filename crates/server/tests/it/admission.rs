@@ -397,6 +397,20 @@ fn decision_is_given_alone_for_servers_in_front_of_others() {
 }
 
 #[test]
+fn decision_is_given_for_requests_as_envoys_ext_authz_sends_them() {
+    let world = World::new();
+    // Its HTTP service with `path_prefix = "/v1/admission"`: method and path of what it asks about, and no body.
+    let ask = |method: &str, commit: &str| {
+        let headers = [("X-Code-Commit", commit), ("Content-Length", "0")];
+        world.send(&request(method, "/v1/admission/upload/a%20b?x=1", &headers, b""))
+    };
+    for method in ["GET", "PUT", "POST", "DELETE"] {
+        ask(method, &world.head()).must(200);
+        assert_eq!(ask(method, &"0".repeat(40)).must(412).json()["remediation"], REMEDIATION);
+    }
+}
+
+#[test]
 fn settings_that_cannot_be_used_change_nothing() {
     let world = World::new();
     let mut settings = world.settings.clone();
