@@ -1,10 +1,10 @@
-//! A directory and what lies below it, through one handle: no path leaves it, no link is followed, and what is said to be
-//! written is durable.
+//! A directory and what lies below it, call by call ([`Files`]), and the real one: through one handle, so that no path leaves it
+//! and no link is followed.
 
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Write as _},
+    io::{self, Read, Write},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::Path,
 };
@@ -14,7 +14,109 @@ use rustix::{
     io::Errno,
 };
 
-/// A directory that is open. Paths are relative to it, with `/` between components.
+use crate::storage::Locked;
+
+/// What a repository in a directory needs of a file system. Paths are relative to the directory, with `/` between components.
+/// Nothing is durable before it is flushed.
+pub trait Files {
+    /// Opens a file for reading; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read>>>;
+
+    /// The size of a file in bytes; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    fn size(&self, path: &str) -> io::Result<Option<u64>>;
+
+    /// Makes a directory and those above it, as far as they are missing.
+    ///
+    /// # Errors
+    /// One cannot be made.
+    fn make(&self, path: &str) -> io::Result<()>;
+
+    /// Makes a new, empty file, replacing none.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn create(&self, path: &str) -> io::Result<Box<dyn NewFile + '_>>;
+
+    /// Gives a file another name, replacing what had it.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file; whether there was one.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    fn remove(&self, path: &str) -> io::Result<bool>;
+
+    /// Removes a directory if it is empty; whether it is gone.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    fn remove_if_empty(&self, path: &str) -> io::Result<bool>;
+
+    /// Flushes a directory: the names in it are durable.
+    ///
+    /// # Errors
+    /// It cannot be flushed.
+    fn sync(&self, path: &str) -> io::Result<()>;
+
+    /// Flushes the whole file system: contents and names.
+    ///
+    /// # Errors
+    /// It cannot be flushed.
+    fn sync_all(&self) -> io::Result<()>;
+
+    /// The names in a directory with whether each is a directory, sorted; none when there is no such directory.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    fn list(&self, path: &str) -> io::Result<Vec<(String, bool)>>;
+
+    /// Locks a file that is never removed; `None` when another process holds it. The lock ends with what is returned, also
+    /// when the process dies.
+    ///
+    /// # Errors
+    /// The lock cannot be asked for.
+    fn lock(&self, path: &str) -> io::Result<Option<Box<dyn Locked>>>;
+}
+
+/// A file being written.
+pub trait NewFile: Write {
+    /// Flushes its content.
+    ///
+    /// # Errors
+    /// It cannot be flushed.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl NewFile for File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// Writes a file whole or not at all: aside, flushed, renamed, its directory flushed.
+pub(crate) fn replace(files: &dyn Files, path: &str, bytes: &[u8]) -> io::Result<()> {
+    let (directory, name) = split(path);
+    let aside = join(directory, &format!(".{name}.new"));
+    // Left by a run that was killed; its content was never believed.
+    files.remove(&aside)?;
+    let mut file = files.create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync()?;
+    drop(file);
+    files.rename(&aside, path)?;
+    files.sync(directory)
+}
+
+/// A directory of this machine that is open.
 #[derive(Debug)]
 pub(crate) struct Directory(OwnedFd);
 
@@ -57,15 +159,6 @@ impl Directory {
         Ok((self.openat(directory, DIRECTORY, Mode::empty())?, name))
     }
 
-    /// Opens a file for reading; `None` when there is none.
-    pub(crate) fn open_file(&self, path: &str) -> io::Result<Option<File>> {
-        match self.openat(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
-            Ok(file) => Ok(Some(File::from(file))),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Reads a file whole; `None` when there is none.
     ///
     /// # Errors
@@ -78,8 +171,21 @@ impl Directory {
         }
     }
 
-    /// The size of a file; `None` when there is none.
-    pub(crate) fn size(&self, path: &str) -> io::Result<Option<u64>> {
+    fn open_file(&self, path: &str) -> io::Result<Option<File>> {
+        match self.openat(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Files for Directory {
+    fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read>>> {
+        Ok(self.open_file(path)?.map(|file| Box::new(file) as Box<dyn Read>))
+    }
+
+    fn size(&self, path: &str) -> io::Result<Option<u64>> {
         let (parent, name) = match self.parent(path) {
             Err(Errno::NOENT) => return Ok(None),
             found => found?,
@@ -91,8 +197,7 @@ impl Directory {
         }
     }
 
-    /// Makes a directory and those above it, as far as they are missing. Not durable before [`Directory::sync_all`].
-    pub(crate) fn make(&self, path: &str) -> io::Result<()> {
+    fn make(&self, path: &str) -> io::Result<()> {
         if path.is_empty() || self.openat(path, DIRECTORY, Mode::empty()).is_ok() {
             return Ok(());
         }
@@ -104,20 +209,17 @@ impl Directory {
         }
     }
 
-    /// Makes a new, empty file, replacing none.
-    pub(crate) fn create(&self, path: &str) -> io::Result<File> {
+    fn create(&self, path: &str) -> io::Result<Box<dyn NewFile + '_>> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        Ok(File::from(self.openat(path, flags, Mode::from_raw_mode(0o644))?))
+        Ok(Box::new(File::from(self.openat(path, flags, Mode::from_raw_mode(0o644))?)))
     }
 
-    /// Gives a file another name, replacing what had it. Not durable before the directory is flushed.
-    pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let ((from_parent, from_name), (to_parent, to_name)) = (self.parent(from)?, self.parent(to)?);
         Ok(fs::renameat(&from_parent, from_name, &to_parent, to_name)?)
     }
 
-    /// Removes a file; whether there was one.
-    pub(crate) fn remove(&self, path: &str) -> io::Result<bool> {
+    fn remove(&self, path: &str) -> io::Result<bool> {
         let (parent, name) = match self.parent(path) {
             Err(Errno::NOENT) => return Ok(false),
             found => found?,
@@ -129,8 +231,7 @@ impl Directory {
         }
     }
 
-    /// Removes a directory if it is empty; whether it is gone.
-    pub(crate) fn remove_if_empty(&self, path: &str) -> io::Result<bool> {
+    fn remove_if_empty(&self, path: &str) -> io::Result<bool> {
         let (parent, name) = self.parent(path)?;
         match fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
             Ok(()) => Ok(true),
@@ -139,31 +240,15 @@ impl Directory {
         }
     }
 
-    /// Writes a file whole or not at all: aside, flushed, renamed, its directory flushed.
-    pub(crate) fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        let (directory, name) = split(path);
-        let aside = join(directory, &format!(".{name}.new"));
-        // Left by a run that was killed; its content was never believed.
-        self.remove(&aside)?;
-        let mut file = self.create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        self.rename(&aside, path)?;
-        self.sync(directory)
-    }
-
-    /// Flushes a directory: the names in it are durable.
-    pub(crate) fn sync(&self, path: &str) -> io::Result<()> {
+    fn sync(&self, path: &str) -> io::Result<()> {
         Ok(fs::fsync(self.openat(path, DIRECTORY, Mode::empty())?)?)
     }
 
-    /// Flushes the whole file system: contents and names.
-    pub(crate) fn sync_all(&self) -> io::Result<()> {
+    fn sync_all(&self) -> io::Result<()> {
         Ok(fs::syncfs(&self.0)?)
     }
 
-    /// The names in a directory with whether each is a directory, sorted; none when there is no such directory.
-    pub(crate) fn list(&self, path: &str) -> io::Result<Vec<(String, bool)>> {
+    fn list(&self, path: &str) -> io::Result<Vec<(String, bool)>> {
         let directory = match self.openat(path, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(Vec::new()),
             found => found?,
@@ -181,12 +266,10 @@ impl Directory {
         Ok(names)
     }
 
-    /// Locks a file that is never removed; `None` when another process holds it. The lock ends with the handle, also when
-    /// the process dies.
-    pub(crate) fn lock(&self, path: &str) -> io::Result<Option<OwnedFd>> {
+    fn lock(&self, path: &str) -> io::Result<Option<Box<dyn Locked>>> {
         let file = self.openat(path, OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o644))?;
         match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
+            Ok(()) => Ok(Some(Box::new(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }

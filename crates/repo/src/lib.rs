@@ -31,6 +31,7 @@ mod verify;
 
 pub use bootstrap::{BOOTSTRAP_PATH, Bootstrap, BootstrapError, first_root};
 pub use catalogue::{Catalogue, CatalogueError, Chosen, ReleaseFiles, Wanted};
+pub use directory::{Files, NewFile};
 pub use fetch::{Fetch, FetchError, read_bounded};
 pub use index::{
     DeltaRef, FileRef, INDEX_BYTES_MAX, INDEX_FORMAT, Index, IndexEntry, IndexError, ManifestPatch,

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::OwnedFd, path::Path};
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Files as _, replace};
 
 /// Where believed metadata is kept. Implementations make it durable before they return.
 pub trait State {
@@ -53,7 +53,7 @@ impl State for StateDirectory {
     }
 
     fn keep(&self, role: &str, bytes: &[u8]) -> io::Result<()> {
-        self.0.replace(&format!("{role}.json"), bytes)
+        replace(&self.0, &format!("{role}.json"), bytes)
     }
 
     fn remove(&self, role: &str) -> io::Result<()> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    directory::{Directory, split},
+    directory::{Directory, Files, replace, split},
     fetch::{Fetch, FetchError, read_bounded},
 };
 
@@ -119,8 +119,7 @@ const ASIDE: &str = ".publish/aside";
 const LOCK: &str = ".publish/lock";
 
 /// A repository in a directory, which any web server can serve.
-#[derive(Debug)]
-pub struct DirectoryStorage(Directory);
+pub struct DirectoryStorage(Box<dyn Files>);
 
 impl DirectoryStorage {
     /// Opens the directory of a repository.
@@ -128,7 +127,7 @@ impl DirectoryStorage {
     /// # Errors
     /// There is none.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Directory::open(path).map(Self)
+        Ok(Self::over(Directory::open(path)?))
     }
 
     /// Opens the directory of a repository that is to be; makes it when it is not there. Its parent must be.
@@ -136,7 +135,24 @@ impl DirectoryStorage {
     /// # Errors
     /// It cannot be made.
     pub fn open_or_make(path: &Path) -> io::Result<Self> {
-        Directory::open_or_make(path).map(Self)
+        Ok(Self::over(Directory::open_or_make(path)?))
+    }
+
+    /// Uses a directory of another file system than this machine's.
+    pub fn over(files: impl Files + 'static) -> Self {
+        Self(Box::new(files))
+    }
+
+    /// Makes a directory and those above it, as far as they are missing. What is flushed in a directory is there after a power
+    /// cut only if the directory is.
+    fn make_durably(&self, directory: &str) -> io::Result<()> {
+        if directory.is_empty() || self.0.size(directory)?.is_some() {
+            return Ok(());
+        }
+        let above = split(directory).0;
+        self.make_durably(above)?;
+        self.0.make(directory)?;
+        self.0.sync(above)
     }
 
     /// Whether there is anything in it.
@@ -150,7 +166,7 @@ impl DirectoryStorage {
 
 impl Storage for DirectoryStorage {
     fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read>>> {
-        Ok(self.0.open_file(path)?.map(|file| Box::new(file) as Box<dyn Read>))
+        self.0.open(path)
     }
 
     fn size(&self, path: &str) -> io::Result<Option<u64>> {
@@ -163,12 +179,12 @@ impl Storage for DirectoryStorage {
         for (name, _) in self.0.list(ASIDE)? {
             self.0.remove(&format!("{ASIDE}/{name}"))?;
         }
-        Ok(Box::new(DirectoryBatch { directory: &self.0, files: Vec::new(), is_committed: false }))
+        Ok(Box::new(DirectoryBatch { directory: self.0.as_ref(), files: Vec::new(), is_committed: false }))
     }
 
     fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        self.0.make(split(path).0)?;
-        self.0.replace(path, bytes)
+        self.make_durably(split(path).0)?;
+        replace(self.0.as_ref(), path, bytes)
     }
 
     fn remove(&self, paths: &[String]) -> io::Result<()> {
@@ -202,7 +218,7 @@ impl Storage for DirectoryStorage {
     fn lock(&self) -> io::Result<Lock> {
         self.0.make(PRIVATE)?;
         Ok(match self.0.lock(LOCK)? {
-            Some(lock) => Lock::Held(Box::new(lock)),
+            Some(lock) => Lock::Held(lock),
             None => Lock::InUse { by: None },
         })
     }
@@ -211,7 +227,7 @@ impl Storage for DirectoryStorage {
 /// Contents are written aside and flushed as a whole (`docs/decisions/0008-staging-is-flushed-as-a-whole.md`): two
 /// flushes of the file system, however many files there are.
 struct DirectoryBatch<'a> {
-    directory: &'a Directory,
+    directory: &'a dyn Files,
     files: Vec<(String, String)>,
     is_committed: bool,
 }

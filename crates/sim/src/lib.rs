@@ -11,6 +11,7 @@ mod fs;
 mod machine;
 mod random;
 mod release;
+mod repository;
 mod set_sweep;
 mod state;
 mod story;
@@ -24,6 +25,7 @@ pub use machine::{
 };
 pub use random::Random;
 pub use release::{Release, Spec, SpecFile, releases};
+pub use repository::SimulatedDirectory;
 pub use set_sweep::SetSubject;
 pub use state::{Visible, damaged_objects, leftovers, shared_inodes};
 pub use story::{Damage, Story, stories, story};

@@ -124,7 +124,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         package: "cutover-sim",
-        may_use: &["cutover-core", "cutover-bundle", "cutover-host"],
+        may_use: &["cutover-core", "cutover-bundle", "cutover-host", "cutover-repo"],
         outside: Outside::Anything,
     },
     // It drives the real binary, so it needs none of the crates.

@@ -4,6 +4,7 @@
 mod conformance;
 mod found;
 mod power_cut;
+mod publisher;
 mod releases;
 mod sets;
 mod sweep;
