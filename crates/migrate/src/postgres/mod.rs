@@ -313,6 +313,20 @@ impl PostgresEngine {
     }
 }
 
+/// Drains the keys of all tables that have a shadow; how many.
+fn drain_shadows<'s, 'c: 's>(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shapes: &mut dyn Iterator<Item = &'s Shape<'c>>,
+    way: Way,
+) -> Result<u64, Error> {
+    let mut total = 0;
+    for shape in shapes.filter(|shape| is_shadow(shape.change)) {
+        total += drain(engine, task, &Dual::new(shape, way), false)?;
+    }
+    Ok(total)
+}
+
 fn is_shadow(change: &TableChange) -> bool {
     change.tactic == Tactic::Shadow && change.fate == Fate::Alter
 }
@@ -541,9 +555,8 @@ impl Engine for PostgresEngine {
         // end with each transaction, not with the swap.
         let mut beside = self.dial.engine()?;
         let mut ready = || {
-            for (shape, _) in shapes.iter().filter(|(shape, _)| is_shadow(shape.change)) {
-                resynced += drain(&mut beside, task, &Dual::new(shape, Way::Forward), false)?;
-            }
+            let mut all = shapes.iter().map(|(shape, _)| shape);
+            resynced += drain_shadows(&mut beside, task, &mut all, Way::Forward)?;
             Ok(())
         };
         let mut body = |session: &mut Session, statements: &str| {
@@ -664,7 +677,6 @@ impl Engine for PostgresEngine {
         let mut tables = Vec::new();
         for shape in &shapes {
             if is_shadow(shape.change) {
-                drain(self, task, &Dual::new(shape, Way::Back), false)?;
                 let target = read_note(&mut self.session, &shape.artefacts, "target")?.unwrap_or_default();
                 let target = Relation::read(&mut self.session, &target)?;
                 tables.extend([shape.name_then(), shape.retired()]);
@@ -696,7 +708,9 @@ impl Engine for PostgresEngine {
             session.run(statements)?;
             record(&mut Port(session))
         };
-        locked(&mut self.session, task, &locks, &mut prepare, &mut || Ok(()), &mut body)
+        let mut beside = self.dial.engine()?;
+        let mut ready = || drain_shadows(&mut beside, task, &mut shapes.iter(), Way::Back).map(drop);
+        locked(&mut self.session, task, &locks, &mut prepare, &mut ready, &mut body)
             .map_err(|error| self.explain(task, changes, error))?;
         task.point("undo.after");
         for shape in &shapes {
