@@ -227,8 +227,8 @@ impl PostgresEngine {
         Ok(())
     }
 
-    /// Waits for snapshots older than `horizon`, for a while.
-    fn barrier(&mut self, task: &Task<'_>) -> Result<(), Error> {
+    /// Waits for snapshots that are older than this moment, for a while; `consequence` is what it means to go on without.
+    fn barrier(&mut self, task: &Task<'_>, consequence: &str) -> Result<(), Error> {
         let horizon = self.session.value("SELECT pg_current_xact_id()::text")?.unwrap_or_default();
         let deadline = Instant::now() + BARRIER.min(Duration::from_millis(task.policy.lock_patience_ms));
         loop {
@@ -238,7 +238,9 @@ impl PostgresEngine {
             ))?;
             let Some(pids) = older else { return Ok(()) };
             if Instant::now() >= deadline {
-                task.watch.says(&format!("went on without waiting for the transactions of pid {pids}; what they write is synced later"));
+                task.watch.says(&format!(
+                    "went on without waiting for the transactions of pid {pids}: {consequence}"
+                ));
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -436,7 +438,7 @@ impl Engine for PostgresEngine {
             ddl(&mut self.session, task, &locks, &mut |_| Ok(sql.clone()))?;
             task.point("dual_write.after");
         }
-        self.barrier(task)
+        self.barrier(task, "what they write is synced later")
     }
 
     fn backfill(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
@@ -713,6 +715,9 @@ impl Engine for PostgresEngine {
         locked(&mut self.session, task, &locks, &mut prepare, &mut ready, &mut body)
             .map_err(|error| self.explain(task, changes, error))?;
         task.point("undo.after");
+        if shapes.iter().any(|shape| is_shadow(shape.change)) {
+            self.barrier(task, "an update of theirs may pass by rows that were synced before the rollback")?;
+        }
         for shape in &shapes {
             if is_shadow(shape.change) {
                 let pending: Vec<(String, String)> = swap::retired(&mut self.session, shape)?

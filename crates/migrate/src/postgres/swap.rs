@@ -337,6 +337,7 @@ pub(crate) fn exchange(
     }
     sql.push(back.functions(Copying::Done));
     sql.push(back.triggers());
+    sql.push(back.refuse_old_snapshots(&then));
     if let Some(function) = views::equaliser(shape) {
         sql.push(function);
         sql.push(views::equaliser_trigger(shape, &then));
@@ -501,6 +502,7 @@ pub(crate) fn exchange_back(
     }
     sql.extend(retired.rules.iter().flat_map(|(_, statements)| statements.clone()));
     sql.extend(retired.rebind.iter().cloned());
+    sql.push(Dual::new(shape, Way::Forward).refuse_old_snapshots(&now));
     Ok(sql)
 }
 

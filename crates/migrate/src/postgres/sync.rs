@@ -51,6 +51,11 @@ impl Way {
         format!("~cutover_{}_truncate", self.word())
     }
 
+    /// The name of the trigger that refuses snapshots from before an exchange.
+    pub(crate) fn snapshot_trigger(self) -> String {
+        format!("~cutover_{}_snapshot", self.word())
+    }
+
     /// The table of keys to sync.
     pub(crate) fn dirty(self) -> String {
         format!("dirty_{}", self.word())
@@ -334,10 +339,29 @@ impl<'a> Sync<'a> {
 
     /// Drops the triggers from a table, if they are there.
     pub(crate) fn drop_triggers(&self, table: &str) -> String {
+        let names = [self.way.trigger(), self.way.truncate_trigger(), self.way.snapshot_trigger()];
+        names.map(|name| format!("DROP TRIGGER IF EXISTS {} ON {table}", ident(&name))).join("; ")
+    }
+
+    /// Part of the transaction that makes `table` the one in use: from then on it fails writers above READ COMMITTED whose
+    /// snapshot is from before, as a conflict that they have to expect. Rows that were synced meanwhile are not there for
+    /// such a snapshot, and an UPDATE would pass them by without a word.
+    pub(crate) fn refuse_old_snapshots(&self, table: &str) -> String {
+        let function = self.shape.artefacts.own(&self.way.function("snapshot"));
+        let name = ident(&self.way.snapshot_trigger());
+        let body = "BEGIN IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') \
+                      AND NOT pg_visible_in_snapshot(TG_ARGV[0]::xid8, pg_current_snapshot()) \
+                    THEN RAISE EXCEPTION 'could not serialize access due to a schema migration' USING ERRCODE = '40001'; END IF; \
+                    RETURN NULL; END";
+        let create = format!(
+            "CREATE OR REPLACE TRIGGER {name} BEFORE INSERT OR UPDATE OR DELETE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}("
+        );
         format!(
-            "DROP TRIGGER IF EXISTS {} ON {table}; DROP TRIGGER IF EXISTS {} ON {table}",
-            ident(&self.way.trigger()),
-            ident(&self.way.truncate_trigger())
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS {}; \
+             DO $cutover$ BEGIN EXECUTE {} || quote_literal(pg_current_xact_id()::text) || ')'; END $cutover$; \
+             ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}",
+            literal(body),
+            literal(&create)
         )
     }
 

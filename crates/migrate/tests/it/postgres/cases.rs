@@ -755,3 +755,60 @@ fn rehearsal_copies_the_database_beside_it_keeps_the_copy_on_failure_and_drops_i
         done(migrator.apply(&migration, None));
     });
 }
+
+#[test]
+fn writers_with_a_snapshot_from_before_an_exchange_fail_as_conflicts_instead_of_passing_rows_by() {
+    if !have_server() {
+        return;
+    }
+    let database = Database::with(USERS);
+    database.run("CREATE TABLE teams (id int)");
+    // Each time a row is written that only remembers its key, then a snapshot is taken that sees it where it is now.
+    struct Old<'d>(&'d Database<'static>, Mutex<Option<postgres::Client>>, Mutex<Vec<String>>);
+    impl Old<'_> {
+        fn begin(&self, id: u32) {
+            let repeatable = "BEGIN ISOLATION LEVEL REPEATABLE READ";
+            self.0.run(&format!("{repeatable}; INSERT INTO users VALUES ({id}, 'e', 'old', 1); COMMIT"));
+            let mut client = self.0.client();
+            client.batch_execute(&format!("{repeatable}; SELECT count(*) FROM teams")).expect("begun");
+            *self.1.lock().expect("lock") = Some(client);
+        }
+        fn update(&self, id: u32) {
+            let mut client = self.1.lock().expect("lock").take().expect("begun");
+            let outcome = client.execute(&format!("UPDATE users SET name = 'new' WHERE id = {id}"), &[]);
+            let said = match outcome {
+                Ok(rows) => format!("{rows} rows"),
+                Err(error) => error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned()),
+            };
+            self.2.lock().expect("lock").push(said);
+        }
+    }
+    impl Watch for Old<'_> {
+        fn phase(&self, phase: Phase) {
+            if phase == Phase::AtomicSwap && self.1.lock().expect("lock").is_none() {
+                self.begin(5001);
+            }
+        }
+        fn point(&self, name: &str) {
+            match name {
+                "swap.after" => self.update(5001),
+                "undo.before" => self.begin(5002),
+                "undo.after" => self.update(5002),
+                _ => {}
+            }
+        }
+    }
+    let steps = "[[step]]\nop = \"alter_column\"\ntable = \"users\"\ncolumn = \"age\"\ntype = \"bigint\"\ndown = \"age::int\"\n";
+    let watch = Old(&database, Mutex::default(), Mutex::default());
+    let plan = migration("0001_age", None, steps);
+    done(with_migrator(&database, &watch, |migrator| migrator.apply(&plan, None)));
+    with_migrator(&database, &watch, |migrator| migrator.rollback("0001_age", Loss::Refuse))
+        .expect("rolled back");
+    assert_eq!(*watch.2.lock().expect("lock"), ["40001", "40001"]);
+    // Nobody else is refused, and nothing of it is left.
+    database.run(
+        "BEGIN ISOLATION LEVEL SERIALIZABLE; UPDATE users SET name = 'new' WHERE id IN (5001, 5002); COMMIT",
+    );
+    assert_eq!(database.value("SELECT count(*) FROM users WHERE name = 'new'"), "2");
+    assert_eq!(database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE '~cutover%'"), "0");
+}
