@@ -315,7 +315,8 @@ impl PostgresEngine {
     }
 }
 
-/// Drains the keys of all tables that have a shadow; how many.
+/// Drains the keys of all tables that have a shadow, also those that did not fit before: whatever was in their way may be gone,
+/// and they count among those that are left for the lock. How many.
 fn drain_shadows<'s, 'c: 's>(
     engine: &mut PostgresEngine,
     task: &Task<'_>,
@@ -324,7 +325,7 @@ fn drain_shadows<'s, 'c: 's>(
 ) -> Result<u64, Error> {
     let mut total = 0;
     for shape in shapes.filter(|shape| is_shadow(shape.change)) {
-        total += drain(engine, task, &Dual::new(shape, way), false)?;
+        total += drain(engine, task, &Dual::new(shape, way), true)?;
     }
     Ok(total)
 }
