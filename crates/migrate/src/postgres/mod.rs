@@ -171,6 +171,11 @@ impl PostgresEngine {
         Ok((shape, source))
     }
 
+    /// Another connection, if any of these tables has a shadow.
+    fn beside(&self, shapes: &[&Shape<'_>]) -> Result<Option<Self>, Error> {
+        shapes.iter().any(|shape| is_shadow(shape.change)).then(|| self.dial.engine()).transpose()
+    }
+
     fn is_swapped(&mut self, shape: &Shape<'_>) -> Result<bool, Error> {
         Ok(read_note(&mut self.session, &shape.artefacts, "primary")?.as_deref() == Some("target"))
     }
@@ -317,14 +322,15 @@ impl PostgresEngine {
 
 /// Drains the keys of all tables that have a shadow, also those that did not fit before: whatever was in their way may be gone,
 /// and they count among those that are left for the lock. How many.
-fn drain_shadows<'s, 'c: 's>(
-    engine: &mut PostgresEngine,
+fn drain_shadows(
+    beside: &mut Option<PostgresEngine>,
     task: &Task<'_>,
-    shapes: &mut dyn Iterator<Item = &'s Shape<'c>>,
+    shapes: &[&Shape<'_>],
     way: Way,
 ) -> Result<u64, Error> {
+    let Some(engine) = beside else { return Ok(0) };
     let mut total = 0;
-    for shape in shapes.filter(|shape| is_shadow(shape.change)) {
+    for shape in shapes.iter().filter(|shape| is_shadow(shape.change)) {
         total += drain(engine, task, &Dual::new(shape, way), true)?;
     }
     Ok(total)
@@ -556,10 +562,10 @@ impl Engine for PostgresEngine {
         };
         // Before each attempt, so that few keys are left when the locks are granted. On another connection, where row locks
         // end with each transaction, not with the swap.
-        let mut beside = self.dial.engine()?;
+        let all: Vec<&Shape<'_>> = shapes.iter().map(|(shape, _)| shape).collect();
+        let mut beside = self.beside(&all)?;
         let mut ready = || {
-            let mut all = shapes.iter().map(|(shape, _)| shape);
-            resynced += drain_shadows(&mut beside, task, &mut all, Way::Forward)?;
+            resynced += drain_shadows(&mut beside, task, &all, Way::Forward)?;
             Ok(())
         };
         let mut body = |session: &mut Session, statements: &str| {
@@ -711,8 +717,9 @@ impl Engine for PostgresEngine {
             session.run(statements)?;
             record(&mut Port(session))
         };
-        let mut beside = self.dial.engine()?;
-        let mut ready = || drain_shadows(&mut beside, task, &mut shapes.iter(), Way::Back).map(drop);
+        let all: Vec<&Shape<'_>> = shapes.iter().collect();
+        let mut beside = self.beside(&all)?;
+        let mut ready = || drain_shadows(&mut beside, task, &all, Way::Back).map(drop);
         locked(&mut self.session, task, &locks, &mut prepare, &mut ready, &mut body)
             .map_err(|error| self.explain(task, changes, error))?;
         task.point("undo.after");
