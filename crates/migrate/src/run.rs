@@ -984,6 +984,7 @@ impl Run<'_> {
         }
         let probed = pace::Probed::default();
         let pacer = Pacer::new(&self.task, self.migration, self.plan, &probed, None, self.started);
+        pacer.enter(Phase::Cleanup)?;
         for change in &self.plan.changes {
             self.engine.contract(&self.task, change, &pacer)?;
         }

@@ -146,9 +146,10 @@ impl<'r> Pacer<'r> {
         }
     }
 
-    /// A phase begins.
+    /// A phase begins: rows are counted anew.
     pub(super) fn enter(&self, phase: Phase) -> Result<(), Error> {
-        self.inner.lock().map_err(|_| Error::Cancelled)?.phase = phase;
+        let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
+        (inner.phase, inner.done, inner.since) = (phase, 0, Instant::now());
         Ok(())
     }
 
@@ -218,10 +219,9 @@ impl Pace for Pacer<'_> {
         let held = Duration::from_micros(done.held_us);
         let (go, pause, total) = {
             let mut inner = self.inner.lock().map_err(|_| Error::Cancelled)?;
+            inner.done += done.seen;
             // The rate is one of writing.
-            if inner.phase == Phase::Backfill {
-                inner.done += done.seen;
-            }
+            let rate = inner.rate.filter(|_| inner.phase != Phase::ConsistencyCheck);
             let measured = Measured {
                 rows: done.seen,
                 held: held.max(Duration::from_micros(done.took_us)),
@@ -233,10 +233,10 @@ impl Pace for Pacer<'_> {
             if self.plan.dialect == Dialect::Sqlite {
                 pause = pause.max(held * STAY_OUT);
             }
-            let pause = pause.max(wait_for_rate(inner.done, inner.since.elapsed(), inner.rate));
+            let pause = pause.max(wait_for_rate(inner.done, inner.since.elapsed(), rate));
             let workers = if inner.company { 1 } else { usize::MAX };
             // A rate is kept chunk by chunk.
-            let budget = if inner.rate.is_some() { Duration::ZERO } else { self.hold };
+            let budget = if rate.is_some() { Duration::ZERO } else { self.hold };
             (Go { rows: inner.throttle.rows(), workers, budget }, pause, inner.done)
         };
         self.watch.progress(table, total, self.plan.rows);
