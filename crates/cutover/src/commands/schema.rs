@@ -188,14 +188,8 @@ fn with(
     let settings = settings(at, context)?;
     let watch = Progress::new(context.progress);
     let make = |op: &Op| function(op, settings.plugins.as_deref());
-    let kept = KeptHead::at(settings.head_file.clone());
-    let head = kept.read()?;
-    let mut migrator = migrator(&settings, head.clone(), &watch, &make)?;
-    let done = body(&mut migrator, &settings);
-    // Also after a failure: what it did is in the history too.
-    let told = kept.keep(head.as_ref(), &mut migrator);
-    let exit = done?;
-    told.map(|()| exit)
+    KeptHead::at(settings.head_file.clone())
+        .around(|head| migrator(&settings, head, &watch, &make), |migrator| body(migrator, &settings))
 }
 
 /// A migrator of the database that the settings name; `head` was kept of its history.

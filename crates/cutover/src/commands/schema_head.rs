@@ -20,6 +20,24 @@ impl KeptHead {
         Self(path)
     }
 
+    /// Does `body` with what `open` makes of the kept head, then keeps where the history ends; also after a failure, for what it
+    /// did is in the history too.
+    ///
+    /// # Errors
+    /// Those of `open` and `body`; then those of keeping.
+    pub(super) fn around<'m, T>(
+        &self,
+        open: impl FnOnce(Option<Head>) -> Result<Migrator<'m>, Failure>,
+        body: impl FnOnce(&mut Migrator<'m>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let head = self.read()?;
+        let mut migrator = open(head.clone())?;
+        let done = body(&mut migrator);
+        let told = self.keep(head.as_ref(), &mut migrator);
+        let done = done?;
+        told.map(|()| done)
+    }
+
     /// The head that was kept; `None` when none was yet.
     ///
     /// # Errors
@@ -30,16 +48,17 @@ impl KeptHead {
         serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(path).because(error))
     }
 
-    /// Keeps where the history ends now, when it has moved.
+    /// Keeps where the history ends now, when it has moved on from what was kept: never in the place of an end that is gone.
     ///
     /// # Errors
-    /// The database cannot be asked, or the file not be written.
-    pub(super) fn keep(&self, before: Option<&Head>, migrator: &mut Migrator<'_>) -> Result<(), Failure> {
+    /// The history does not hold the kept head, the database cannot be asked, or the file not be written.
+    fn keep(&self, before: Option<&Head>, migrator: &mut Migrator<'_>) -> Result<(), Failure> {
         let Some(path) = &self.0 else { return Ok(()) };
         let now = migrator.head()?;
-        if now.number == 0 || before == Some(&now) {
+        if before.map_or(now.number == 0, |before| *before == now) {
             return Ok(());
         }
+        migrator.history()?;
         files::write(path, 0o644, Existing::Replace, |out| {
             serde_json::to_writer(out, &now).map_err(|error| Failure::io("write", path, error.into()))
         })

@@ -41,13 +41,10 @@ impl SchemaPort {
 
     fn run(&self, version: u64, migrations: &[Migration], progress: &dyn Fn(u8)) -> Result<String, Failure> {
         let make = |op: &Op| schema::function(op, self.settings.plugins.as_deref());
-        let head = self.head.read()?;
-        let mut migrator = schema::migrator(&self.settings, head.clone(), &Unwatched, &make)?;
-        let done = Self::apply(&mut migrator, version, migrations, progress);
-        // Also after a failure: what it did is in the history too.
-        let told = self.head.keep(head.as_ref(), &mut migrator);
-        let says = done?;
-        told.map(|()| says)
+        self.head.around(
+            |head| schema::migrator(&self.settings, head, &Unwatched, &make),
+            |migrator| Self::apply(migrator, version, migrations, progress),
+        )
     }
 
     fn apply(

@@ -83,6 +83,9 @@ fn worked_examples_of_the_guide_run_forth_back_and_to_contract() {
     connection.execute_batch(&format!("DELETE FROM _cutover_history WHERE {last}")).expect("cut off");
     schema(&url, &["history"]).must(0);
     schema(&url, &["history", "--set", &head]).must(17);
+    // It stays missed, whatever is asked: the kept head is not replaced by what is left.
+    schema(&url, &["status", "--set", &head]).must(17);
+    schema(&url, &["history", "--set", &head]).must(17);
     connection.execute_batch("UPDATE _cutover_history SET entry = 'x' WHERE number = 2").expect("damaged");
     schema(&url, &["history"]).must(17);
 }
