@@ -3,6 +3,8 @@
 //! A write says what it replaces: nothing, or exactly the version that was seen. So a publisher that was asleep for an hour
 //! cannot overwrite what another one wrote meanwhile, whatever it believes about its lock.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use object_store::{
@@ -15,9 +17,10 @@ use object_store::{
 
 use crate::{
     address::S3Address,
+    background::Background,
     error::{Attempt, S3Error},
     lease::Held,
-    options::Client,
+    options::{Client, S3Options},
 };
 
 /// How many requests are under way at the same time.
@@ -88,9 +91,25 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub(crate) fn new(client: Client, address: S3Address) -> Self {
-        let Client { store, completing, endpoint, region, bucket_url: _ } = client;
-        Self { store, completing, address, endpoint, region }
+    /// A place in a bucket, with the thread that its requests wait on. Asks nothing of the network. `variable` reads the
+    /// environment.
+    ///
+    /// # Errors
+    /// See [`S3Error`].
+    pub(crate) fn at(
+        address: S3Address,
+        options: &S3Options,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Arc<Background>, Arc<Self>), S3Error> {
+        let Client { store, completing, endpoint, region, bucket_url: _ } =
+            options.client(&address, variable)?;
+        let runtime = Background::start().map_err(|error| S3Error::Settings(Box::new(error)))?;
+        Ok((Arc::new(runtime), Arc::new(Self { store, completing, address, endpoint, region })))
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> &S3Address {
+        &self.address
     }
 
     /// Says what a failed request means.

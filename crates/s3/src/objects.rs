@@ -34,13 +34,12 @@ const PROOF: &str = ".cutover-objects";
 pub struct S3Objects {
     runtime: Arc<Background>,
     bucket: Arc<Bucket>,
-    address: S3Address,
     is_proven: Mutex<bool>,
 }
 
 impl fmt::Debug for S3Objects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Objects({})", self.address)
+        write!(f, "S3Objects({})", self.address())
     }
 }
 
@@ -54,15 +53,13 @@ impl S3Objects {
         options: &S3Options,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, S3Error> {
-        let client = options.client(&address, variable)?;
-        let runtime = Background::start().map_err(|error| S3Error::Settings(Box::new(error)))?;
-        let bucket = Arc::new(Bucket::new(client, address.clone()));
-        Ok(Self { runtime: Arc::new(runtime), bucket, address, is_proven: Mutex::new(false) })
+        let (runtime, bucket) = Bucket::at(address, options, variable)?;
+        Ok(Self { runtime, bucket, is_proven: Mutex::new(false) })
     }
 
     /// Where it is.
     pub fn address(&self) -> &S3Address {
-        &self.address
+        self.bucket.address()
     }
 
     /// Proves that this place can be written to, and that the storage replaces nothing that is to be new: neither by one request

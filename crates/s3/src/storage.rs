@@ -34,7 +34,6 @@ const PARTS_PARALLEL: usize = 4;
 pub struct S3Storage {
     runtime: Arc<Background>,
     bucket: Arc<Bucket>,
-    address: S3Address,
     owner: String,
     lease: Duration,
     /// The versions of files as this run has seen them: it replaces these and no others.
@@ -45,7 +44,7 @@ pub struct S3Storage {
 
 impl fmt::Debug for S3Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Storage({})", self.address)
+        write!(f, "S3Storage({})", self.bucket.address())
     }
 }
 
@@ -60,12 +59,10 @@ impl S3Storage {
         options: &S3Options,
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, S3Error> {
-        let client = options.client(&address, variable)?;
-        let runtime = Background::start().map_err(|error| S3Error::Settings(Box::new(error)))?;
+        let (runtime, bucket) = Bucket::at(address, options, variable)?;
         Ok(Self {
-            runtime: Arc::new(runtime),
-            bucket: Arc::new(Bucket::new(client, address.clone())),
-            address,
+            runtime,
+            bucket,
             owner: options.owner.clone(),
             lease: options.lease.max(Duration::from_secs(1)),
             seen: Arc::default(),
