@@ -349,6 +349,7 @@ pub trait Engine: Sql {
     fn losses(&mut self, task: &Task<'_>, changes: &[TableChange]) -> Result<Vec<Refusal>, Error>;
 
     /// The swap reversed, for all changes in one transaction, together with `record`. Writes made since are in the old shape.
+    /// What it takes out of use may be left for [`tidy`](Self::tidy).
     ///
     /// # Errors
     /// [`Error::Locked`] with what would be lost, unless that is accepted.
@@ -359,6 +360,15 @@ pub trait Engine: Sql {
         loss: Loss,
         record: &mut dyn FnMut(&mut dyn Sql) -> Result<(), Error>,
     ) -> Result<(), Error>;
+
+    /// Removes what was taken out of use and could not be removed at once: takes its time, so that nobody waits for a lock.
+    /// Safe whenever, and again after a crash.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn tidy(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Whether the catalog says that a phase is done for a change: settles crashes and COMMITs of unknown outcome.
     ///

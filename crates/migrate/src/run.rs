@@ -344,6 +344,7 @@ impl<'a> Migrator<'a> {
     fn begin(&mut self, migration: &Migration, plan: &Plan, resumed: bool) -> Result<u64, Error> {
         let (author, lease_ms) = (self.settings.author.clone(), self.settings.lease_ms);
         let epoch = in_transaction(&mut *self.engine, |sql| {
+            state::unflushed(sql)?;
             let epoch = lease::acquire(sql, &lease::owner(), lease_ms)?;
             // Another migrator may have begun, or finished, between our reading and the lease.
             let now = record::find(sql, &migration.id)?;
@@ -529,6 +530,16 @@ impl<'a> Migrator<'a> {
         let result = self.undo(&record, epoch, loss, &records);
         let released = lease::release(&mut *self.engine, epoch);
         result.and(released)
+    }
+
+    /// Removes what commands took out of use and left for later: [`rollback`](Self::rollback) is over when the old shape
+    /// serves, and a large table is removed after it, in transactions so short that nobody waits for them. The next
+    /// [`apply`](Self::apply) does it too, if nobody else did.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn tidy(&mut self) -> Result<(), Error> {
+        self.engine.tidy()
     }
 
     fn undo(&mut self, record: &Record, epoch: u64, loss: Loss, records: &[Record]) -> Result<(), Error> {
@@ -793,8 +804,7 @@ struct Run<'r> {
 
 impl Run<'_> {
     fn all_phases(&mut self) -> Result<Report, Error> {
-        // An additive change has no phase but the swap: one transaction, no threads.
-        if self.plan.changes.iter().all(|change| change.tactic == Tactic::Instant) {
+        if self.is_instant() {
             for change in &self.plan.changes {
                 self.engine.pre_scan(&self.task, change)?;
             }
@@ -825,6 +835,11 @@ impl Run<'_> {
             stop.store(true, Ordering::Relaxed);
             result
         })
+    }
+
+    /// An additive change has no phase but the swap: one transaction, no threads, nothing after it.
+    fn is_instant(&self) -> bool {
+        self.plan.changes.iter().all(|change| change.tactic == Tactic::Instant)
     }
 
     fn phases(&mut self, probed: &pace::Probed) -> Result<Report, Error> {
@@ -881,6 +896,7 @@ impl Run<'_> {
         let (id, author, epoch) = (self.task.migration, self.settings.author.clone(), self.task.epoch);
         let detail =
             json!({ "position": self.task.position, "hash": self.plan.hash, "plan": self.plan.approval() });
+        let is_last = self.is_instant();
         let mut record = |sql: &mut dyn Sql| {
             let record = record::find(sql, id)?.ok_or_else(|| Error::Unknown(format!("`{id}`")))?;
             let passed = |phase: Phase| record.trail.iter().any(|passed| passed.phase == phase);
@@ -892,7 +908,7 @@ impl Run<'_> {
             let clocks = grace::Clocks { wall_ms: clocks.database_ms, ..clocks };
             record::set_ticks(sql, id, &Ticks { passed_ms: 0, seen: Some(clocks) })?;
             history::append(sql, id, Event::Applied, &author, &detail)?;
-            Ok(())
+            if is_last { lease::release(sql, epoch) } else { Ok(()) }
         };
         self.watch.phase(Phase::AtomicSwap);
         let swapped = self.engine.swap(&self.task, &self.plan.changes, &mut record)?;
@@ -902,7 +918,9 @@ impl Run<'_> {
         }
         work.add(&swapped);
         let ledger = record::ledger(self.engine, id)?;
-        lease::release(self.engine, epoch)?;
+        if !is_last {
+            lease::release(self.engine, epoch)?;
+        }
         Ok(Report {
             id: id.to_owned(),
             version: self.task.position,

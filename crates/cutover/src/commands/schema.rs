@@ -98,14 +98,20 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
         }
         Schema::Rollback { id, at, accept_loss } => with(&at, context, |migrator, _| {
             migrator.rollback(&id, if accept_loss { Loss::Accept } else { Loss::Refuse })?;
-            said(context, &serde_json::json!({ "rolled_back": id }), || format!("{id} is rolled back"))
+            // The old shape serves from here on: this is what the operator waits for.
+            let exit =
+                said(context, &serde_json::json!({ "rolled_back": id }), || format!("{id} is rolled back"))?;
+            tidy(migrator);
+            Ok(exit)
         }),
         Schema::Complete { id, at, floor } => complete(&id, &at, floor, context),
         Schema::Cancel(command) => with(&command.at, context, |migrator, _| {
             migrator.cancel(&command.id)?;
-            said(context, &serde_json::json!({ "cancelled": command.id }), || {
+            let exit = said(context, &serde_json::json!({ "cancelled": command.id }), || {
                 format!("{} is cancelled", command.id)
-            })
+            })?;
+            tidy(migrator);
+            Ok(exit)
         }),
         Schema::History(at) => with(&at, context, |migrator, _| {
             let entries = migrator.history()?;
@@ -243,7 +249,9 @@ fn apply(command: &SchemaApply, context: &Context) -> Result<Exit, Failure> {
             migrator.demand_rehearsal(&migration)?;
         }
         let applied = migrator.apply(&migration, command.plan.as_deref());
-        if let Ok(status) = migrator.status() {
+        if settings.metrics_file.is_some()
+            && let Ok(status) = migrator.status()
+        {
             write_metrics(settings, &metrics::text(&status))?;
         }
         match applied? {
@@ -254,6 +262,14 @@ fn apply(command: &SchemaApply, context: &Context) -> Result<Exit, Failure> {
             Applied::Done(report) => said(context, &report, || report.to_text()),
         }
     })
+}
+
+/// Removes what a rollback took out of use, after it was told to be over.
+fn tidy(migrator: &mut Migrator<'_>) {
+    if let Err(error) = migrator.tidy() {
+        let error = output::printable(&error.to_string());
+        output::note(format!("warning: a table out of use stays until the next `schema apply`: {error}"));
+    }
 }
 
 fn complete(id: &str, at: &AtDatabase, floor: Option<Version>, context: &Context) -> Result<Exit, Failure> {

@@ -113,9 +113,11 @@ impl PostgresEngine {
         let tls = tls::Tls::new(&wish)?;
         let mut session = Session::open(&config, &tls)?;
         // As a client of this URL would find them; our own connections look nowhere.
-        let schemas = session.run("RESET search_path; SELECT unnest(current_schemas(false))");
-        session.run("SET search_path = ''")?;
-        let schemas = schemas?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
+        let schemas = session
+            .run("RESET search_path; SELECT unnest(current_schemas(false)); SET search_path = ''")?
+            .into_iter()
+            .filter_map(|row| row.into_iter().next().flatten())
+            .collect();
         Ok(Self { dial: Dial { url: url.to_owned(), config, tls, schemas }, session })
     }
 
@@ -580,8 +582,11 @@ impl Engine for PostgresEngine {
     }
 
     fn settle(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
+        if !is_shadow(change) {
+            return Ok(());
+        }
         let (shape, _) = self.shape(task, change)?;
-        if !is_shadow(change) || !self.is_swapped(&shape)? {
+        if !self.is_swapped(&shape)? {
             return Ok(());
         }
         let pending = swap::to_validate(&mut self.session, &shape, &shape.name_then())?;

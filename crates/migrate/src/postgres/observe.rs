@@ -15,7 +15,7 @@ use crate::{
         Catalog, Column, Constraint, ConstraintKind, Dependent, Facts, Index, OldTransaction, Reference,
         Size, Table, TableKind,
     },
-    change::{ColumnFate, NewConstraint, TableChange},
+    change::{ColumnFate, Fate, NewConstraint, TableChange},
     engine::{ExprCheck, Task},
     error::{Error, Refusal, SqlErrorKind},
     ir::{Dialect, Ident},
@@ -264,8 +264,14 @@ pub(super) fn pre_scan(
     task: &Task<'_>,
     change: &TableChange,
 ) -> Result<(), Error> {
+    let conditions = conditions(change);
+    let indexes = change.add_indexes.iter().any(|index| index.unique);
+    if change.fate != Fate::Alter || (conditions.is_empty() && change.add_constraints.is_empty() && !indexes)
+    {
+        return Ok(());
+    }
     let (shape, source) = engine.shape(task, change)?;
-    if source.is_none() || change.fate != crate::change::Fate::Alter {
+    if source.is_none() {
         return Ok(());
     }
     let table = shape.name_now();
@@ -292,41 +298,6 @@ pub(super) fn pre_scan(
             .collect();
         format!("SELECT {} FROM {table} AS s", items.join(", "))
     };
-    let mut conditions = Vec::new();
-    for column in &change.columns {
-        let Some(then) = &column.then else { continue };
-        let may_be_null = column.nullable_now || column.up.is_some() || column.fate == ColumnFate::Add;
-        if !column.nullable_then && !column.generated && may_be_null && change.rows.is_empty() {
-            let has_default =
-                column.fate == ColumnFate::Add && column.up.is_none() && column.default_then.is_some();
-            if !has_default {
-                conditions.push((format!("n.{} IS NULL", then.quoted()), format!("`{then}` would be NULL")));
-            }
-        }
-        // A cast that fails makes the whole scan fail; one that shortens is found here.
-        if let (Some(kind), true) =
-            (&column.type_then, is_shadow(change) && column.type_now != column.type_then)
-        {
-            let text =
-                kind.starts_with("varchar") || kind.starts_with("character") || kind.starts_with("bpchar");
-            if text {
-                conditions.push((
-                    format!("n.{0}::text IS DISTINCT FROM n.{0}::{kind}::text", then.quoted()),
-                    format!("`{then}` does not fit {kind}"),
-                ));
-            } else {
-                conditions.push((
-                    format!("n.{0} IS NOT NULL AND n.{0}::{kind} IS NULL", then.quoted()),
-                    format!("`{then}` does not fit {kind}"),
-                ));
-            }
-        }
-    }
-    for constraint in &change.add_constraints {
-        if let (NewConstraint::Check { name, expr }, true) = (constraint, change.rows.is_empty()) {
-            conditions.push((format!("({expr}) IS FALSE"), format!("check `{name}`")));
-        }
-    }
     let rejected =
         |count: u64, sample: Vec<String>| Error::Rejected { table: change.table.clone(), count, sample };
     if !conditions.is_empty() {
@@ -413,6 +384,46 @@ pub(super) fn pre_scan(
     Ok(())
 }
 
+/// What is true of rows that the new shape cannot hold, each with what to say of them; over `n`, the new rows.
+fn conditions(change: &TableChange) -> Vec<(String, String)> {
+    let mut conditions = Vec::new();
+    for column in &change.columns {
+        let Some(then) = &column.then else { continue };
+        let may_be_null = column.nullable_now || column.up.is_some() || column.fate == ColumnFate::Add;
+        if !column.nullable_then && !column.generated && may_be_null && change.rows.is_empty() {
+            let has_default =
+                column.fate == ColumnFate::Add && column.up.is_none() && column.default_then.is_some();
+            if !has_default {
+                conditions.push((format!("n.{} IS NULL", then.quoted()), format!("`{then}` would be NULL")));
+            }
+        }
+        // A cast that fails makes the whole scan fail; one that shortens is found here.
+        if let (Some(kind), true) =
+            (&column.type_then, is_shadow(change) && column.type_now != column.type_then)
+        {
+            let text =
+                kind.starts_with("varchar") || kind.starts_with("character") || kind.starts_with("bpchar");
+            if text {
+                conditions.push((
+                    format!("n.{0}::text IS DISTINCT FROM n.{0}::{kind}::text", then.quoted()),
+                    format!("`{then}` does not fit {kind}"),
+                ));
+            } else {
+                conditions.push((
+                    format!("n.{0} IS NOT NULL AND n.{0}::{kind} IS NULL", then.quoted()),
+                    format!("`{then}` does not fit {kind}"),
+                ));
+            }
+        }
+    }
+    for constraint in &change.add_constraints {
+        if let (NewConstraint::Check { name, expr }, true) = (constraint, change.rows.is_empty()) {
+            conditions.push((format!("({expr}) IS FALSE"), format!("check `{name}`")));
+        }
+    }
+    conditions
+}
+
 /// Who still uses what goes.
 pub(super) fn uses(
     engine: &mut PostgresEngine,
@@ -453,10 +464,9 @@ pub(super) fn uses(
         }
     }
     // New objects that hang on what goes.
-    if let (true, Some(oid)) = (
-        change.fate == crate::change::Fate::Drop,
-        find(session, &shape.artefacts.old, change.table.as_str())?,
-    ) {
+    if let (true, Some(oid)) =
+        (change.fate == Fate::Drop, find(session, &shape.artefacts.old, change.table.as_str())?)
+    {
         let relation = Relation::read(session, &oid)?;
         let (others, _) = dependents(session, &relation)?;
         found.extend(

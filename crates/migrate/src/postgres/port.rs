@@ -1,7 +1,9 @@
 //! The state's port on a session: parameters by number, values that are whole numbers or text.
 
-use bytes::BytesMut;
-use postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use std::fmt::Write as _;
+
+use bytes::{BufMut as _, BytesMut};
+use postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 use super::session::Session;
 use crate::{
@@ -13,32 +15,35 @@ use crate::{
 /// A session, as state sees it.
 pub(crate) struct Port<'a>(pub(crate) &'a mut Session);
 
-/// A value as the type that the server infers for its parameter.
+/// A value in text form, whatever type the server infers for its parameter.
 #[derive(Debug)]
 pub(crate) struct Parameter<'a>(pub(crate) &'a Value);
 
 impl ToSql for Parameter<'_> {
     fn to_sql(
         &self,
-        kind: &Type,
+        _: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match (self.0, kind) {
-            (Value::Null, _) => Ok(IsNull::Yes),
-            (Value::Integer(value), &Type::INT4) => i32::try_from(*value)?.to_sql(kind, out),
-            (Value::Integer(value), &Type::INT2) => i16::try_from(*value)?.to_sql(kind, out),
-            (Value::Integer(value), &Type::BOOL) => (*value != 0).to_sql(kind, out),
-            (Value::Integer(value), &Type::INT8) => value.to_sql(kind, out),
-            (Value::Integer(value), _) => value.to_string().to_sql(&Type::TEXT, out),
-            (Value::Real(value), &Type::FLOAT8) => value.to_sql(kind, out),
-            (Value::Real(value), _) => value.to_string().to_sql(&Type::TEXT, out),
-            (Value::Text(text), _) => text.to_sql(&Type::TEXT, out),
-            (Value::Bytes(bytes), _) => bytes.as_slice().to_sql(&Type::BYTEA, out),
+        match self.0 {
+            Value::Null => return Ok(IsNull::Yes),
+            Value::Integer(value) => write!(out, "{value}")?,
+            Value::Real(value) => write!(out, "{value}")?,
+            Value::Text(text) => out.put_slice(text.as_bytes()),
+            Value::Bytes(bytes) => {
+                out.put_slice(b"\\x");
+                bytes.iter().try_for_each(|byte| write!(out, "{byte:02x}"))?;
+            }
         }
+        Ok(IsNull::No)
     }
 
     fn accepts(_: &Type) -> bool {
         true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
     }
 
     to_sql_checked!();

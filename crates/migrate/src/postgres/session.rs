@@ -120,19 +120,21 @@ impl Session {
             return self.count(sql).map_err(plain);
         }
         let parameters: Vec<Parameter<'_>> = parameters.iter().map(Parameter).collect();
-        let parameters: Vec<&(dyn ToSql + Sync)> =
-            parameters.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
-        self.client.execute(sql, &parameters).map_err(|error| plain(failure(&error, sql)))
+        self.client.execute_typed(sql, &typed(&parameters)).map_err(|error| plain(failure(&error, sql)))
     }
 
     /// One query with parameters; all its rows.
     pub(crate) fn query(&mut self, sql: &str, parameters: &[Value]) -> Result<Vec<Vec<Value>>, SqlError> {
         let parameters: Vec<Parameter<'_>> = parameters.iter().map(Parameter).collect();
-        let parameters: Vec<&(dyn ToSql + Sync)> =
-            parameters.iter().map(|one| one as &(dyn ToSql + Sync)).collect();
-        let rows = self.client.query(sql, &parameters).map_err(|error| plain(failure(&error, sql)))?;
+        let rows =
+            self.client.query_typed(sql, &typed(&parameters)).map_err(|error| plain(failure(&error, sql)))?;
         rows.iter().map(|row| (0..row.len()).map(|at| value(row, at, sql)).collect()).collect()
     }
+}
+
+/// Parameters whose types the server infers: so a statement takes one round trip, not one more to ask for them.
+fn typed<'a>(parameters: &'a [Parameter<'_>]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+    parameters.iter().map(|one| (one as &(dyn ToSql + Sync), Type::UNKNOWN)).collect()
 }
 
 /// A value of a row, as state knows them.

@@ -224,14 +224,20 @@ impl<'a> Shape<'a> {
 
     /// `SELECT` of the rows of T (columns in the order of [`written`](Self::written)) over rows of S.
     pub(crate) fn forward(&self, source: &str) -> String {
-        let hidden: Vec<(String, String)> = self
+        self.forward_with(source, &[])
+    }
+
+    /// As [`forward`](Self::forward), after expressions over S by the names given.
+    pub(crate) fn forward_with(&self, source: &str, more: &[(String, String)]) -> String {
+        let hidden = self
             .targets
             .iter()
             .filter(|target| target.hidden)
-            .map(|target| (ident(target.holds.as_deref().unwrap_or_default()), ident(&target.name)))
-            .collect();
-        let query = self.change.up_query(source, &hidden);
-        let names: Vec<String> = self.written().map(|target| ident(&target.name)).collect();
+            .map(|target| (ident(target.holds.as_deref().unwrap_or_default()), ident(&target.name)));
+        let passed: Vec<(String, String)> = more.iter().cloned().chain(hidden).collect();
+        let query = self.change.up_query(source, &passed);
+        let names = more.iter().map(|(_, name)| name.clone());
+        let names: Vec<String> = names.chain(self.written().map(|target| ident(&target.name))).collect();
         format!("SELECT {} FROM ({query}) AS _cutover_up", names.join(", "))
     }
 

@@ -107,31 +107,42 @@ pub(crate) fn verify(
 
 /// The statement of a chunk of `rows` rows that are alike: its line in the ledger and the range's new place. What is not alike,
 /// or fewer rows, is an oddity.
+///
+/// S is read once: its rows come in the order of the key, and the last one's key is where T's rows end. An order that was lost
+/// on the way would be a difference of counts.
 fn statement(task: &Task<'_>, shape: &Shape<'_>, should: &str, is: &str, range: &Range, rows: u64) -> String {
     let dual = Dual::new(shape, Way::Forward);
     let parts = shape.key.len();
     let low = range.at.as_ref().or(range.low.as_ref()).map(|_| place_parts(parts));
     let high = range.high.as_ref().map(|key| key.iter().map(|part| literal(part)).collect::<Vec<_>>());
-    let bound: Vec<String> = (0..parts).map(|at| format!("(SELECT k::json->>{at} FROM bound)")).collect();
-    let in_source = format!(
-        "{}{}",
-        dual.between_parts("s", false, low.as_deref(), Some(&bound)),
-        not_rejected(task, shape, &dual)
+    let source = format!(
+        "(SELECT s.* FROM {} AS s WHERE {}{} ORDER BY {} LIMIT {rows}) AS s",
+        dual.source,
+        dual.between_parts("s", false, low.as_deref(), high.as_deref()),
+        not_rejected(task, shape, &dual),
+        dual.order("s"),
     );
-    let in_target = dual.between_parts("t", true, low.as_deref(), Some(&bound));
+    let keys: Vec<(String, String)> = dual
+        .source_key
+        .iter()
+        .enumerate()
+        .map(|(at, name)| (format!("s.{name}"), format!("_cutover_k{at}")))
+        .collect();
+    let last: String =
+        keys.iter().map(|(_, key)| format!(", (array_agg(n.{key}))[{rows}] AS {key}")).collect();
+    let texts: Vec<String> = keys.iter().map(|(_, key)| format!("{key}::text")).collect();
+    let bound: Vec<String> = (0..parts).map(|at| format!("(SELECT k::json->>{at} FROM bound)")).collect();
     let (cursor, _) = Walk::Verify.columns();
     format!(
-        "WITH bound AS MATERIALIZED (SELECT json_build_array({key})::text AS k FROM {source} AS s WHERE {rest} ORDER BY {order} OFFSET {before} LIMIT 1), \
-         compared AS MATERIALIZED (SELECT a.n, EXISTS (SELECT 1 FROM bound) AND a.n = b.n AND a.h = b.h AS alike FROM {counts}), \
+        "WITH a AS MATERIALIZED ({expected}), \
+         bound AS MATERIALIZED (SELECT json_build_array({texts})::text AS k FROM a WHERE n = {rows}), \
+         compared AS MATERIALIZED (SELECT a.n, EXISTS (SELECT 1 FROM bound) AND a.n = b.n AND a.h = b.h AS alike FROM a, ({found}) AS b), \
          line AS ({ledger} WHERE (SELECT alike FROM compared)), \
          moved AS (UPDATE {range_table} SET {cursor} = (SELECT k FROM bound) WHERE number = {number} AND (SELECT alike FROM compared)) \
          SELECT (SELECT k FROM bound), n, n, CASE WHEN alike THEN 'more' ELSE 'odd' END FROM compared",
-        key = dual.key_text("s"),
-        source = dual.source,
-        rest = dual.between_parts("s", false, low.as_deref(), high.as_deref()),
-        order = dual.order("s"),
-        before = rows.saturating_sub(1),
-        counts = counts(shape, &dual, should, is, &in_source, &in_target),
+        expected = expected(shape, should, &source, &keys, &last),
+        texts = texts.join(", "),
+        found = found(&dual, is, &dual.between_parts("t", true, low.as_deref(), Some(&bound))),
         ledger = ledger(
             task,
             shape,
@@ -146,20 +157,18 @@ fn statement(task: &Task<'_>, shape: &Shape<'_>, should: &str, is: &str, range: 
     )
 }
 
-/// Counts and fingerprints of both sides, `a` as it should be and `b` as it is.
-fn counts(
-    shape: &Shape<'_>,
-    dual: &Dual<'_>,
-    should: &str,
-    is: &str,
-    in_source: &str,
-    in_target: &str,
-) -> String {
-    let source_rows =
-        shape.forward(&format!("(SELECT s.* FROM {} AS s WHERE {in_source}) AS s", dual.source));
+/// Count and fingerprint of the rows of `source` as T should have them, and `also`, over them and `keys`.
+fn expected(shape: &Shape<'_>, should: &str, source: &str, keys: &[(String, String)], also: &str) -> String {
+    let rows = shape.forward_with(source, keys);
     format!(
-        "(SELECT count(*) AS n, coalesce(sum(hash_record_extended({should}, 0)), 0) AS h FROM ({source_rows}) AS n) AS a, \
-         (SELECT count(*) AS n, coalesce(sum(hash_record_extended({is}, 0)), 0) AS h FROM {} AS t WHERE {in_target}) AS b",
+        "SELECT count(*) AS n, coalesce(sum(hash_record_extended({should}, 0)), 0) AS h{also} FROM ({rows}) AS n"
+    )
+}
+
+/// Count and fingerprint of rows of T.
+fn found(dual: &Dual<'_>, is: &str, in_target: &str) -> String {
+    format!(
+        "SELECT count(*) AS n, coalesce(sum(hash_record_extended({is}, 0)), 0) AS h FROM {} AS t WHERE {in_target}",
         dual.target
     )
 }
@@ -188,15 +197,19 @@ fn verify_chunk(
     ))?;
     let bound = key_of(bound.as_ref());
     let high = bound.as_deref().or(range.high.as_deref());
-    let in_source = dual.between("s", false, low, high);
-    let in_target = dual.between("t", true, low, high);
-    let in_source = format!("{in_source}{}", not_rejected(task, shape, &dual));
+    let source = format!(
+        "(SELECT s.* FROM {} AS s WHERE {}{}) AS s",
+        dual.source,
+        dual.between("s", false, low, high),
+        not_rejected(task, shape, &dual)
+    );
     let since = Instant::now();
     let counted = engine
         .session
         .row(&format!(
-            "SELECT a.n, b.n, a.n = b.n AND a.h = b.h FROM {}",
-            counts(shape, &dual, should, is, &in_source, &in_target)
+            "SELECT a.n, b.n, a.n = b.n AND a.h = b.h FROM ({}) AS a, ({}) AS b",
+            expected(shape, should, &source, &[], ""),
+            found(&dual, is, &dual.between("t", true, low, high))
         ))?
         .unwrap_or_default();
     let held_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -331,7 +331,10 @@ impl Engine for Sqlite {
         loss: Loss,
         record: &mut dyn FnMut(&mut dyn Sql) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.swap_back(task, changes, loss, record)?;
+        self.swap_back(task, changes, loss, record)
+    }
+
+    fn tidy(&mut self) -> Result<(), Error> {
         self.sweep()
     }
 

@@ -57,11 +57,12 @@ pub fn artefact(what: &str, parts: &[&str]) -> String {
 /// What the database says.
 pub fn install(sql: &mut dyn Sql) -> Result<(), Error> {
     let dialect = sql.dialect();
-    for (name, columns) in TABLES {
-        sql.execute(&format!("CREATE TABLE IF NOT EXISTS {} ({columns})", table(dialect, name)), &[])?;
-    }
     let probe = table(dialect, "probe");
-    sql.execute(&format!("INSERT INTO {probe} (one, beat) VALUES (1, 0) ON CONFLICT DO NOTHING"), &[])?;
+    let tables = TABLES
+        .iter()
+        .map(|(name, columns)| format!("CREATE TABLE IF NOT EXISTS {} ({columns})", table(dialect, name)));
+    let row = format!("INSERT INTO {probe} (one, beat) VALUES (1, 0) ON CONFLICT DO NOTHING");
+    sql.execute(&tables.chain([row]).collect::<Vec<_>>().join("; "), &[])?;
     Ok(())
 }
 
@@ -137,6 +138,18 @@ pub fn fence(sql: &mut dyn Sql, epoch: u64) -> Result<(), Error> {
         true => Err(Error::Fenced { epoch }),
         false => Ok(()),
     }
+}
+
+/// The commit of this transaction need not wait for the disk: for what is worth nothing without a later commit, which is
+/// behind it in the log. A server that crashes before that forgets both.
+///
+/// # Errors
+/// What the database says.
+pub fn unflushed(sql: &mut dyn Sql) -> Result<(), Error> {
+    if sql.dialect() == Dialect::Postgres {
+        sql.execute("SET LOCAL synchronous_commit = off", &[])?;
+    }
+    Ok(())
 }
 
 /// The database's clock, in milliseconds since 1970.

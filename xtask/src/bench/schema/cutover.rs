@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -61,25 +61,50 @@ impl Cutover {
         Ok(Applied { trail: trail.collect(), ..applied })
     }
 
-    /// `schema rollback`: the whole command.
-    pub(super) fn roll_back(&self, url: &str, id: &str) -> Result<Duration> {
-        Ok(self.run(&["rollback", id, "--database", url])?.0)
+    /// `schema rollback`: until it says that the migration is rolled back, and until the process ends.
+    pub(super) fn roll_back(&self, url: &str, id: &str) -> Result<(Duration, Duration)> {
+        let mut command = self.command(&["rollback", id, "--database", url]);
+        let started = Instant::now();
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| self.failed())?;
+        let stdout = child.stdout.take().context("no output")?;
+        let said = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>().next();
+        let back = started.elapsed();
+        let out = child.wait_with_output()?;
+        self.check(&["rollback"], &out)?;
+        let said = said.context("it said nothing")?.context("the result is no JSON")?;
+        ensure!(said["rolled_back"] == id, "it said {said}");
+        Ok((back, started.elapsed()))
     }
 
     fn run(&self, arguments: &[&str]) -> Result<(Duration, Value)> {
+        let mut command = self.command(arguments);
+        let started = Instant::now();
+        let out = command.output().with_context(|| self.failed())?;
+        let took = started.elapsed();
+        self.check(arguments, &out)?;
+        let report = serde_json::from_slice(&out.stdout).context("the result is no JSON")?;
+        Ok((took, report))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(["--json", "--progress", "none", "schema"]).args(arguments).stdin(Stdio::null());
-        let started = Instant::now();
-        let out = command.output().with_context(|| format!("failed to run {}", self.program.display()))?;
-        let took = started.elapsed();
+        command
+    }
+
+    fn failed(&self) -> String {
+        format!("failed to run {}", self.program.display())
+    }
+
+    fn check(&self, arguments: &[&str], out: &Output) -> Result<()> {
         ensure!(
             out.status.success(),
             "cutover schema {}: {}",
             arguments.join(" "),
             String::from_utf8_lossy(&out.stderr).trim()
         );
-        let report = serde_json::from_slice(&out.stdout).context("the result is no JSON")?;
-        Ok((took, report))
+        Ok(())
     }
 }
 

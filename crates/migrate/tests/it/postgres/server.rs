@@ -14,6 +14,7 @@ use std::{
 };
 
 use postgres::{Client, NoTls};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Where the programs are: `pg_config`, `PATH`, Debian's place, newest first.
 pub(crate) fn bindir() -> Option<PathBuf> {
@@ -208,13 +209,19 @@ impl Server {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Kills the server as a power cut of the process would; its children end by themselves.
+    /// Kills the server and all its children, as a power cut would: one that lived on would answer for a moment.
     pub(crate) fn kill(&self) {
         if let Some(mut child) = self.process.lock().expect("lock").take() {
+            let children = format!("/proc/{0}/task/{0}/children", child.id());
+            let children = std::fs::read_to_string(children).expect("its children");
             child.kill().expect("killed");
             child.wait().expect("gone");
+            for pid in children.split_whitespace() {
+                let pid = pid.parse().ok().and_then(Pid::from_raw).expect("a process id");
+                // It may have ended by itself by now.
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
-        // Children notice a moment later; only then may another postmaster start on the data.
         let pid_file = self.directory.join("data/postmaster.pid");
         let _ = std::fs::remove_file(pid_file);
     }
