@@ -5,8 +5,11 @@
 //! references of other tables alone. Read [`Sqlite`] first, then `shape.rs` for the SQL.
 
 mod catalog;
+mod compare;
 mod copy;
 mod ddl;
+mod keys;
+mod scan;
 mod shape;
 mod staging;
 mod swap;
@@ -17,7 +20,10 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, types::ValueRef};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags,
+    types::{Value as Cell, ValueRef},
+};
 
 use crate::{
     catalog::Catalog,
@@ -64,6 +70,23 @@ impl Sqlite {
 
     fn run(&self, sql: &str) -> Result<(), Error> {
         self.connection.execute_batch(sql).map_err(|error| Error::Sql(sql_error(error, sql)))
+    }
+
+    fn rows(&self, sql: &str, parameters: &[Cell]) -> Result<Vec<Vec<Cell>>, Error> {
+        let run = || -> rusqlite::Result<Vec<Vec<Cell>>> {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            let width = statement.column_count();
+            let rows = statement.query_map(rusqlite::params_from_iter(parameters), |row| {
+                (0..width).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<Cell>>>()
+            })?;
+            rows.collect()
+        };
+        run().map_err(|error| Error::Sql(sql_error(error, sql)))
+    }
+
+    fn change_rows(&self, sql: &str, parameters: &[Cell]) -> Result<u64, Error> {
+        let run = || self.connection.prepare_cached(sql)?.execute(rusqlite::params_from_iter(parameters));
+        run().map(|count| count as u64).map_err(|error| Error::Sql(sql_error(error, sql)))
     }
 
     fn exists(&self, kind: &str, name: &str) -> Result<bool, Error> {
@@ -130,9 +153,9 @@ fn sql_error(error: rusqlite::Error, statement: &str) -> SqlError {
     SqlError::new(kind, code, error.to_string(), statement)
 }
 
-fn bind(value: &Value) -> rusqlite::types::Value {
+fn bind(value: &Value) -> Cell {
     match value {
-        Value::Null => rusqlite::types::Value::Null,
+        Value::Null => Cell::Null,
         Value::Integer(value) => (*value).into(),
         Value::Real(value) => (*value).into(),
         Value::Text(text) => text.clone().into(),

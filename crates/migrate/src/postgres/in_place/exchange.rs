@@ -1,0 +1,288 @@
+//! The swap of a table that stays, and the way back: names change, columns are hidden, constraints come and go.
+
+use super::{
+    FILLER, add_columns, becoming_not_null, before, before_note, create_table, here, is_filled, is_instant,
+    not_null_check, note_table,
+};
+use crate::{
+    change::{ColumnChange, ColumnFate, Fate, NewConstraint},
+    engine::Task,
+    error::Error,
+    ir::Ident,
+    postgres::{
+        relation::Relation,
+        session::{Session, ident},
+        shape::{Shape, note},
+        swap::definition,
+        views::{self, Shown},
+    },
+};
+
+/// Every column with its name until the swap and after it.
+fn names<'s>(shape: &'s Shape<'_>) -> impl Iterator<Item = (&'s ColumnChange, &'s Ident, &'s Ident)> {
+    shape
+        .change
+        .columns
+        .iter()
+        .filter_map(|column| Some((column, column.now.as_ref()?, column.then.as_ref()?)))
+}
+
+/// The statements of the swap.
+pub(crate) fn swap_statements(
+    session: &mut Session,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    source: Option<&Relation>,
+) -> Result<Vec<String>, Error> {
+    let art = &shape.artefacts;
+    let table = here(shape);
+    let then = shape.name_then();
+    let mut sql = Vec::new();
+    if !is_instant(shape) {
+        sql.push(note(art, "primary", "target"));
+    }
+    if shape.change.fate == Fate::Create {
+        if is_instant(shape) {
+            sql.push(create_table(shape));
+        }
+        for index in &shape.change.add_indexes {
+            sql.push(index_now(index, &table));
+        }
+        sql.extend(
+            shape
+                .change
+                .add_constraints
+                .iter()
+                .map(|constraint| format!("ALTER TABLE {table} ADD {}", definition(shape, constraint))),
+        );
+        return Ok(sql);
+    }
+    let source = source.ok_or_else(|| Error::Damaged(format!("table `{}` is gone", shape.change.table)))?;
+    if shape.change.fate == Fate::Drop {
+        sql.push(format!("ALTER TABLE {table} SET SCHEMA {}", ident(&art.old)));
+        let shown: Vec<Shown> = source
+            .columns
+            .iter()
+            .map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None })
+            .collect();
+        sql.extend(views::create(
+            session,
+            &task.versions.old,
+            shape.change.table.as_str(),
+            &shape.retired(),
+            source,
+            &shown,
+        )?);
+        sql.push(views::drop(&task.versions.new, shape.change.table.as_str()));
+        return Ok(sql);
+    }
+    if is_instant(shape) {
+        if !shape.change.drop_constraints.is_empty() {
+            sql.extend(note_table(shape));
+            sql.push(before_note(shape, Some(source))?);
+        }
+        sql.extend(add_columns(shape));
+        sql.extend(shape.change.add_indexes.iter().map(|index| index_now(index, &table)));
+    }
+    for name in &shape.change.drop_constraints {
+        sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {}", name.quoted()));
+    }
+    for name in becoming_not_null(shape).into_iter().filter(|_| !is_instant(shape)) {
+        sql.push(format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL", name.quoted()));
+        sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT {}", ident(&not_null_check(name))));
+    }
+    for column in &shape.change.columns {
+        match (&column.now, &column.then) {
+            (Some(now), Some(_)) => {
+                let now_quoted = now.quoted();
+                if !column.nullable_now && column.nullable_then {
+                    sql.push(format!("ALTER TABLE {table} ALTER COLUMN {now_quoted} DROP NOT NULL"));
+                }
+                if column.type_now != column.type_then {
+                    sql.push(format!(
+                        "ALTER TABLE {table} ALTER COLUMN {now_quoted} TYPE {}",
+                        column.type_then.as_deref().unwrap_or("text")
+                    ));
+                }
+                if column.default_now != column.default_then {
+                    sql.push(default_statement(&table, &now_quoted, column.default_then.as_deref()));
+                }
+            }
+            (Some(now), None) => {
+                if !column.nullable_now && column.default_now.is_none() {
+                    sql.push(format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", now.quoted()));
+                }
+            }
+            (None, Some(added)) => {
+                if let (true, Some(default), Some(_)) = (is_filled(column), &column.default_then, &column.up)
+                {
+                    sql.push(default_statement(&table, &added.quoted(), Some(default)));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    for constraint in &shape.change.add_constraints {
+        if let NewConstraint::Unique { name, .. } = constraint {
+            sql.push(format!("ALTER TABLE {table} ADD CONSTRAINT {0} UNIQUE USING INDEX {0}", name.quoted()));
+        }
+    }
+    sql.extend(rename_columns(&table, names(shape).map(|(_, now, then)| (now.clone(), then.clone()))));
+    if then != table {
+        sql.push(format!("ALTER TABLE {table} RENAME TO {}", shape.change.name_then().quoted()));
+    }
+    if views::are_needed(shape.change) {
+        let old: Vec<Shown> = source
+            .columns
+            .iter()
+            .map(|column| {
+                let then = names(shape)
+                    .find(|(_, now, _)| now.as_str() == column.name)
+                    .map(|(_, _, then)| then.as_str().to_owned());
+                Shown {
+                    column: then.unwrap_or_else(|| column.name.clone()),
+                    name: column.name.clone(),
+                    default: None,
+                }
+            })
+            .filter(|shown| {
+                !shape.change.columns.iter().any(|column| {
+                    column.fate == ColumnFate::Add
+                        && column.then.as_ref().is_some_and(|then| then.as_str() == shown.name)
+                })
+            })
+            .collect();
+        let new: Vec<Shown> = shape
+            .change
+            .columns
+            .iter()
+            .filter_map(|column| column.then.as_ref())
+            .map(|then| Shown {
+                column: then.as_str().to_owned(),
+                name: then.as_str().to_owned(),
+                default: None,
+            })
+            .collect();
+        sql.extend(views::create(
+            session,
+            &task.versions.old,
+            shape.change.table.as_str(),
+            &then,
+            source,
+            &old,
+        )?);
+        sql.extend(views::create(
+            session,
+            &task.versions.new,
+            shape.change.name_then().as_str(),
+            &then,
+            source,
+            &new,
+        )?);
+    }
+    Ok(sql)
+}
+
+/// An index that is built while writers wait, as the migration says, or on a table that nobody knows yet.
+fn index_now(index: &crate::change::NewIndex, table: &str) -> String {
+    let unique = if index.unique { "UNIQUE " } else { "" };
+    let filter = index.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
+    format!(
+        "CREATE {unique}INDEX {} ON {table} ({}){filter}",
+        index.name.quoted(),
+        crate::change::quoted(&index.columns)
+    )
+}
+
+fn default_statement(table: &str, column: &str, default: Option<&str>) -> String {
+    match default {
+        Some(default) => format!("ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {default}"),
+        None => format!("ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT"),
+    }
+}
+
+/// Renames in two rounds, so that names may change places.
+fn rename_columns(table: &str, pairs: impl Iterator<Item = (Ident, Ident)>) -> Vec<String> {
+    let pairs: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
+    let crossing = |name: &Ident| pairs.iter().any(|(from, _)| from == name);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for (at, (from, to)) in pairs.iter().enumerate() {
+        if crossing(to) {
+            let between = ident(&format!("_cutover_rename_{at}"));
+            first.push(format!("ALTER TABLE {table} RENAME COLUMN {} TO {between}", from.quoted()));
+            second.push(format!("ALTER TABLE {table} RENAME COLUMN {between} TO {}", to.quoted()));
+        } else {
+            first.push(format!("ALTER TABLE {table} RENAME COLUMN {} TO {}", from.quoted(), to.quoted()));
+        }
+    }
+    first.extend(second);
+    first
+}
+
+/// The statements of the way back after the swap. New columns go; what goes comes back.
+pub(crate) fn swap_back_statements(
+    session: &mut Session,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+) -> Result<Vec<String>, Error> {
+    let art = &shape.artefacts;
+    let table = here(shape);
+    let then = shape.name_then();
+    let mut sql = Vec::new();
+    if !is_instant(shape) {
+        sql = vec![note(art, "primary", "source"), note(art, "rolled_back", "yes")];
+    }
+    match shape.change.fate {
+        Fate::Create => {
+            sql.push(format!("DROP TABLE {table}"));
+            return Ok(sql);
+        }
+        Fate::Drop => {
+            sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
+            sql.push(format!("ALTER TABLE {} SET SCHEMA {}", shape.retired(), ident(&shape.schema)));
+            return Ok(sql);
+        }
+        Fate::Alter => {}
+    }
+    if views::are_needed(shape.change) {
+        sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
+        sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
+    }
+    if then != table {
+        sql.push(format!("ALTER TABLE {then} RENAME TO {}", shape.change.table.quoted()));
+    }
+    sql.extend(rename_columns(&table, names(shape).map(|(_, now, then)| (then.clone(), now.clone()))));
+    for column in &shape.change.columns {
+        if let (Some(now), Some(_)) = (&column.now, &column.then) {
+            if column.nullable_now && !column.nullable_then {
+                sql.push(format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", now.quoted()));
+            }
+            if column.default_now != column.default_then {
+                sql.push(default_statement(&table, &now.quoted(), column.default_now.as_deref()));
+            }
+        }
+    }
+    sql.push(remove_added(shape, &table));
+    let before = before(session, shape)?;
+    for (name, definition, _) in &before.constraints {
+        sql.push(format!("ALTER TABLE {table} ADD CONSTRAINT {} {definition} NOT VALID", ident(name)));
+    }
+    Ok(sql)
+}
+
+/// What was added to the table, taken away again; tolerates what never happened.
+pub(super) fn remove_added(shape: &Shape<'_>, table: &str) -> String {
+    let mut sql = vec![format!("DROP TRIGGER IF EXISTS {} ON {table}", ident(FILLER))];
+    for constraint in &shape.change.add_constraints {
+        sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {}", constraint.name().quoted()));
+    }
+    for name in becoming_not_null(shape) {
+        sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {}", ident(&not_null_check(name))));
+    }
+    for column in shape.change.columns.iter().filter(|column| column.fate == ColumnFate::Add) {
+        if let Some(then) = &column.then {
+            sql.push(format!("ALTER TABLE {table} DROP COLUMN IF EXISTS {}", then.quoted()));
+        }
+    }
+    sql.join("; ")
+}
