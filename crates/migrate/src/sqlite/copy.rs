@@ -26,6 +26,10 @@ const BATCH: u64 = 256;
 /// How long a chunk holds the write lock: beats any configured number of rows.
 const HOLD: Duration = Duration::from_millis(4);
 
+/// How often the log is moved to the database: so often that it stays short of the 1,000 pages at which a client's commit would
+/// have to do it, and not more, for it waits for the disk.
+const CHECKPOINT: Duration = Duration::from_millis(40);
+
 /// A new row: its key, then its written columns.
 type Computed = (Vec<Cell>, Vec<Cell>);
 
@@ -124,6 +128,7 @@ impl Sqlite {
     fn copy_chunks(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<Work, Error> {
         let mut work = Work::default();
         let mut rows = task.policy.chunk_rows;
+        let mut flushed = Instant::now();
         loop {
             let shape = Shape::read(&self.connection, task, change, change.table.as_str())?;
             if shape.unstable && self.cookie_changed(task, change)? {
@@ -137,7 +142,10 @@ impl Sqlite {
             work.done += done.copied;
             work.longest_hold_us = work.longest_hold_us.max(done.held_us);
             rows = pace.between(self, &change.table, &done)?.rows;
-            self.checkpoint();
+            if flushed.elapsed() >= CHECKPOINT {
+                self.checkpoint();
+                flushed = Instant::now();
+            }
             if !more {
                 break;
             }
@@ -220,15 +228,23 @@ impl Sqlite {
             Some(low) => Shape::compare(&shape.key_now, ">", &placeholders(1, low.len())),
             None => "1".to_owned(),
         };
-        let inner =
-            format!("SELECT {} FROM {table} WHERE {above} ORDER BY {keys} LIMIT {BATCH}", named.join(", "));
+        let from = format!("FROM {table} WHERE {above} ORDER BY {keys}");
+        let low = low.unwrap_or_default();
+        let one = |sql: String| -> Result<Option<Vec<Cell>>, Error> {
+            Ok(self.rows(&sql, low)?.into_iter().next())
+        };
+        if let Some(last) = one(format!("SELECT {keys} {from} LIMIT 1 OFFSET {}", BATCH - 1))? {
+            return Ok(Some((last, BATCH)));
+        }
+        // The rows at the end.
+        let rest = format!("SELECT {} {from}", named.join(", "));
         let last: Vec<String> = names.iter().map(|name| format!("{name} DESC")).collect();
-        let sql = format!(
-            "SELECT {0}, (SELECT count(*) FROM ({inner})) FROM ({inner}) ORDER BY {1} LIMIT 1",
+        let Some(mut row) = one(format!(
+            "SELECT {0}, (SELECT count(*) FROM ({rest})) FROM ({rest}) ORDER BY {1} LIMIT 1",
             names.join(", "),
             last.join(", ")
-        );
-        let Some(mut row) = self.rows(&sql, low.unwrap_or_default())?.into_iter().next() else {
+        ))?
+        else {
             return Ok(None);
         };
         match row.pop() {
