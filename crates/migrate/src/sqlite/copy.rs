@@ -28,7 +28,7 @@ const HOLD: Duration = Duration::from_millis(4);
 
 /// How often the log is moved to the database: so often that it stays short of the 1,000 pages at which a client's commit would
 /// have to do it, and not more, for it waits for the disk.
-const CHECKPOINT: Duration = Duration::from_millis(40);
+const CHECKPOINT: Duration = Duration::from_millis(20);
 
 /// A new row: its key, then its written columns.
 type Computed = (Vec<Cell>, Vec<Cell>);
