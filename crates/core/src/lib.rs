@@ -20,3 +20,4 @@ pub mod set;
 pub mod ship;
 pub mod supervise;
 mod tagged;
+mod text;

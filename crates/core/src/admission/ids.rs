@@ -1,8 +1,8 @@
 //! Ids of hosts and episodes: short names that become parts of file names.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::text::{checked_text, is_plain, shown};
 
 /// The longest id, in bytes.
 const LENGTH_MAX: usize = 128;
@@ -17,67 +17,24 @@ pub struct IngestIdError {
     pub what: &'static str,
 }
 
-fn check(input: &str, what: &'static str) -> Result<Box<str>, IngestIdError> {
-    let good = (1..=LENGTH_MAX).contains(&input.len())
-        && !input.starts_with('.')
-        && input.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if good {
-        Ok(input.into())
-    } else {
-        Err(IngestIdError { input: input.chars().take(64).flat_map(char::escape_default).collect(), what })
-    }
+fn check(input: &str, what: &'static str) -> Result<(), IngestIdError> {
+    let good = (1..=LENGTH_MAX).contains(&input.len()) && !input.starts_with('.') && is_plain(input);
+    if good { Ok(()) } else { Err(IngestIdError { input: shown(input), what }) }
 }
 
-macro_rules! id_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Box<str>);
-
-        impl $name {
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = IngestIdError;
-
-            fn from_str(input: &str) -> Result<Self, IngestIdError> {
-                check(input, $what).map(Self)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-
-id_type!(
+checked_text!(
     /// The id of a host: 1 to 128 of `A-Za-z0-9._-`, not starting with `.`.
     HostId,
-    "host"
+    "host",
+    check,
+    IngestIdError
 );
-id_type!(
+checked_text!(
     /// The id of an episode, unique on its host: 1 to 128 of `A-Za-z0-9._-`, not starting with `.`.
     EpisodeId,
-    "episode"
+    "episode",
+    check,
+    IngestIdError
 );
 
 /// What an episode is known by: its host and its id there.
@@ -107,10 +64,7 @@ impl EpisodeKey {
         let mut parts = path.split('/');
         let (host, episode) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         if parts.next().is_some() {
-            return Err(IngestIdError {
-                input: path.chars().take(64).flat_map(char::escape_default).collect(),
-                what: "episode",
-            });
+            return Err(IngestIdError { input: shown(path), what: "episode" });
         }
         Self::new(&percent_decoded(host), &percent_decoded(episode))
     }

@@ -83,7 +83,7 @@ impl FromStr for Constraint {
     type Err = ConstraintError;
 
     fn from_str(text: &str) -> Result<Self, ConstraintError> {
-        let refuse = || ConstraintError(text.chars().take(64).flat_map(char::escape_default).collect());
+        let refuse = || ConstraintError(crate::text::shown(text));
         if text.trim().is_empty() {
             return Ok(Self::default());
         }

@@ -1,8 +1,6 @@
 //! Short names that become parts of file names: packages, channels, platforms, restore points.
 
-use std::{fmt, str::FromStr};
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::text::{checked_text, is_plain, shown};
 
 /// The longest name, in bytes.
 const LENGTH_MAX: usize = 64;
@@ -17,75 +15,31 @@ pub struct IdError {
     pub what: &'static str,
 }
 
-fn check(input: &str, what: &'static str) -> Result<String, IdError> {
-    let good = !input.is_empty()
-        && input.len() <= LENGTH_MAX
-        && !input.starts_with(['.', '-'])
-        && input.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if good {
-        Ok(input.to_owned())
-    } else {
-        Err(IdError { input: input.chars().take(64).flat_map(char::escape_default).collect(), what })
-    }
+fn check(input: &str, what: &'static str) -> Result<(), IdError> {
+    let good = (1..=LENGTH_MAX).contains(&input.len()) && !input.starts_with(['.', '-']) && is_plain(input);
+    if good { Ok(()) } else { Err(IdError { input: shown(input), what }) }
 }
 
-macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
-
-        impl $name {
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = IdError;
-
-            fn from_str(input: &str) -> Result<Self, IdError> {
-                check(input, $what).map(Self)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-
-name_type!(
+checked_text!(
     /// The name of a package, platform or channel: 1 to 64 of `A-Za-z0-9._-`, not starting with `.` or `-`.
     Name,
-    "name"
+    "name",
+    check,
+    IdError
 );
-name_type!(
+checked_text!(
     /// The id of a restore point: the number of the execution that made it, zero-padded, such as `000012`.
     /// Any other well-formed name parses too; it is then merely unknown.
     RestorePointId,
-    "restore point id"
+    "restore point id",
+    check,
+    IdError
 );
 
 impl RestorePointId {
     /// The id of the restore point that execution `number` makes.
     pub fn of_execution(number: u64) -> Self {
-        Self(format!("{number:06}"))
+        Self(format!("{number:06}").into())
     }
 }
 

@@ -53,7 +53,7 @@ impl FromStr for Version {
 
     fn from_str(input: &str) -> Result<Self, VersionError> {
         let refuse = |reason: String| VersionError {
-            input: input.chars().take(64).flat_map(char::escape_default).collect(),
+            input: crate::text::shown(input),
             reason,
         };
         if input.len() > LENGTH_MAX {
