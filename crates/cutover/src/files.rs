@@ -85,17 +85,24 @@ fn write_aside(
     file.sync().map_err(failed)
 }
 
-/// Makes a directory, with those above it.
+/// Makes a directory, with those above it. Each is flushed before the next is made, so of those that are there only the
+/// innermost may be what a killed process left without a flush: its name is flushed, too.
 ///
 /// # Errors
 /// It cannot be made.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {
+    let failed = |source| Failure::io("make directory", path, source);
     if path.is_dir() {
-        return Ok(());
+        // A path such as `.` or `/` has no name to flush.
+        let Ok((directory, _)) = split(path) else { return Ok(()) };
+        return match RealDisk::open(&directory).and_then(|disk| disk.sync_dir(Path::new(""))) {
+            // What this process may not even read, it did not make anything in.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            flushed => flushed.map_err(failed),
+        };
     }
     let (directory, name) = split(path)?;
     make_directory(&directory, 0o755)?;
-    let failed = |source| Failure::io("make directory", path, source);
     let disk = RealDisk::open(&directory).map_err(failed)?;
     disk.create_dir(Path::new(&name), mode).map_err(failed)?;
     disk.sync_dir(Path::new("")).map_err(failed)

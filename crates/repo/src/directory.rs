@@ -130,15 +130,18 @@ impl Directory {
         Ok(Self(fs::open(path, DIRECTORY, Mode::empty())?))
     }
 
-    /// As [`Directory::open`], making the last component when it is not there.
+    /// As [`Directory::open`], making the last component when it is not there. Its name is durable in either case: a process
+    /// that was killed may have made it and not come to the flush.
     pub(crate) fn open_or_make(path: &Path) -> io::Result<Self> {
-        match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
-            Ok(()) => {
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-                Self::open(parent.unwrap_or(Path::new(".")))?.sync("")?;
-            }
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
+        let made = match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST) => false,
+            made => made.map(|()| true)?,
+        };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        match Self::open(parent.unwrap_or(Path::new("."))).and_then(|parent| parent.sync("")) {
+            // What this process may not even read, it did not make anything in.
+            Err(error) if !made && error.kind() == io::ErrorKind::PermissionDenied => {}
+            flushed => flushed?,
         }
         Self::open(path)
     }

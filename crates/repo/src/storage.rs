@@ -9,6 +9,7 @@ use std::{
     io::{self, BufWriter, Read, Write},
     os::fd::OwnedFd,
     path::Path,
+    sync::Mutex,
 };
 
 use crate::{
@@ -119,7 +120,11 @@ const ASIDE: &str = ".publish/aside";
 const LOCK: &str = ".publish/lock";
 
 /// A repository in a directory, which any web server can serve.
-pub struct DirectoryStorage(Box<dyn Files>);
+pub struct DirectoryStorage {
+    files: Box<dyn Files>,
+    /// Directories whose names are known to be on disk.
+    durable: Mutex<BTreeSet<String>>,
+}
 
 impl DirectoryStorage {
     /// Opens the directory of a repository.
@@ -140,19 +145,24 @@ impl DirectoryStorage {
 
     /// Uses a directory of another file system than this machine's.
     pub fn over(files: impl Files + 'static) -> Self {
-        Self(Box::new(files))
+        Self { files: Box::new(files), durable: Mutex::default() }
     }
 
     /// Makes a directory and those above it, as far as they are missing. What is flushed in a directory is there after a power
-    /// cut only if the directory is.
+    /// cut only if the directory is; one that is there already may be what a killed process made and did not come to flush,
+    /// so each is flushed once by every process.
     fn make_durably(&self, directory: &str) -> io::Result<()> {
-        if directory.is_empty() || self.0.size(directory)?.is_some() {
+        if directory.is_empty() || self.durable.lock().expect("no holder panics").contains(directory) {
             return Ok(());
         }
         let above = split(directory).0;
         self.make_durably(above)?;
-        self.0.make(directory)?;
-        self.0.sync(above)
+        if self.files.size(directory)?.is_none() {
+            self.files.make(directory)?;
+        }
+        self.files.sync(above)?;
+        self.durable.lock().expect("no holder panics").insert(directory.to_owned());
+        Ok(())
     }
 
     /// Whether there is anything in it.
@@ -160,44 +170,51 @@ impl DirectoryStorage {
     /// # Errors
     /// It cannot be listed.
     pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.0.list("")?.is_empty())
+        Ok(self.files.list("")?.is_empty())
     }
 }
 
 impl Storage for DirectoryStorage {
     fn open(&self, path: &str) -> io::Result<Option<Box<dyn Read>>> {
-        self.0.open(path)
+        self.files.open(path)
     }
 
     fn size(&self, path: &str) -> io::Result<Option<u64>> {
-        self.0.size(path)
+        self.files.size(path)
     }
 
     fn batch(&self) -> io::Result<Box<dyn Batch + '_>> {
-        self.0.make(ASIDE)?;
+        self.files.make(ASIDE)?;
         // Whoever wrote these is dead: this process holds the lock.
-        for (name, _) in self.0.list(ASIDE)? {
-            self.0.remove(&format!("{ASIDE}/{name}"))?;
+        for (name, _) in self.files.list(ASIDE)? {
+            self.files.remove(&format!("{ASIDE}/{name}"))?;
         }
-        Ok(Box::new(DirectoryBatch { directory: self.0.as_ref(), files: Vec::new(), is_committed: false }))
+        Ok(Box::new(DirectoryBatch {
+            directory: self.files.as_ref(),
+            files: Vec::new(),
+            is_committed: false,
+        }))
     }
 
     fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         self.make_durably(split(path).0)?;
-        replace(self.0.as_ref(), path, bytes)
+        replace(self.files.as_ref(), path, bytes)
     }
 
     fn remove(&self, paths: &[String]) -> io::Result<()> {
         let mut touched = BTreeSet::new();
         for path in paths {
-            if self.0.remove(path)? {
+            if self.files.remove(path)? {
                 touched.insert(split(path).0);
             }
         }
         for directory in touched {
             // An emptied directory of a batch of objects is not worth keeping; the flush is then that of its parent.
-            let is_gone = directory.contains('/') && self.0.remove_if_empty(directory)?;
-            self.0.sync(if is_gone { split(directory).0 } else { directory })?;
+            let is_gone = directory.contains('/') && self.files.remove_if_empty(directory)?;
+            if is_gone {
+                self.durable.lock().expect("no holder panics").remove(directory);
+            }
+            self.files.sync(if is_gone { split(directory).0 } else { directory })?;
         }
         Ok(())
     }
@@ -206,7 +223,7 @@ impl Storage for DirectoryStorage {
         let mut files = Vec::new();
         let mut pending = vec![directory.to_owned()];
         while let Some(directory) = pending.pop() {
-            for (name, is_directory) in self.0.list(&directory)? {
+            for (name, is_directory) in self.files.list(&directory)? {
                 let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
                 if is_directory { pending.push(path) } else { files.push(path) }
             }
@@ -216,11 +233,12 @@ impl Storage for DirectoryStorage {
     }
 
     fn lock(&self) -> io::Result<Lock> {
-        self.0.make(PRIVATE)?;
-        Ok(match self.0.lock(LOCK)? {
-            Some(lock) => Lock::Held(lock),
-            None => Lock::InUse { by: None },
-        })
+        self.files.make(PRIVATE)?;
+        let Some(lock) = self.files.lock(LOCK)? else { return Ok(Lock::InUse { by: None }) };
+        // Whoever held it before may have been killed between a rename and its flush: what this run finds, and builds on or
+        // answers by, a power cut must not take back.
+        self.files.sync_all()?;
+        Ok(Lock::Held(lock))
     }
 }
 

@@ -459,11 +459,42 @@ impl Subject {
                 }
             }
             for fault in other_faults(call, depth, &mut random) {
+                let first = Injection { call: call.index, fault };
                 seen.tally.points += 1;
-                self.run(Injection { call: call.index, fault }, None, &mut seen)?;
+                self.run(first, None, &mut seen)?;
+                if fault == Fault::FsyncLie {
+                    self.cut_after_a_lost_flush(first, &mut random, &mut seen)?;
+                }
             }
         }
         Ok(seen.tally)
+    }
+
+    /// What a failed flush left in memory only, the next process sees; it must not have built on that when the power fails.
+    fn cut_after_a_lost_flush(
+        &self,
+        first: Injection,
+        random: &mut Random,
+        seen: &mut Seen,
+    ) -> Result<(), Failure> {
+        let mut machine = self.base.fork();
+        machine.run(&self.story.action, Faults::at(first.call, first.fault));
+        let effects = machine.run(&Action::Recover, Faults::none()).trace;
+        let effects: Vec<u64> =
+            effects.iter().filter(|call| call.op.is_effect()).map(|call| call.index).collect();
+        let count = match seen.depth {
+            Depth::Full => LOST_FLUSH_CUTS,
+            Depth::Sampled => 1,
+        };
+        for _ in 0..if effects.is_empty() { 0 } else { count } {
+            let [_, synced, names, part] = deaths(random);
+            let fault = Fault::Crash(Moment::After, *random.pick(&[synced, names, part]));
+            let second = Injection { call: *random.pick(&effects), fault };
+            seen.tally.points += 1;
+            seen.tally.double += 1;
+            self.run(first, Some(second), seen)?;
+        }
+        Ok(())
     }
 
     /// A crash right before or after a call. What it leaves was recorded: nothing runs anew up to it.
@@ -612,6 +643,8 @@ pub(crate) fn other_faults(call: &Call, depth: Depth, random: &mut Random) -> Ve
     }
 }
 
+/// Power cuts in the recovery from one flush that failed, in a full sweep.
+const LOST_FLUSH_CUTS: u32 = 4;
 /// The lock, whose note tells who held it last.
 const LOCK: &str = ".cutover/lock";
 /// What a node went through.

@@ -146,9 +146,22 @@ impl<'d> Journal<'d> {
         Ok(Self { files, path, file, size: read.whole })
     }
 
-    /// Appends a line of records and makes it durable. After an error the journal must not be written any more in
-    /// this process: whether the line is on disk can only be told by reading it anew.
+    /// Appends a line of records and makes it durable. After an error the journal must not be written any more in this
+    /// process, and the line is taken back: what a failed flush left in memory looks to the next process as if it were on
+    /// disk, and no later flush brings it there
+    /// (I13; `docs/decisions/0051-a-line-whose-flush-failed-is-taken-back.md`).
     pub(crate) fn append(&mut self, line: &[u8]) -> Result<(), FsError> {
+        let appended = self.try_append(line);
+        if appended.is_err()
+            && let Err(error) = self.files.disk.truncate(&self.path, self.size)
+        {
+            // The first error is the one worth reporting.
+            tracing::error!(journal = %self.path.display(), %error, "a line that may not be on disk stays");
+        }
+        appended
+    }
+
+    fn try_append(&mut self, line: &[u8]) -> Result<(), FsError> {
         let written = self.file.write_all(line).or_else(|error| {
             if !is_full(&error) {
                 return Err(error);

@@ -487,6 +487,13 @@ impl<'a> Staging<'a> {
         for path in &self.stage.shared {
             self.lay_shared(path, depth)?;
         }
+        // Volumes of their own, perhaps, which no other flush reaches; and whoever made what is there may have been killed
+        // before it came to this.
+        let shared: Vec<PathBuf> = self.stage.shared.iter().map(place::shared).collect();
+        let above: BTreeSet<&Path> = shared.iter().flat_map(|path| path.ancestors().skip(1)).collect();
+        for directory in above.into_iter().filter(|directory| !directory.as_os_str().is_empty()) {
+            self.files.sync_dir(directory)?;
+        }
         let marker = self.tree().join(place::MARKER);
         let mut file = self.files.disk.create(&marker, 0o444).attempt("create", &marker)?;
         io::Write::write_all(&mut file, &current::marker_bytes(to)).attempt("write", &marker)?;
@@ -514,9 +521,7 @@ impl<'a> Staging<'a> {
         let (staged, shared) = (self.staged(path), place::shared(path));
         let file = self.stage.files.iter().find(|file| file.path == *path);
         if !self.files.exists(&shared)? {
-            for made in self.files.ensure_parents(&shared, 0o755)? {
-                self.files.sync_parent(&made)?;
-            }
+            self.files.ensure_parents(&shared, 0o755)?;
             match file {
                 Some(file) => {
                     self.check_file(file)?;
@@ -534,7 +539,6 @@ impl<'a> Staging<'a> {
                 }
                 None => self.files.ensure_visible_dir(&shared, 0o755)?,
             }
-            self.files.sync_parent(&shared)?;
         }
         if file.is_some() {
             self.files.remove_file(&staged)?;

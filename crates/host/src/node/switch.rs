@@ -436,14 +436,16 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
     }
     remove_empty(files, point.directories.iter().cloned().collect())?;
     let mut state = current::in_place(files)?;
+    let missing = missing_above(files, point.files.keys().filter(|path| !back.contains(*path)))?;
+    if !missing.is_empty() {
+        // Before they are made: a run that is cut off after that finds them there, and could not tell whose they are.
+        state.directories.extend(missing.iter().cloned());
+        current::set_in_place(files, &state)?;
+    }
+    for directory in &missing {
+        files.ensure_visible_dir(directory.as_path(), 0o755)?;
+    }
     for (path, seen) in point.files.iter().filter(|(path, _)| !back.contains(*path)) {
-        for parent in path.ancestors() {
-            // A file of the new release lies where a directory was; it was added, so it is gone by now.
-            if !is_directory(files, parent.as_path())? {
-                files.ensure_visible_dir(parent.as_path(), 0o755)?;
-                state.directories.insert(parent);
-            }
-        }
         match &seen.kind {
             SeenKind::File { .. } => {
                 clear_directory(files, path.as_path())?;
@@ -458,6 +460,22 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
     }
     state.release.clone_from(&point.from);
     current::set_in_place(files, &state)
+}
+
+/// The directories above `paths` that are not there, outermost first. A file of the new release that lay where one of them was
+/// is gone by now: it was added.
+fn missing_above<'p>(
+    files: &Files,
+    paths: impl Iterator<Item = &'p SafePath>,
+) -> Result<BTreeSet<SafePath>, NodeError> {
+    let above: BTreeSet<SafePath> = paths.flat_map(SafePath::ancestors).collect();
+    let mut missing = BTreeSet::new();
+    for directory in above {
+        if !is_directory(files, directory.as_path())? {
+            missing.insert(directory);
+        }
+    }
+    Ok(missing)
 }
 
 /// Whether a path is as the restore point says: content, permission bits, owner and attributes.

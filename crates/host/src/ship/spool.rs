@@ -295,6 +295,9 @@ impl Spool {
                 made => made?,
             }
         }
+        // Also when they were there: whoever made them may have been killed before this. What is moved into them must not get lost.
+        self.disk.sync_dir(Path::new(""))?;
+        self.disk.sync_dir(Path::new(OWN))?;
         let trash = Path::new(OWN).join("trash");
         for (name, _) in names(&self.disk.root().join(&trash))? {
             self.remove_tree(&trash.join(name))?;

@@ -58,10 +58,18 @@ pub(crate) fn keep_owner(file: &File, path: &Path) -> io::Result<()> {
     Ok(fs::fchown(file.as_fd(), Some(user), Some(group))?)
 }
 
-/// Makes a directory and those above it, and flushes the names of those that are new.
+/// Makes a directory and those above it, and flushes the names of those that are new. Each is flushed before the next is made,
+/// so of those that are there only the innermost may be what a killed process left without a flush: its name is flushed, too.
 pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
-    if path.as_os_str().is_empty() || path.is_dir() {
+    if path.as_os_str().is_empty() {
         return Ok(());
+    }
+    if path.is_dir() {
+        return match sync_directory(parent(path)) {
+            // What this process may not even read, it did not make anything in.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            flushed => flushed,
+        };
     }
     make_directories(parent(path))?;
     match fs::mkdir(path, Mode::from_raw_mode(0o755)) {

@@ -9,8 +9,8 @@ use cutover_core::{
 };
 use cutover_host::probe::ProbeOutcome;
 use cutover_sim::{
-    Action, Call, Death, Ended, Errno, Fault, Faults, LAYOUTS, Lasting, Machine, Moment, Op, Options,
-    TreeKind, shared_inodes,
+    Action, Call, Death, Ended, Errno, Fault, Faults, Injection, LAYOUTS, Lasting, Machine, Moment, Op,
+    Options, SetStory, SetSubject, TreeKind, Visible, shared_inodes,
 };
 
 fn machine(layout: Layout, before: &[Action]) -> Machine {
@@ -162,5 +162,77 @@ fn directory_made_in_place_is_open_to_all_although_the_process_died_while_making
             let closed = entry.kind == TreeKind::Directory && entry.mode != 0o755;
             assert!(!closed, "{call}: {path} has mode {:o}", entry.mode);
         }
+    }
+}
+
+/// Whether a call flushes a journal.
+fn flushes_journal(call: &&Call) -> bool {
+    call.op == Op::Sync && call.path.extension().is_some_and(|extension| extension == "jsonl")
+}
+
+// What a failed flush leaves in memory can be read, is clean, and never reaches the disk (fsync(2) on Linux).
+#[test]
+fn journal_line_of_a_set_whose_flush_failed_is_not_built_on_by_its_recovery() {
+    let story = SetStory::all().into_iter().find(|story| story.name == "set").expect("a story");
+    let subject = SetSubject::prepare(story, Layout::Versioned).expect("prepared");
+    let is_of_set_or_member =
+        |call: &&Call| flushes_journal(call) && !call.path.ends_with(".cutover/state.jsonl");
+    let flushes: Vec<u64> =
+        subject.calls().iter().filter(is_of_set_or_member).map(|call| call.index).collect();
+    assert!(flushes.len() > 20, "{flushes:?}");
+    for (place, flush) in flushes.into_iter().enumerate() {
+        let first = Injection { call: flush, fault: Fault::FsyncLie };
+        // Names reach the disk, bytes that were not flushed do not.
+        let cut = Fault::Crash(Moment::After, Death::PowerCut { seed: 1 });
+        for call in (3 + place as u64 % 9..260).step_by(29) {
+            let second = Injection { call, fault: cut };
+            subject.attempt(first, Some(second)).unwrap_or_else(|failure| panic!("{failure}"));
+        }
+    }
+}
+
+#[test]
+fn journal_line_whose_flush_failed_is_not_built_on_by_the_recovery() {
+    for layout in LAYOUTS {
+        let ready = machine(layout, &[Action::Update(0)]);
+        let trace = calls(&ready, &Action::Update(1));
+        for flush in trace.iter().filter(flushes_journal) {
+            let mut stopped = ready.fork();
+            let life = stopped.run(&Action::Update(1), Faults::at(flush.index, Fault::FsyncLie));
+            assert!(!life.crashed);
+            for call in effects(&stopped, &Action::Recover) {
+                let mut machine = stopped.fork();
+                let cut = Fault::Crash(Moment::After, Death::PowerCut { seed: 1 });
+                machine.run(&Action::Recover, Faults::at(call.index, cut));
+                let ended = machine.run(&Action::Recover, Faults::none()).ended;
+                assert!(!matches!(ended, Ended::Failed(_)), "{flush}, {call}: {ended:?}");
+                let ended = machine.run(&Action::Update(2), Faults::none()).ended;
+                assert!(matches!(ended, Ended::Executed(_)), "{flush}, {call}: {ended:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn directory_that_an_undone_rollback_brings_back_goes_with_the_next_one_wherever_the_first_was_killed() {
+    let back = Action::Rollback(RollbackTarget::Newest);
+    let passes = machine(Layout::InPlace, &[Action::Update(0), Action::Update(1)]);
+    let mut good = passes.fork();
+    assert_confirmed(&good.run(&back, Faults::none()).ended);
+    let after = Visible::of(&good.fs, Layout::InPlace);
+    let mut fails = passes.fork();
+    fails.verdicts = Arc::new(|_| ProbeOutcome::Failed);
+    let made: Vec<Call> = effects(&fails, &back);
+    assert!(made.iter().any(|call| call.op == Op::Rename && call.names("schema")), "it is brought back");
+    for call in made {
+        let mut killed = fails.fork();
+        killed.run(&back, Faults::at(call.index, Fault::Crash(Moment::After, Death::Kill)));
+        killed.verdicts = passes.verdicts.clone();
+        killed.run(&Action::Recover, Faults::none());
+        if Visible::of(&killed.fs, Layout::InPlace) != after {
+            assert_confirmed(&killed.run(&back, Faults::none()).ended);
+        }
+        let now = Visible::of(&killed.fs, Layout::InPlace);
+        assert!(now == after, "{call}: {}", now.difference(&after));
     }
 }

@@ -6,5 +6,6 @@ mod found;
 mod power_cut;
 mod publisher;
 mod releases;
+mod rerun;
 mod sets;
 mod sweep;

@@ -121,6 +121,7 @@ impl Shop {
             let cut = |seed| Death::PowerCut { seed };
             let deaths = [
                 (Moment::Before, Death::Kill),
+                (Moment::After, Death::Kill),
                 (Moment::After, cut(0)),
                 (Moment::After, cut(1)),
                 (Moment::After, cut(3 + random.below(1 << 16))),
@@ -147,6 +148,11 @@ impl Shop {
                     Err(error) => panic!("{point}: {error:?}"),
                 }
                 assert_eq!(self.seen(&disk.reboot(), 2), (after.clone(), Vec::new()), "{point}");
+                // Now it was answered, whatever the first run had made and not flushed.
+                for seed in [0, 1, 3 + random.below(1 << 16)] {
+                    let seen = self.seen(&disk.image().after_power_cut(seed), 2);
+                    assert_eq!(seen, (after.clone(), Vec::new()), "{point}, then a power cut (seed {seed})");
+                }
                 self.run(&disk, LATE, &|publisher| publisher.refresh()).expect("refreshed");
                 assert_eq!(self.seen(&disk.reboot(), LATE), (after.clone(), Vec::new()), "{point}");
             }
