@@ -1,4 +1,4 @@
-//! `bundle create | sign | verify | inspect | extract`, and opening bundles for installing them.
+//! `bundle create | sign | verify | inspect | extract`.
 
 use std::{
     fs::File,
@@ -7,15 +7,19 @@ use std::{
 };
 
 use cutover_bundle::{
-    Bundle as OpenBundle, DeltaBundle, Level, Limits, VerifiedBundle, WriteError,
-    delta::DeltaLimits,
+    Bundle as OpenBundle, DeltaBundle, Level, Limits, WriteError,
     signer::{CertificateChain, CommandSigner, FileSigner, Pin, Pkcs11Signer, Pkcs11Uri, Signer},
 };
-use cutover_core::model::{Encoding, Instant, Manifest, ObjectEntry, ReleaseRef};
-use cutover_host::{delta_payload::DeltaPayload, payload::Payload};
+use cutover_core::model::{Instant, Manifest, ObjectEntry};
 use zeroize::Zeroizing;
 
-use super::{delta_release, documents, source::Fetched, trust};
+use super::{
+    delta_release,
+    describe::{signer_json, summary, tell_signer},
+    documents,
+    opened::{FromFile, object_of, open, open_delta, open_update, open_verified},
+    trust,
+};
 use crate::{
     args::{Bundle, Create, Signing},
     commands::Context,
@@ -23,71 +27,8 @@ use crate::{
     failure::Failure,
     files::{self, Existing},
     output::{self, Form},
-    settings::Settings,
     spec::{self, ReleaseSpec},
 };
-
-/// A bundle that this program's anchor vouches for.
-pub(super) type Verified = VerifiedBundle<File>;
-
-/// What an update comes from; this program's anchor vouches for it.
-pub(super) enum Update {
-    /// A bundle that holds everything.
-    Full(Verified),
-    /// A delta, perhaps with a full bundle to fall back to.
-    Delta(DeltaPayload<File>),
-    /// A release of a repository, whose objects are fetched.
-    Fetched(Box<Fetched>),
-}
-
-impl Update {
-    /// As the engine wants it.
-    pub(super) fn payload(&self) -> &dyn Payload {
-        match self {
-            Self::Full(bundle) => bundle,
-            Self::Delta(delta) => delta,
-            Self::Fetched(fetched) => &fetched.payload,
-        }
-    }
-
-    /// The release that comes out.
-    pub(super) fn release(&self) -> ReleaseRef {
-        self.payload().release()
-    }
-
-    /// Its manifest.
-    pub(super) fn manifest(&self) -> &Manifest {
-        self.payload().manifest()
-    }
-
-    /// Reads and checks every byte of the payload.
-    ///
-    /// # Errors
-    /// The first that is not as declared, with `message`.
-    pub(super) fn check(&self, message: &str) -> Result<(), Failure> {
-        match self {
-            Self::Full(bundle) => bundle.check_objects().map_err(|error| Failure::about(error, message)),
-            Self::Delta(delta) => delta.check_payload().map_err(|error| Failure::about(error, message)),
-            // Every file is checked as it is fetched.
-            Self::Fetched(_) => Ok(()),
-        }
-    }
-
-    /// A delta needs the release it leads from, or a full bundle.
-    ///
-    /// # Errors
-    /// Another release is installed, or none.
-    pub(super) fn check_base(&self, installed: Option<&ReleaseRef>) -> Result<(), Failure> {
-        let Self::Delta(payload) = self else { return Ok(()) };
-        let from = &payload.delta().delta().from;
-        if installed == Some(from) || payload.has_full() {
-            return Ok(());
-        }
-        let there = installed.map_or_else(|| "nothing is".to_owned(), |there| format!("{there} is"));
-        Err(Failure::new(Exit::Policy, format!("the delta leads from {from}, and {there} installed here"))
-            .hint("use the full bundle, or pass it with --full"))
-    }
-}
 
 pub(super) fn run(command: Bundle, context: &Context) -> Result<Exit, Failure> {
     match command {
@@ -361,129 +302,14 @@ pub(super) fn ask_command(
     }
 }
 
-/// Opens a bundle and believes nothing of it.
-///
-/// # Errors
-/// The file cannot be opened, or is no bundle.
-pub(super) fn open(path: &Path) -> Result<OpenBundle<File>, Failure> {
-    let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
-    OpenBundle::open(file, &Limits::default())
-        .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))
-}
-
-/// Opens a delta bundle and believes nothing of it; `None` when it is something else.
-///
-/// # Errors
-/// The file cannot be opened, or begins as a delta bundle and is none.
-pub(super) fn open_delta(path: &Path) -> Result<Option<DeltaBundle<File>>, Failure> {
-    let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
-    if !DeltaBundle::is_one(&file).map_err(|source| Failure::io("read", path, source))? {
-        return Ok(None);
-    }
-    DeltaBundle::open(file, &Limits::default())
-        .map(Some)
-        .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))
-}
-
-/// Opens a bundle and verifies its signature and manifest against this program's anchor.
-///
-/// # Errors
-/// As a real installation: exit code 11, 13 or 16.
-pub(super) fn open_verified(path: &Path, settings: &Settings, now: Instant) -> Result<Verified, Failure> {
-    let anchor = trust::anchor()?;
-    let lists = trust::revocation_lists(&settings.trust_policy)?;
-    let verified = open(path)?.verify(&anchor, &lists, now).map_err(|error| {
-        tracing::warn!(bundle = %path.display(), code = error.code(), %error, "bundle refused");
-        Failure::about(error, format!("refused `{}`", path.display()))
-    })?;
-    check_policy(verified.manifest(), settings).map_err(|reason| {
-        Failure::new(Exit::Policy, format!("refused `{}`: {reason}", path.display()))
-            .hint("`cutover config show --origin` says where these settings come from")
-    })?;
-    let read = |object: &ObjectEntry| object_of(&verified, object);
-    documents::judge(verified.manifest(), settings, &read)
-        .map_err(|failure| documents::with_hint(failure, path))?;
-    Ok(verified)
-}
-
-/// Reads an object of a release that lies here whole.
-///
-/// # Errors
-/// It is not there, or not as declared.
-fn object_of(payload: &dyn Payload, object: &ObjectEntry) -> Result<Vec<u8>, Failure> {
-    let mut content = Vec::new();
-    payload.copy_object(object, &mut content, &mut io::sink())?;
-    Ok(content)
-}
-
-/// Opens what an update comes from, a bundle or a delta with its full bundle, as [`open_verified`] does.
-///
-/// # Errors
-/// As [`open_verified`]; or `full` is of another release, or not needed.
-pub(super) fn open_update(
-    path: &Path,
-    full: Option<&Path>,
-    settings: &Settings,
-    now: Instant,
-) -> Result<Update, Failure> {
-    let Some(delta) = open_delta(path)? else {
-        if full.is_some() {
-            return Err(Failure::usage("--full is for delta bundles, and this bundle is full"));
-        }
-        return open_verified(path, settings, now).map(Update::Full);
-    };
-    let anchor = trust::anchor()?;
-    let lists = trust::revocation_lists(&settings.trust_policy)?;
-    let refused = || format!("refused `{}`", path.display());
-    let verified = match full {
-        Some(_) => delta.verify_cut_off(&anchor, &lists, now),
-        None => delta.verify(&anchor, &lists, now),
-    };
-    let delta = verified.map_err(|error| {
-        tracing::warn!(bundle = %path.display(), code = error.code(), %error, "delta bundle refused");
-        Failure::about(error, refused())
-    })?;
-    check_policy(delta.verified_manifest().manifest(), settings)
-        .map_err(|reason| Failure::new(Exit::Policy, format!("{}: {reason}", refused())))?;
-    let full = full.map(|full| open_verified(full, settings, now)).transpose()?;
-    let payload = DeltaPayload::new(delta, full, DeltaLimits::default())?;
-    let read = |object: &ObjectEntry| object_of(&payload, object);
-    documents::judge(payload.manifest(), settings, &read)
-        .map_err(|failure| documents::with_hint(failure, path))?;
-    Ok(Update::Delta(payload))
-}
-
-/// What the settings say about releases beyond their signature.
-fn check_policy(manifest: &Manifest, settings: &Settings) -> Result<(), String> {
-    if let Some(name) = &settings.package.name
-        && *name != manifest.package
-    {
-        return Err(format!(
-            "it is of package `{}`, and `package.name` allows `{name}` only",
-            manifest.package
-        ));
-    }
-    let channels = &settings.trust_policy.channels;
-    if !channels.is_empty() && !channels.contains(&manifest.channel) {
-        let allowed: Vec<&str> = channels.iter().map(cutover_core::model::Name::as_str).collect();
-        return Err(format!(
-            "it is of channel `{}`, and `trust-policy.channels` allows {} only",
-            manifest.channel,
-            allowed.join(", ")
-        ));
-    }
-    Ok(())
-}
-
 fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
     let settings = context.settings(None, [])?.settings;
     // Without an anchor nothing can be verified, whatever the file is.
     trust::anchor()?;
     let began = std::time::Instant::now();
     let bundle = match open_update(path, None, &settings, context.now)? {
-        Update::Full(bundle) => bundle,
-        Update::Delta(delta) => return delta_release::verify(path, &delta, began.elapsed(), context),
-        Update::Fetched(_) => unreachable!("what is opened as a file is no release of a repository"),
+        FromFile::Full(bundle) => bundle,
+        FromFile::Delta(delta) => return delta_release::verify(path, &delta, began.elapsed(), context),
     };
     let signature_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     bundle.check_objects().map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
@@ -517,25 +343,6 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
-}
-
-pub(super) fn tell_signer(signer: &cutover_bundle::SignedBy) {
-    output::line(format!(
-        "signed by {}, issued by {}, serial {}",
-        output::printable(&signer.subject),
-        output::printable(&signer.issuer),
-        signer.serial
-    ));
-}
-
-pub(super) fn signer_json(signer: &cutover_bundle::SignedBy) -> serde_json::Value {
-    serde_json::json!({
-        "subject": signer.subject,
-        "issuer": signer.issuer,
-        "serial": signer.serial,
-        "not_after": signer.not_after,
-        "key_sha256": signer.key_sha256,
-    })
 }
 
 fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, Failure> {
@@ -599,28 +406,6 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
         }
     }
     Ok(Exit::Done)
-}
-
-pub(super) fn summary(manifest: &Manifest) -> String {
-    let packed = manifest.objects.iter().filter(|object| object.encoding == Encoding::Zstd).count();
-    format!(
-        "release   {} {}\nplatform  {}\nchannel   {}\nreleased  {}\nfiles     {}, {}\nobjects   {}, {} compressed, {}",
-        manifest.package,
-        manifest.version,
-        manifest.platform,
-        manifest.channel,
-        manifest.released_at,
-        manifest.files.len(),
-        output::bytes(manifest.total_bytes()),
-        manifest.objects.len(),
-        packed,
-        output::bytes(manifest.payload_bytes()),
-    )
-}
-
-/// One line of a summary.
-pub(super) fn summary_line(what: &str, value: &str) -> String {
-    format!("{what:<9} {value}")
 }
 
 fn extract(path: &Path, target: &Path, into: Option<&Path>, context: &Context) -> Result<Exit, Failure> {

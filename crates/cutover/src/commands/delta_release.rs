@@ -27,7 +27,11 @@ use cutover_core::{
 
 use cutover_host::delta_payload::DeltaPayload;
 
-use super::{Context, bundle, delta};
+use super::{
+    Context, delta,
+    describe::{signer_json, summary, summary_line, tell_signer},
+    opened,
+};
 use crate::{
     exit::Exit,
     failure::Failure,
@@ -60,7 +64,7 @@ pub(super) fn verify(
             "patches": delta.files.len(),
             "objects": delta.objects.len(),
             "payload_bytes": delta.payload_bytes(),
-            "signers": bundle.signers().iter().map(bundle::signer_json).collect::<Vec<_>>(),
+            "signers": bundle.signers().iter().map(signer_json).collect::<Vec<_>>(),
         }))?,
         Form::Text => {
             output::line(format!(
@@ -70,7 +74,7 @@ pub(super) fn verify(
                 delta.to,
                 contents(delta),
             ));
-            bundle.signers().iter().for_each(bundle::tell_signer);
+            bundle.signers().iter().for_each(tell_signer);
         }
     }
     Ok(Exit::Done)
@@ -98,17 +102,17 @@ pub(super) fn inspect(
             "verified": false,
             "manifest_sha256": view.manifest_sha256,
             "payload_bytes": view.payload_bytes,
-            "signers": view.claimed_signers.iter().flatten().map(bundle::signer_json).collect::<Vec<_>>(),
+            "signers": view.claimed_signers.iter().flatten().map(signer_json).collect::<Vec<_>>(),
             "delta": delta,
             "manifest": manifest,
         }))?,
         Form::Text => {
             output::line(format!("{}: NOT VERIFIED; it says about itself:", path.display()));
             output::line(format!("delta     from {}, {}", delta.from, contents(&delta)));
-            output::line(bundle::summary(&manifest));
+            output::line(summary(&manifest));
             for document in &manifest.documents {
                 let told = format!("{}, {}", output::bytes(document.size), document.sha256.short());
-                output::line(bundle::summary_line(document.kind.name(), &told));
+                output::line(summary_line(document.kind.name(), &told));
             }
             match view.claimed_signers {
                 Ok(signers) => {
@@ -186,7 +190,7 @@ pub(super) struct Opened {
 /// # Errors
 /// It cannot be read.
 pub(super) fn open(path: &Path) -> Result<Opened, Failure> {
-    let bundle = bundle::open(path)?;
+    let bundle = opened::open(path)?;
     let view = bundle.inspect_untrusted();
     let manifest = view
         .claimed_manifest

@@ -1,6 +1,9 @@
-//! Plans in words.
+//! Plans, releases and their signers in words.
 
-use cutover_core::plan::{Change, Layout, Plan as PlanDocument, PlanKind, Source, Step};
+use cutover_core::{
+    model::{Encoding, Manifest},
+    plan::{Change, Layout, Plan as PlanDocument, PlanKind, Source, Step},
+};
 
 use crate::output;
 
@@ -77,4 +80,48 @@ fn describe_step(step: &Step) -> String {
         }
         Step::Switch(_) | Step::Quiesce | Step::Activate | Step::Probe | Step::Confirm => String::new(),
     }
+}
+
+/// Prints a line about who signed.
+pub(super) fn tell_signer(signer: &cutover_bundle::SignedBy) {
+    output::line(format!(
+        "signed by {}, issued by {}, serial {}",
+        output::printable(&signer.subject),
+        output::printable(&signer.issuer),
+        signer.serial
+    ));
+}
+
+/// Who signed, for machines.
+pub(super) fn signer_json(signer: &cutover_bundle::SignedBy) -> serde_json::Value {
+    serde_json::json!({
+        "subject": signer.subject,
+        "issuer": signer.issuer,
+        "serial": signer.serial,
+        "not_after": signer.not_after,
+        "key_sha256": signer.key_sha256,
+    })
+}
+
+/// What a release is, in a few lines.
+pub(super) fn summary(manifest: &Manifest) -> String {
+    let packed = manifest.objects.iter().filter(|object| object.encoding == Encoding::Zstd).count();
+    format!(
+        "release   {} {}\nplatform  {}\nchannel   {}\nreleased  {}\nfiles     {}, {}\nobjects   {}, {} compressed, {}",
+        manifest.package,
+        manifest.version,
+        manifest.platform,
+        manifest.channel,
+        manifest.released_at,
+        manifest.files.len(),
+        output::bytes(manifest.total_bytes()),
+        manifest.objects.len(),
+        packed,
+        output::bytes(manifest.payload_bytes()),
+    )
+}
+
+/// One line of a summary.
+pub(super) fn summary_line(what: &str, value: &str) -> String {
+    format!("{what:<9} {value}")
 }

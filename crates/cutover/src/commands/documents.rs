@@ -5,7 +5,7 @@ use std::path::Path;
 use cutover_bundle::documents::{self, DocumentPolicy, Said};
 use cutover_core::model::{Document, DocumentKind, Manifest, ObjectEntry};
 
-use super::bundle::summary_line;
+use super::describe::summary_line;
 use crate::{
     args::Create,
     exit::Exit,

@@ -12,9 +12,9 @@ use cutover_repo::{
 
 use super::{
     Context,
+    fetching::{Metadata, ports},
     place::{is_in_bucket, open},
     repo::{key_at, key_file, metadata_keys, said},
-    source::{Metadata, ports},
 };
 use crate::{
     args::{LogSource, RepoKeys, RepoLog},

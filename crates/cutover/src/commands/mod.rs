@@ -1,16 +1,19 @@
 //! The commands. Each takes its arguments and the [`Context`], prints its result, and returns how it ended.
 
 mod bundle;
+mod check;
 mod config;
 mod delta;
 mod delta_release;
 mod describe;
 mod documents;
+mod fetching;
 mod gate;
 mod index;
 mod log;
 mod node;
 mod offers;
+mod opened;
 mod outcome;
 mod pki;
 mod place;
@@ -160,7 +163,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
         Command::Schema(command) => schema::run(command, context),
         Command::Index(command) => index::run(&command, context),
         Command::Ship(command) => ship::run(command, context),
-        Command::Check(command) => source::check(&command, context),
+        Command::Check(command) => check::check(&command, context),
         Command::Plan(command) => update::plan(&command, context),
         Command::Apply(command) => update::apply(&command, context),
         Command::Status(at) => node::status(&at, context),

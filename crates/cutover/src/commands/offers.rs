@@ -15,9 +15,9 @@ use cutover_host::{
 
 use super::{
     Context,
-    bundle::{self, Update},
+    fetching::{Named, ports},
+    opened::{self, FromFile},
     site,
-    source::{self, Named},
 };
 use crate::{
     exit::Exit,
@@ -74,7 +74,7 @@ fn choose<'a>(found: &'a [Offered], version: Option<&Version>) -> Option<&'a Off
 
 fn open_the_source(settings: &Settings) -> Result<Box<dyn Source>, Failure> {
     let variable = |name: &str| std::env::var(name).ok();
-    open_source(&settings.source, &variable, source::ports(settings))?.ok_or_else(|| {
+    open_source(&settings.source, &variable, ports(settings))?.ok_or_else(|| {
         Failure::usage("no source of releases is set up").hint("set `source.kind` and what it needs")
     })
 }
@@ -119,7 +119,7 @@ pub(super) fn open(
     root: &Path,
     settings: &Settings,
     context: &Context,
-) -> Result<Update, Failure> {
+) -> Result<FromFile, Failure> {
     let source = open_the_source(settings)?;
     let found = of_package(ask(source.as_ref(), root)?, &named.package, &site::platform(settings)?);
     let Some(chosen) = choose(&found, named.version.as_ref()) else {
@@ -132,7 +132,7 @@ pub(super) fn open(
         });
     };
     if let OfferPlace::Local(path) = &chosen.offer.place {
-        return bundle::open_update(path, None, settings, context.now);
+        return opened::open_update(path, None, settings, context.now);
     }
     let mut imagined = None;
     let place = if root.join(".cutover").is_dir() {
@@ -152,7 +152,7 @@ pub(super) fn open(
     let fetched: u64 = report.into_result()?.iter().map(|object| object.fetched_bytes).sum();
     output::note(format!("fetched {} of {}", output::bytes(fetched), output::printable(&chosen.offer.name)));
     let path = path.join(Downloads::path(wanted.digest));
-    let opened = bundle::open_update(&path, None, settings, context.now);
+    let opened = opened::open_update(&path, None, settings, context.now);
     // It is open, so its name is not needed any more; one that was refused is of no use.
     downloads.consume(wanted.digest)?;
     opened

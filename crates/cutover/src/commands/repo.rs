@@ -20,7 +20,7 @@ use cutover_repo::{
 use zeroize::Zeroizing;
 
 use super::{
-    Context, bundle, delta_release, log,
+    Context, bundle, delta_release, log, opened,
     place::{make, open},
     trust,
 };
@@ -237,7 +237,7 @@ fn publish(command: &RepoPublish, context: &Context) -> Result<Exit, Failure> {
     let bundles = command
         .bundles
         .iter()
-        .map(|path| bundle::open_verified(path, &settings, context.now))
+        .map(|path| opened::open_verified(path, &settings, context.now))
         .collect::<Result<Vec<_>, _>>()?;
     let (storage, keys) = (open(&command.dir, context)?, metadata_keys(&command.keys)?);
     let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;

@@ -28,9 +28,10 @@ use cutover_host::{
 use super::{
     Context,
     describe::describe,
+    fetching::{Named, offers_bundles},
     outcome::{tell_rest, with_exit},
     site::{self, Missing, Site, entries_of},
-    source::{self, Fetched, Named, Together},
+    source::{self, Fetched, Together},
     update::prune_after,
 };
 use crate::{
@@ -66,7 +67,7 @@ pub(super) fn open(
     settings: &Settings,
     context: &Context,
 ) -> Result<Option<Set>, Failure> {
-    if settings.package.sites.is_empty() || source::offers_bundles(from, settings) {
+    if settings.package.sites.is_empty() || offers_bundles(from, settings) {
         return Ok(None);
     }
     if let Some(only) = settings.package.name.as_ref().filter(|only| **only != named.package) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use cutover_core::{
-    model::{Instant, Manifest, Name, Version},
+    model::{Instant, Manifest, Name, ReleaseRef, Version},
     plan::{Layout, OnProbeFailure, Plan, Policy, Step},
 };
 use cutover_host::{
@@ -119,19 +119,6 @@ impl Site {
     /// Other packages of this host.
     pub(super) fn packages(&self) -> &BTreeMap<Name, Version> {
         &self.packages
-    }
-
-    /// The manifests of what other roots of this host hold.
-    ///
-    /// # Errors
-    /// A root cannot be looked at.
-    pub(super) fn beside(&self) -> Result<Vec<Arc<Manifest>>, Failure> {
-        let mut found = Vec::new();
-        for root in other_roots(&self.root, &self.settings)? {
-            let status = node_at(&root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
-            found.extend(status.manifest);
-        }
-        Ok(found)
     }
 
     /// What the operator wants, for the planner.
@@ -326,13 +313,34 @@ pub(super) fn platform(settings: &Settings) -> Result<Name, Failure> {
 /// Other packages of this host: those that are named, and those in other roots.
 fn packages(root: &Path, settings: &Settings) -> Result<BTreeMap<Name, Version>, Failure> {
     let mut packages = settings.preflight.packages.clone();
-    for root in other_roots(root, settings)? {
-        let status = node_at(&root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
-        if let Some(release) = status.installed {
-            packages.insert(release.package, release.version);
-        }
-    }
+    let beside = installed_beside(root, settings)?.into_iter();
+    packages.extend(beside.map(|(release, _)| (release.package, release.version)));
     Ok(packages)
+}
+
+/// A release that is installed somewhere, and its manifest.
+pub(super) type Installed = (ReleaseRef, Arc<Manifest>);
+
+/// What a root holds; nothing when it is not there.
+///
+/// # Errors
+/// It cannot be looked at.
+pub(super) fn installed(root: &Path) -> Result<Option<Installed>, Failure> {
+    if !root.is_dir() {
+        return Ok(None);
+    }
+    let status = node_at(root, &Settings::default(), BTreeMap::new(), "look")?.status()?;
+    Ok(status.installed.zip(status.manifest))
+}
+
+/// What the other roots of this host hold.
+///
+/// # Errors
+/// A root cannot be looked at.
+pub(super) fn installed_beside(root: &Path, settings: &Settings) -> Result<Vec<Installed>, Failure> {
+    let others = other_roots(root, settings)?;
+    let found = others.iter().map(|root| installed(root)).collect::<Result<Vec<_>, _>>()?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// The other roots of this host: those in `package.roots`, and those in `package.sites` that are there already.

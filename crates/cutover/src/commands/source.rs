@@ -1,9 +1,8 @@
-//! Releases of a repository: `check`, and the NAME@VERSION of `plan` and `apply`.
+//! Releases of a repository: the NAME@VERSION of `plan` and `apply`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    num::NonZeroUsize,
     path::Path,
     sync::Arc,
 };
@@ -20,8 +19,7 @@ use cutover_core::{
 use cutover_host::{
     disk::RealDisk,
     fetch::{
-        Downloads, FetchError, FetchPorts, Got, RealTimer, RelativePath, Source, SourceKind, Tag, Unwatched,
-        Wanted, open_source,
+        Downloads, FetchError, FetchPorts, RelativePath, Source, SourceKind, Unwatched, Wanted, open_source,
     },
     fetched_payload::FetchedPayload,
 };
@@ -32,140 +30,24 @@ use cutover_repo::{
 };
 
 use super::{
-    Context, documents, log, offers, place,
-    site::{self, Missing, Site},
+    Context, documents,
+    fetching::{Metadata, Named, TAG, ports},
+    log,
+    site::{self, Site},
     trust,
 };
-use crate::{
-    args::{Check, FromRepository},
-    exit::Exit,
-    failure::Failure,
-    files,
-    output::{self, Form},
-    settings::Settings,
-};
-
-/// A release as it was named.
-pub(super) struct Named {
-    pub(super) package: Name,
-    pub(super) version: Option<Version>,
-}
-
-/// Whether a release of a repository is meant and not a file: there is no such file, and it reads `NAME@VERSION`; or `NAME`
-/// when there is a repository.
-pub(super) fn reference(text: &Path, from: &FromRepository, settings: &Settings) -> Option<Named> {
-    let name = text.to_str().filter(|_| !text.exists())?;
-    match name.split_once('@') {
-        Some((package, version)) => {
-            Some(Named { package: package.parse().ok()?, version: Some(version.parse().ok()?) })
-        }
-        None if !has_source(from, settings) => None,
-        None => Some(Named { package: name.parse().ok()?, version: None }),
-    }
-}
-
-/// Whether anything says where releases come from.
-fn has_source(from: &FromRepository, settings: &Settings) -> bool {
-    !from.source.is_empty() || !settings.source.urls.is_empty() || offers_bundles(from, settings)
-}
-
-/// Whether releases come as whole bundles, and not from a repository.
-pub(super) fn offers_bundles(from: &FromRepository, settings: &Settings) -> bool {
-    from.source.is_empty() && settings.source.kind != SourceKind::Repository
-}
-
-/// What fetching needs of this machine.
-pub(super) fn ports(settings: &Settings) -> FetchPorts {
-    FetchPorts {
-        timer: Arc::new(RealTimer::start()),
-        clock: Arc::new(site::WallClock),
-        seed: rand::random(),
-        jobs: NonZeroUsize::new(settings.install.jobs).unwrap_or(NonZeroUsize::MIN),
-        nice: settings.install.nice,
-        speeds: Speeds::default(),
-        buckets: place::buckets(settings),
-    }
-}
+use crate::{args::FromRepository, exit::Exit, failure::Failure, files, output, settings::Settings};
 
 /// A repository, and what this root knows of it.
-struct Repository {
-    source: Box<dyn Source>,
-    state: StateDirectory,
+pub(super) struct Repository {
+    pub(super) source: Box<dyn Source>,
+    pub(super) state: StateDirectory,
     /// Where the state lies as long as there is no root.
     aside: Option<tempfile::TempDir>,
     anchor: TrustAnchor,
     lists: RevocationLists,
     channels: Vec<Name>,
     platform: Name,
-}
-
-/// The port of the metadata client over the downloader.
-pub(super) struct Metadata<'a> {
-    pub(super) source: &'a dyn Source,
-    /// Where the tags of files that are asked for again and again are kept.
-    pub(super) tags: Option<&'a StateDirectory>,
-}
-
-/// Where the tag of the one file that changes is kept.
-const TAG: &str = "timestamp.tag";
-
-/// By what a place knows the version of a file that is kept.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeptTag {
-    /// The file's SHA-256: the tag means this one.
-    sha256: Digest,
-    tag: Tag,
-}
-
-fn not_fetched(error: FetchError) -> cutover_repo::FetchError {
-    match error {
-        FetchError::TooLong { limit, .. } => cutover_repo::FetchError::TooLarge { limit },
-        other => cutover_repo::FetchError::Failed(Box::new(other)),
-    }
-}
-
-impl Metadata<'_> {
-    fn get(&self, path: &str, bytes_max: u64, known: Option<&Tag>) -> Result<Got, cutover_repo::FetchError> {
-        let path = RelativePath::new(path).map_err(not_fetched)?;
-        self.source.get(&path, bytes_max, known).map_err(not_fetched)
-    }
-}
-
-impl Fetch for Metadata<'_> {
-    fn fetch(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, cutover_repo::FetchError> {
-        match self.get(path, bytes_max, None)? {
-            Got::Content { bytes, .. } => Ok(bytes),
-            // Nothing was named as known.
-            Got::Missing | Got::Unchanged => Err(cutover_repo::FetchError::NotFound),
-        }
-    }
-
-    fn fetch_again(
-        &self,
-        path: &str,
-        bytes_max: u64,
-        known: Option<&[u8]>,
-    ) -> Result<Option<Vec<u8>>, cutover_repo::FetchError> {
-        // Without a tag, or with one of another file, the file is fetched: nothing is lost but its bytes.
-        let kept = self.tags.and_then(|tags| tags.load(TAG).ok().flatten());
-        let kept = kept.and_then(|bytes| serde_json::from_slice::<KeptTag>(&bytes).ok());
-        let kept = kept.filter(|kept| known.is_some_and(|known| kept.sha256 == Digest::of(known)));
-        match self.get(path, bytes_max, kept.as_ref().map(|kept| &kept.tag))? {
-            Got::Unchanged => Ok(None),
-            Got::Missing => Err(cutover_repo::FetchError::NotFound),
-            Got::Content { bytes, tag } => {
-                if let (Some(tags), Some(tag)) = (self.tags, tag) {
-                    let kept = KeptTag { sha256: Digest::of(&bytes), tag };
-                    let kept = serde_json::to_vec(&kept).expect("a tag always serialises");
-                    if let Err(error) = tags.keep(TAG, &kept) {
-                        tracing::debug!(%error, "a tag is not kept");
-                    }
-                }
-                Ok(Some(bytes))
-            }
-        }
-    }
 }
 
 /// Where the speeds of mirrors are kept.
@@ -186,7 +68,7 @@ fn kept_speeds(state: &StateDirectory) -> Speeds {
 }
 
 /// Keeps what this run measured.
-fn keep_speeds(source: &dyn Source, state: &StateDirectory) {
+pub(super) fn keep_speeds(source: &dyn Source, state: &StateDirectory) {
     let kept = source.fetcher().learned().map(|speeds| state.keep(SPEEDS, &speeds.to_bytes()));
     if let Some(Err(error)) = kept {
         tracing::debug!(%error, "the speeds of mirrors are not kept");
@@ -214,7 +96,7 @@ fn repository_source(
 }
 
 impl Repository {
-    fn open(
+    pub(super) fn open(
         from: &FromRepository,
         root: &Path,
         settings: &Settings,
@@ -281,11 +163,11 @@ impl Repository {
         self.state.keep("root", &root).map_err(failed)
     }
 
-    fn metadata(&self) -> Metadata<'_> {
+    pub(super) fn metadata(&self) -> Metadata<'_> {
         Metadata { source: self.source.as_ref(), tags: Some(&self.state) }
     }
 
-    fn wanted(&self, named: &Named) -> cutover_repo::Wanted {
+    pub(super) fn wanted(&self, named: &Named) -> cutover_repo::Wanted {
         cutover_repo::Wanted {
             package: named.package.clone(),
             version: named.version.clone(),
@@ -306,16 +188,14 @@ pub(super) struct Present {
 
 impl Present {
     fn of(root: &Path, settings: &Settings) -> Result<Self, Failure> {
-        let site = Site::open(root, settings.clone(), Missing::Imagine, "look")?;
-        let status = site.node.status()?;
         // What other packages need is in their manifests; of one that is only named, the version counts.
-        let named = site.packages().iter().map(|(name, version)| (name.clone(), bare(version)));
+        let named = settings.preflight.packages.iter().map(|(name, version)| (name.clone(), bare(version)));
         let mut packages: BTreeMap<Name, Candidate> = named.collect();
-        let beside = site.beside()?;
-        for manifest in beside.iter().chain(status.manifest.as_ref()) {
+        let (own, beside) = (site::installed(root)?, site::installed_beside(root, settings)?);
+        for (_, manifest) in beside.iter().chain(&own) {
             packages.insert(manifest.package.clone(), installed_candidate(manifest));
         }
-        Ok(Self { installed: status.installed, packages })
+        Ok(Self { installed: own.map(|(release, _)| release), packages })
     }
 }
 
@@ -794,157 +674,4 @@ fn needed(plan: &Plan) -> BTreeSet<Digest> {
         }
     }
     needed
-}
-
-pub(super) fn check(command: &Check, context: &Context) -> Result<Exit, Failure> {
-    let root = &command.at.root;
-    let settings = context.settings(Some(root), [])?.settings;
-    let installed = if root.join(".cutover").is_dir() {
-        Site::open(root, settings.clone(), Missing::Refuse, "check")?.node.status()?.installed
-    } else {
-        None
-    };
-    let package = command
-        .package
-        .clone()
-        .or_else(|| installed.as_ref().map(|release| release.package.clone()))
-        .or_else(|| settings.package.name.clone())
-        .ok_or_else(|| Failure::usage("nothing is installed here: say which package to look for"))?;
-    if offers_bundles(&command.from, &settings) {
-        return check_bundles(&package, installed.as_ref(), root, &settings, context);
-    }
-    let repository = Repository::open(&command.from, root, &settings, context)?;
-    let metadata = repository.metadata();
-    let client = Client::refresh(&metadata, &repository.state, context.now, ClientLimits::default())?;
-    log::follow(&settings, &metadata, &repository.state)?;
-    let mut catalogue = Catalogue::new(client);
-    let candidates = catalogue.candidates(&repository.wanted(&Named { package, version: None }))?;
-    keep_speeds(repository.source.as_ref(), &repository.state);
-    let installed = installed.map(|release| release.version);
-    let is_newer = |chosen: &&Chosen| {
-        installed.as_ref().is_none_or(|installed| chosen.entry.version.cmp_precedence(installed).is_gt())
-    };
-    let newer: Vec<Offer<'_>> =
-        candidates.iter().filter(is_newer).map(|chosen| Offer::new(chosen, installed.as_ref())).collect();
-    let found = newer.iter().any(|offer| offer.held_back.is_none());
-    let yanked = candidates
-        .iter()
-        .find(|chosen| Some(&chosen.entry.version) == installed.as_ref())
-        .and_then(|chosen| chosen.entry.yanked.as_ref());
-    match context.form {
-        Form::Json => output::json(&serde_json::json!({
-            "installed": installed, "yanked": yanked.map(|yanked| &yanked.reason), "offers": newer,
-        }))?,
-        Form::Text => {
-            let installed = installed.as_ref().map_or_else(|| "nothing".to_owned(), Version::to_string);
-            output::line(format!("installed  {installed}"));
-            if let Some(yanked) = yanked {
-                output::line(output::printable(&format!("yanked     {}", yanked.reason)));
-            }
-            output::line(output::table(
-                &["version", "channel", "priority", "at most", "delta", "held back"],
-                newer.iter().map(Offer::row).collect(),
-            ));
-        }
-    }
-    Ok(if found { Exit::Done } else { Exit::NothingToDo })
-}
-
-/// `check` where releases come as whole bundles: what their names say.
-fn check_bundles(
-    package: &Name,
-    installed: Option<&ReleaseRef>,
-    root: &Path,
-    settings: &Settings,
-    context: &Context,
-) -> Result<Exit, Failure> {
-    let installed = installed.map(|release| &release.version);
-    let newer: Vec<offers::Offered> = offers::listed(package, root, settings)?
-        .into_iter()
-        .filter(|offered| installed.is_none_or(|installed| offered.version.cmp_precedence(installed).is_gt()))
-        .collect();
-    let held_back = |offered: &offers::Offered| {
-        (!offered.is_for_everybody()).then_some("a pre-release: ask for it by version")
-    };
-    let found = newer.iter().any(|offered| held_back(offered).is_none());
-    match context.form {
-        Form::Json => {
-            let offers = newer.iter().map(|offered| {
-                serde_json::json!({
-                    "version": offered.version, "name": offered.offer.name,
-                    "payload_bytes": offered.offer.size_bytes, "held_back": held_back(offered),
-                })
-            });
-            output::json(
-                &serde_json::json!({ "installed": installed, "offers": offers.collect::<Vec<_>>() }),
-            )?;
-        }
-        Form::Text => {
-            output::line(format!(
-                "installed  {}",
-                installed.map_or_else(|| "nothing".to_owned(), Version::to_string)
-            ));
-            let row = |offered: &offers::Offered| {
-                vec![
-                    offered.version.to_string(),
-                    output::printable(&offered.offer.name),
-                    output::bytes(offered.offer.size_bytes),
-                    held_back(offered).unwrap_or("-").to_owned(),
-                ]
-            };
-            let rows = newer.iter().map(row).collect();
-            output::line(output::table(&["version", "bundle", "size", "held back"], rows));
-        }
-    }
-    Ok(if found { Exit::Done } else { Exit::NothingToDo })
-}
-
-/// A release that is newer than the installed one.
-#[derive(serde::Serialize)]
-struct Offer<'a> {
-    version: &'a Version,
-    channel: &'a Name,
-    priority: cutover_core::model::Priority,
-    payload_bytes: u64,
-    delta_bytes: Option<u64>,
-    /// Why it would not be chosen or could not be installed now.
-    held_back: Option<String>,
-}
-
-impl<'a> Offer<'a> {
-    fn new(chosen: &'a Chosen, installed: Option<&Version>) -> Self {
-        let entry = &chosen.entry;
-        let too_old = entry
-            .min_upgrade_from
-            .as_ref()
-            .filter(|oldest| installed.is_some_and(|installed| installed.cmp_precedence(oldest).is_lt()));
-        let held_back = match (&entry.yanked, too_old) {
-            (Some(yanked), _) => Some(format!("yanked: {}", yanked.reason)),
-            (None, Some(oldest)) => Some(format!("needs {oldest} first")),
-            (None, None) if entry.version.is_prerelease() => {
-                Some("a pre-release: ask for it by version".to_owned())
-            }
-            (None, None) => None,
-        };
-        let delta = entry.deltas.iter().find(|delta| Some(&delta.from.version) == installed);
-        Self {
-            version: &entry.version,
-            channel: &chosen.channel,
-            priority: entry.priority,
-            payload_bytes: entry.payload_bytes,
-            delta_bytes: delta.map(|delta| delta.bundle.size),
-            held_back,
-        }
-    }
-
-    fn row(&self) -> Vec<String> {
-        vec![
-            self.version.to_string(),
-            self.channel.to_string(),
-            format!("{:?}", self.priority).to_lowercase(),
-            output::bytes(self.payload_bytes),
-            self.delta_bytes.map_or_else(|| "-".to_owned(), output::bytes),
-            self.held_back.clone().unwrap_or_else(|| "-".to_owned()),
-        ]
-    }
 }

@@ -4,22 +4,25 @@ use std::{path::Path, sync::Arc};
 
 use cutover_core::{
     execute::Outcome,
+    model::{Manifest, ReleaseRef},
     plan::{Layout, Plan as PlanDocument, check_plan, plan_update},
 };
 use cutover_host::{
     node::{Observed, Report},
+    payload::Payload,
     preflight::PreflightReport,
 };
 
 use super::{
     Context,
-    bundle::{self, Update},
     describe::describe,
+    fetching::{offers_bundles, reference},
     log, offers,
+    opened::{FromFile, open_update},
     outcome::{DeltaSaved, finish},
     sets,
     site::{Missing, Site},
-    source,
+    source::{self, Fetched},
 };
 use crate::{
     args::{Apply, AtRoot, FromRepository, Plan, UpdateFlags},
@@ -53,6 +56,67 @@ fn flags_of(update: &UpdateFlags) -> Vec<Flag> {
     flags
 }
 
+/// What an update comes from; this program's anchor vouches for it.
+enum Update {
+    /// A file on this machine.
+    File(FromFile),
+    /// A release of a repository, whose objects are fetched.
+    Fetched(Box<Fetched>),
+}
+
+impl Update {
+    /// As the engine wants it.
+    fn payload(&self) -> &dyn Payload {
+        match self {
+            Self::File(FromFile::Full(bundle)) => bundle,
+            Self::File(FromFile::Delta(delta)) => delta,
+            Self::Fetched(fetched) => &fetched.payload,
+        }
+    }
+
+    /// The release that comes out.
+    fn release(&self) -> ReleaseRef {
+        self.payload().release()
+    }
+
+    /// Its manifest.
+    fn manifest(&self) -> &Manifest {
+        self.payload().manifest()
+    }
+
+    /// Reads and checks every byte of the payload.
+    ///
+    /// # Errors
+    /// The first that is not as declared, with `message`.
+    fn check(&self, message: &str) -> Result<(), Failure> {
+        match self {
+            Self::File(FromFile::Full(bundle)) => {
+                bundle.check_objects().map_err(|error| Failure::about(error, message))
+            }
+            Self::File(FromFile::Delta(delta)) => {
+                delta.check_payload().map_err(|error| Failure::about(error, message))
+            }
+            // Every file is checked as it is fetched.
+            Self::Fetched(_) => Ok(()),
+        }
+    }
+
+    /// A delta needs the release it leads from, or a full bundle.
+    ///
+    /// # Errors
+    /// Another release is installed, or none.
+    fn check_base(&self, installed: Option<&ReleaseRef>) -> Result<(), Failure> {
+        let Self::File(FromFile::Delta(payload)) = self else { return Ok(()) };
+        let from = &payload.delta().delta().from;
+        if installed == Some(from) || payload.has_full() {
+            return Ok(());
+        }
+        let there = installed.map_or_else(|| "nothing is".to_owned(), |there| format!("{there} is"));
+        Err(Failure::new(Exit::Policy, format!("the delta leads from {from}, and {there} installed here"))
+            .hint("use the full bundle, or pass it with --full"))
+    }
+}
+
 /// What is to be installed, as it was named.
 struct Given<'a> {
     path: &'a Path,
@@ -62,17 +126,17 @@ struct Given<'a> {
 
 impl Given<'_> {
     fn open(&self, root: &Path, settings: &Settings, context: &Context) -> Result<Update, Failure> {
-        let wanted = source::reference(self.path, self.from, settings);
-        if wanted.is_none() || source::offers_bundles(self.from, settings) {
+        let wanted = reference(self.path, self.from, settings);
+        if wanted.is_none() || offers_bundles(self.from, settings) {
             log::refuse_files(settings, self.path)?;
         }
         match wanted {
             Some(_) if self.full.is_some() => Err(Failure::usage("--full is for delta bundles")),
-            Some(wanted) if source::offers_bundles(self.from, settings) => {
-                offers::open(&wanted, root, settings, context)
+            Some(wanted) if offers_bundles(self.from, settings) => {
+                offers::open(&wanted, root, settings, context).map(Update::File)
             }
             Some(wanted) => source::open(wanted, self.from, root, settings, context).map(Update::Fetched),
-            None => bundle::open_update(self.path, self.full, settings, context.now),
+            None => open_update(self.path, self.full, settings, context.now).map(Update::File),
         }
     }
 
@@ -85,7 +149,7 @@ impl Given<'_> {
         is_planned: bool,
         context: &Context,
     ) -> Result<Option<sets::Set>, Failure> {
-        let Some(wanted) = source::reference(self.path, self.from, settings) else { return Ok(None) };
+        let Some(wanted) = reference(self.path, self.from, settings) else { return Ok(None) };
         let set = sets::open(&wanted, self.from, root, settings, context)?;
         let refused = |what: &str| {
             Err(Failure::usage(format!("{what}: this changes several packages, or one in several steps")))
@@ -248,7 +312,7 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
             let downloads = source::downloads(&site.root)?;
             fetched.while_fetching(&site, &plan, installed.as_ref(), downloads, context, execute)?
         }
-        Update::Full(_) | Update::Delta(_) => (execute(), None),
+        Update::File(_) => (execute(), None),
     };
     let report = report?;
     // What the payload holds is only seen while it is laid down; then everything was undone, and this is the reason.
@@ -271,7 +335,7 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
 }
 
 fn delta_saved(update: &Update, path: &Path) -> Option<DeltaSaved> {
-    let Update::Delta(payload) = update else { return None };
+    let Update::File(FromFile::Delta(payload)) = update else { return None };
     let downloaded_bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     let (full_bytes, raw_bytes) = (update.manifest().payload_bytes(), update.manifest().total_bytes());
     let counts = payload.counts();
