@@ -8,6 +8,8 @@
 //! [`Set::fold`] replays records, [`Set::next`] says what to do now. Nothing here performs anything. Decision:
 //! `docs/decisions/0043-a-set-has-a-journal.md`.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -35,8 +37,29 @@ pub struct Part {
     pub root: String,
     /// What it has; `None` when it is not installed.
     pub from: Option<Version>,
-    /// What it gets.
-    pub to: Version,
+    /// What it gets; `None` when it goes.
+    pub to: Option<Version>,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.from, &self.to) {
+            (Some(from), Some(to)) => write!(f, "{} {from} -> {to}", self.package),
+            (None, Some(to)) => write!(f, "{} {to}", self.package),
+            (Some(from), None) => write!(f, "{} {from} -> nothing", self.package),
+            (None, None) => write!(f, "{}", self.package),
+        }
+    }
+}
+
+/// How a package goes back to what it had before a set. Made by [`Set::way_back`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Back {
+    /// The change: from what the set gave it to what it had before.
+    #[serde(flatten)]
+    pub part: Part,
+    /// The execution in its root whose restore point leads there.
+    pub execution: u64,
 }
 
 /// One thing that the journal of a set tells. Format: `docs/formats/set.md`.
@@ -47,6 +70,9 @@ pub enum SetRecord {
     Begun {
         /// What changes.
         parts: Vec<Part>,
+        /// The number of the earlier set that this one takes back, if that is what it does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        takes_back: Option<u64>,
     },
     /// The execution of a part is about to begin in its root.
     Started {
@@ -151,6 +177,7 @@ pub enum Next {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     parts: Vec<Part>,
+    takes_back: Option<u64>,
     states: Vec<PartState>,
     executions: Vec<Option<u64>>,
     /// Why it goes back, if it does: how the part that failed ended.
@@ -184,12 +211,23 @@ impl Set {
         let count = parts.len();
         Self {
             parts,
+            takes_back: None,
             states: vec![PartState::Waiting; count],
             executions: vec![None; count],
             failure: None,
             committed: false,
             outcome: None,
         }
+    }
+
+    /// The same as what takes the earlier set with this number back.
+    pub fn taking_back(self, number: Option<u64>) -> Self {
+        Self { takes_back: number, ..self }
+    }
+
+    /// Its first record.
+    pub fn beginning(&self) -> SetRecord {
+        SetRecord::Begun { parts: self.parts.clone(), takes_back: self.takes_back }
     }
 
     /// Replays a journal.
@@ -200,7 +238,9 @@ impl Set {
         let mut records = records.into_iter().enumerate();
         let mut set = match records.next() {
             None => return Err(SetFoldError::Empty),
-            Some((_, SetRecord::Begun { parts })) if !parts.is_empty() => Self::new(parts),
+            Some((_, SetRecord::Begun { parts, takes_back })) if !parts.is_empty() => {
+                Self::new(parts).taking_back(takes_back)
+            }
             Some(_) => return Err(SetFoldError::Begin),
         };
         for (index, record) in records {
@@ -338,6 +378,34 @@ impl Set {
     /// Why it goes back, for people.
     pub fn back(&self) -> Option<String> {
         self.failure.as_ref().map(|failure| self.reason(failure))
+    }
+
+    /// What takes it back: one change for each root, what changed last first. A package that went by way of a version between
+    /// goes back at once. `None` unless it ended confirmed; and what took a set back leaves nothing behind to go back to.
+    pub fn way_back(&self) -> Option<Vec<Back>> {
+        if self.outcome != Some(Outcome::Confirmed) || self.takes_back.is_some() {
+            return None;
+        }
+        let mut back: Vec<Back> = Vec::new();
+        for (part, execution) in self.parts.iter().zip(&self.executions).rev() {
+            let execution = (*execution)?;
+            match back.iter_mut().find(|later| later.part.root == part.root) {
+                Some(later) => {
+                    later.part.to.clone_from(&part.from);
+                    later.execution = execution;
+                }
+                None => {
+                    let (from, to) = (part.to.clone(), part.from.clone());
+                    back.push(Back { part: Part { from, to, ..part.clone() }, execution });
+                }
+            }
+        }
+        Some(back)
+    }
+
+    /// The number of the earlier set that it takes back, if that is what it does.
+    pub fn takes_back(&self) -> Option<u64> {
+        self.takes_back
     }
 
     /// What changes, in order.

@@ -1095,6 +1095,9 @@ pub(crate) struct Rollback {
     /// Where the package is installed.
     #[command(flatten)]
     pub(crate) at: AtRoot,
+    /// Takes back the whole set that made the restore point, as one execution: every package of it, or none.
+    #[arg(long)]
+    pub(crate) whole_set: bool,
     /// Shows what would be done and changes nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -63,6 +63,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong, with its causes.
+    pub fn in_one_line(&self) -> String {
+        std::iter::once(self.to_string()).chain(self.causes()).collect::<Vec<_>>().join(": ")
+    }
+
     /// Adds something to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

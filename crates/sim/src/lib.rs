@@ -21,7 +21,8 @@ pub use disk::{Crashed, FaultDisk};
 pub use fault::{Call, Death, Errno, Fault, Faults, Lasting, Moment, Op};
 pub use fs::{BLOCK, FileSystem, Options, Reflinks, Tree, TreeEntry, TreeKind};
 pub use machine::{
-    Action, Ended, Life, Machine, PART_ROOTS, Process, SetEnded, SetLife, SetMachine, SetStory, Verdicts,
+    Action, Ended, Life, Machine, PART_ROOTS, Process, SetAction, SetEnded, SetLife, SetMachine, SetStory,
+    Verdicts,
 };
 pub use random::Random;
 pub use release::{Release, Spec, SpecFile, releases};

@@ -43,7 +43,7 @@ use crate::{
 
 mod sets;
 
-pub use sets::{PART_ROOTS, SetEnded, SetLife, SetMachine, SetStory};
+pub use sets::{PART_ROOTS, SetAction, SetEnded, SetLife, SetMachine, SetStory};
 
 /// What a process can be asked to do, as the commands of the program do it.
 #[derive(Clone, Debug, PartialEq, Eq)]

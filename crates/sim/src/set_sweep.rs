@@ -46,12 +46,12 @@ impl SetSubject {
     /// # Errors
     /// What does not even work then.
     pub fn prepare(story: SetStory, layout: Layout) -> Result<Self, String> {
-        let (name, fails) = (story.name, story.probe_fails.is_some());
+        let (name, fails) = (story.name, story.probe_fails);
         let base = SetMachine::prepare(story, layout)?;
         let before = base.visible();
         let mut good = base.fork();
         good.mend();
-        let life = good.apply(Faults::none());
+        let life = good.act(Faults::none());
         if life.ended.outcome() != Some(&Outcome::Confirmed) {
             return Err(format!("without any fault: {:?}", life.ended));
         }
@@ -60,8 +60,10 @@ impl SetSubject {
             return Err("a root does not change".to_owned());
         }
         let mut machine = base.fork();
-        let unbroken = machine.apply(Faults::none());
-        let named = |outcome: &Outcome| matches!(outcome, Outcome::ProbeFailed { reason } if reason.contains("package-c"));
+        let unbroken = machine.act(Faults::none());
+        let failing = fails.map_or(String::new(), |root| format!("package-{}", PART_ROOTS[root]));
+        let named = |outcome: &Outcome| matches!(outcome, Outcome::ProbeFailed { reason } if reason.contains(&failing));
+        let fails = fails.is_some();
         if fails && !unbroken.ended.outcome().is_some_and(named) {
             return Err(format!("the probe should have failed: {:?}", unbroken.ended));
         }
@@ -150,9 +152,14 @@ impl SetSubject {
         }
         if now == Promised::Old {
             machine.mend();
-            let retried = machine.apply(Faults::none());
-            if retried.ended.outcome() != Some(&Outcome::Confirmed) || machine.visible() != self.after {
+            let retried = machine.act(Faults::none());
+            if retried.ended.outcome() != Some(&Outcome::Confirmed) {
                 return Err(format!("trying again: {:?}", retried.ended));
+            }
+            for ((root, now), after) in PART_ROOTS.iter().zip(&machine.visible()).zip(&self.after) {
+                if now != after {
+                    return Err(format!("tried again, {root} is not new:\n{}", now.difference(after)));
+                }
             }
         }
         // The roots can go on, each alone.
@@ -165,7 +172,7 @@ impl SetSubject {
     /// Runs the set with a fault, recovers with another one, and checks everything.
     fn try_to(&self, first: Injection, second: Option<Injection>, depth: Depth) -> Result<Tried, String> {
         let mut machine = self.base.fork();
-        let life = machine.apply(Faults::at(first.call, first.fault));
+        let life = machine.act(Faults::at(first.call, first.fault));
         let promised = match life.ended.outcome().filter(|_| !life.crashed) {
             Some(Outcome::Confirmed) => Promised::New,
             Some(Outcome::Undone { .. } | Outcome::ProbeFailed { .. }) => Promised::Old,
@@ -210,12 +217,14 @@ impl SetSubject {
             for fault in faults {
                 let first = Injection { call: call.index, fault };
                 let mut seconds = vec![None];
-                // As with single roots, a second crash follows a first one.
-                if matches!(fault, Fault::Crash(..)) && random.below(6) == 0 {
+                // As with single roots, a second crash follows a first one, or a flush that failed.
+                if matches!(fault, Fault::Crash(..) | Fault::FsyncLie) && random.below(6) == 0 {
                     let deaths = deaths(&mut random);
                     let fault = Fault::Crash(Moment::After, *random.pick(&deaths));
-                    // A recovery makes some hundred calls; a number beyond them hits nothing.
-                    seconds.push(Some(Injection { call: 3 + random.below(220), fault }));
+                    let effects = self.effects_of_recovery(first);
+                    if !effects.is_empty() {
+                        seconds.push(Some(Injection { call: *random.pick(&effects), fault }));
+                    }
                 }
                 for second in seconds {
                     let tried = self.try_to(first, second, depth);
@@ -228,6 +237,14 @@ impl SetSubject {
             }
         }
         Ok(tally)
+    }
+
+    /// The calls of the recovery from `first` that change something.
+    fn effects_of_recovery(&self, first: Injection) -> Vec<u64> {
+        let mut machine = self.base.fork();
+        machine.act(Faults::at(first.call, first.fault));
+        let trace = machine.recover(Faults::none()).trace;
+        trace.iter().filter(|call| call.op.is_effect()).map(|call| call.index).collect()
     }
 
     /// Runs the set with `first` going wrong, recovers with `second` going wrong, and checks everything.

@@ -2,17 +2,25 @@
 
 use cutover_core::{
     execute::Outcome,
-    model::Instant,
+    model::{Instant, Version},
     set::{Next, Part, PartState, Set, SetFoldError, SetRecord},
 };
 use proptest::prelude::*;
+
+fn version(text: &str) -> Version {
+    text.parse().expect("a version")
+}
+
+fn begun(parts: Vec<Part>) -> SetRecord {
+    SetRecord::Begun { parts, takes_back: None }
+}
 
 fn parts(count: usize) -> Vec<Part> {
     let part = |index: usize| Part {
         package: format!("package{index}").parse().expect("a name"),
         root: format!("/srv/package{index}"),
-        from: (index > 0).then(|| "1.0.0".parse().expect("a version")),
-        to: "1.1.0".parse().expect("a version"),
+        from: (index > 0).then(|| version("1.0.0")),
+        to: Some(version("1.1.0")),
     };
     (0..count).map(part).collect()
 }
@@ -47,7 +55,7 @@ struct World {
 
 impl World {
     fn new(count: usize) -> Self {
-        let journal = vec![SetRecord::Begun { parts: parts(count) }];
+        let journal = vec![begun(parts(count))];
         Self { journal, roots: vec![Root::Old; count], taken_back: Vec::new() }
     }
 
@@ -190,13 +198,12 @@ fn part_that_cannot_be_taken_back_stops_the_set_until_somebody_acts() {
 
 #[test]
 fn journal_that_cannot_have_been_written_is_refused() {
-    let begun = || SetRecord::Begun { parts: parts(2) };
     assert_eq!(Set::fold([]), Err(SetFoldError::Empty));
     assert_eq!(Set::fold([SetRecord::Resumed]), Err(SetFoldError::Begin));
-    assert_eq!(Set::fold([SetRecord::Begun { parts: Vec::new() }]), Err(SetFoldError::Begin));
+    assert_eq!(Set::fold([begun(Vec::new())]), Err(SetFoldError::Begin));
     let held = |part| [SetRecord::Started { part, execution: 1 }, SetRecord::Held { part }];
     let bad: Vec<Vec<SetRecord>> = vec![
-        vec![begun()],
+        vec![begun(parts(2))],
         vec![SetRecord::Committed],
         vec![SetRecord::Held { part: 0 }],
         vec![SetRecord::Started { part: 1, execution: 1 }],
@@ -210,15 +217,49 @@ fn journal_that_cannot_have_been_written_is_refused() {
         vec![SetRecord::Failed { part: 9, outcome: undone("x") }],
     ];
     for records in bad {
-        let whole: Vec<SetRecord> = std::iter::once(begun()).chain(records).collect();
+        let whole: Vec<SetRecord> = std::iter::once(begun(parts(2))).chain(records).collect();
         assert!(matches!(Set::fold(whole.clone()), Err(SetFoldError::Order { .. })), "{whole:?}");
     }
+}
+
+#[test]
+fn confirmed_set_goes_back_in_one_step_for_each_package_what_changed_last_first() {
+    let part = |package: &str, from: Option<&str>, to: &str| Part {
+        package: package.parse().expect("a name"),
+        root: format!("/srv/{package}"),
+        from: from.map(version),
+        to: Some(version(to)),
+    };
+    let parts = vec![
+        part("storage", Some("1.0.0"), "1.1.0"),
+        part("base", None, "2.0.0"),
+        part("storage", Some("1.1.0"), "1.5.0"),
+    ];
+    let count = parts.len();
+    let mut set = Set::new(parts);
+    for part in 0..count {
+        assert_eq!(set.way_back(), None, "it is not confirmed");
+        set.apply(&SetRecord::Started { part, execution: 7 + part as u64 }).expect("in order");
+        set.apply(&SetRecord::Held { part }).expect("in order");
+    }
+    set.apply(&SetRecord::Committed).expect("all hold");
+    (0..count).for_each(|part| set.apply(&SetRecord::Confirmed { part }).expect("committed"));
+    set.apply(&SetRecord::Finished { outcome: Outcome::Confirmed }).expect("the end");
+    let back = set.way_back().expect("a way");
+    let told: Vec<(String, u64)> = back.iter().map(|back| (back.part.to_string(), back.execution)).collect();
+    assert_eq!(
+        told,
+        [("storage 1.5.0 -> 1.0.0".to_owned(), 7), ("base 2.0.0 -> nothing".to_owned(), 8)],
+        "the restore points of the first executions lead there"
+    );
 }
 
 #[test]
 fn records_survive_their_line() {
     let mut world = World::new(2);
     world.run(Some((1, Fails::Probe)), usize::MAX);
+    let gone = Part { to: None, ..parts(1).remove(0) };
+    world.journal.push(SetRecord::Begun { parts: vec![gone], takes_back: Some(3) });
     let at = Instant::from_unix(1_760_000_000).expect("in range");
     let line = SetRecord::to_line(&world.journal, at);
     let (when, read) = SetRecord::from_line(line.strip_suffix(b"\n").expect("a line")).expect("read");

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use cutover_core::{
     execute::Outcome,
     model::RestorePointId,
-    plan::{KeptTree, Layout, Plan as PlanDocument, Refusal, RollbackTarget, check_plan, plan_rollback},
+    plan::{
+        KeptTree, Layout, Plan as PlanDocument, Policy, Refusal, RollbackTarget, check_plan, plan_rollback,
+    },
 };
 use cutover_host::{
     catalog::HistoryRow,
@@ -29,7 +31,7 @@ use crate::{
 };
 
 /// Refuses to change a root that was never used: taking its lock would choose a layout for it.
-fn must_be_used(site: &Site) -> Result<(), Failure> {
+pub(super) fn must_be_used(site: &Site) -> Result<(), Failure> {
     match site.node.status()?.layout {
         Some(_) => Ok(()),
         None => Err(Failure::new(
@@ -172,10 +174,6 @@ pub(super) fn history(command: &History, context: &Context) -> Result<Exit, Fail
 
 /// A line about several packages that changed together.
 fn set_row(set: &PastSet) -> Vec<String> {
-    let change = |part: &cutover_core::set::Part| match &part.from {
-        Some(from) => format!("{} {from} -> {}", part.package, part.to),
-        None => format!("{} {}", part.package, part.to),
-    };
     let (outcome, error) = match &set.outcome {
         None => ("not ended", ""),
         Some(Outcome::Confirmed) => ("confirmed", ""),
@@ -184,7 +182,11 @@ fn set_row(set: &PastSet) -> Vec<String> {
         Some(Outcome::KeptUnconfirmed) => ("kept-unconfirmed", ""),
         Some(Outcome::Stuck { reason }) => ("stuck", reason.as_str()),
     };
-    let packages = set.parts.iter().map(change).collect::<Vec<_>>().join(", ");
+    let packages = set.parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let packages = match set.takes_back {
+        Some(number) => format!("set {number} taken back: {packages}"),
+        None => packages,
+    };
     vec![set.number.to_string(), set.at.to_string(), packages, outcome.to_owned(), error.to_owned()]
 }
 
@@ -260,12 +262,15 @@ fn print_drift(drift: &Drift) {
 }
 
 pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Failure> {
+    if command.whole_set {
+        return sets::rollback(command, context);
+    }
     let target = command.id.clone().map_or(RollbackTarget::Newest, RollbackTarget::Point);
     let site = open(&command.at, context, "rollback")?;
     must_be_used(&site)?;
     if command.dry_run {
         let observed = site.node.observe(None)?;
-        let plan = plan_back(&site, &observed, &target, context)?;
+        let plan = plan_back(&observed, &target, &site.policy(context.now)?)?;
         let preflight = site.preflight(&plan, None)?;
         match context.form {
             Form::Json => {
@@ -277,7 +282,8 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
     }
     let lock = site.lock_and_recover(context)?;
     let observed = site.node.observe(None)?;
-    let plan = match plan_back(&site, &observed, &target, context) {
+    let planned = site.policy(context.now).and_then(|policy| plan_back(&observed, &target, &policy));
+    let plan = match planned {
         Ok(plan) => Arc::new(plan),
         Err(failure) => {
             // E18: somebody wanted to go back and could not; that belongs into the history.
@@ -306,11 +312,14 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
     finish(&report, None, context)
 }
 
-fn plan_back(
-    site: &Site,
+/// Plans the way back to a restore point.
+///
+/// # Errors
+/// It is not known, cannot be used, or is refused.
+pub(super) fn plan_back(
     observed: &Observed,
     target: &RollbackTarget,
-    context: &Context,
+    policy: &Policy,
 ) -> Result<PlanDocument, Failure> {
     let known = |id: &RestorePointId| {
         observed.points.iter().any(|seen| seen.point.id == *id)
@@ -325,7 +334,7 @@ fn plan_back(
         Failure::new(Exit::Damaged, format!("the restore point cannot be used: {damage}"))
             .hint("`cutover restore-points` lists those that can; nothing was changed")
     })?;
-    let plan = plan_rollback(&observed.observation, points, target, &site.policy(context.now)?)?;
+    let plan = plan_rollback(&observed.observation, points, target, policy)?;
     check_plan(&plan, &observed.observation, None, points).map_err(cutover_host::node::NodeError::from)?;
     Ok(plan)
 }

@@ -1,5 +1,5 @@
 //! Several packages of a host as one execution: `plan` and `apply NAME@VERSION` where `package.sites` names other roots,
-//! and `recover` of what was interrupted.
+//! `rollback --whole-set`, and `recover` of what was interrupted.
 
 use std::{
     cell::RefCell,
@@ -13,7 +13,7 @@ use cutover_core::{
     model::{Name, Version},
     plan::{OnProbeFailure, Plan as PlanDocument, Policy, check_plan, need_after, plan_update},
     resolve::{Candidate, Step as Change},
-    set::{Part, PartState},
+    set::{Part, PartState, Set as Parts},
 };
 use cutover_host::{
     fetch::Downloads,
@@ -41,6 +41,10 @@ use crate::{
     output::{self, Form},
     settings::{PruneWhen, Settings},
 };
+
+mod back;
+
+pub(super) use back::rollback;
 
 /// A root of the host, with its settings.
 struct Root {
@@ -279,10 +283,8 @@ impl Members for Host<'_> {
         let Some(set) = self.set else { return Err("its release is not at hand".to_owned()) };
         let (fetched, change) = (&set.together.parts[part], &set.together.changes[part]);
         output::note(output::printable(&format!("step {} of {}: {change}", part + 1, self.at.len())));
-        self.try_perform(&self.sites[self.at[part]], fetched, set.beside(part), run).map_err(|failure| {
-            let causes = failure.causes();
-            std::iter::once(failure.to_string()).chain(causes).collect::<Vec<_>>().join(": ")
-        })
+        self.try_perform(&self.sites[self.at[part]], fetched, set.beside(part), run)
+            .map_err(|failure| failure.in_one_line())
     }
 }
 
@@ -353,7 +355,7 @@ pub(super) fn apply(
     let mut parts = Vec::with_capacity(set.at.len());
     for (change, root) in set.together.changes.iter().zip(&set.at) {
         let Change { package, from, to } = change.clone();
-        parts.push(Part { package, root: text(&sites[*root].root)?, from, to });
+        parts.push(Part { package, root: text(&sites[*root].root)?, from, to: Some(to) });
     }
     let stop = stop_at(step);
     let ports: Vec<Ports<'_>> =
@@ -367,7 +369,7 @@ pub(super) fn apply(
         downloads: RefCell::default(),
         context,
     };
-    let report = coordinate(&coordinator.node, parts, &host)?;
+    let report = coordinate(&coordinator.node, Parts::new(parts), &host)?;
     if report.outcome == Outcome::Confirmed {
         for fetched in &set.together.parts {
             fetched.finish();
@@ -469,7 +471,17 @@ pub(super) fn recover_first(root: &Path, settings: &Settings, context: &Context)
     let site = Site::open(root, settings.clone(), Missing::Refuse, "look")?;
     let Some(open) = open_set(&site.node)? else { return Ok(()) };
     drop(site);
-    if let Some(report) = recover(Path::new(&open.id.coordinator), root, Supervisors::Ask, context)? {
+    end_interrupted(Path::new(&open.id.coordinator), root, Supervisors::Ask, context)
+}
+
+/// As [`recover`], before something new is begun.
+fn end_interrupted(
+    coordinator: &Path,
+    own: &Path,
+    supervisors: Supervisors,
+    context: &Context,
+) -> Result<(), Failure> {
+    if let Some(report) = recover(coordinator, own, supervisors, context)? {
         output::note(format!("an interrupted run was ended first: {}", output::printable(&report.message)));
         if failure::exit_of_outcome(&report.outcome) == Exit::RestoreFailed {
             return Err(failure_of(&report));
@@ -486,6 +498,9 @@ pub(super) fn finish(report: &SetReport, context: &Context) -> Result<Exit, Fail
         Form::Text if exit == Exit::Done => {
             output::line(output::printable(&report.message));
             output::line(parts_table(report));
+            if report.takes_back.is_none() {
+                output::line("`cutover rollback --whole-set` takes all of them back");
+            }
         }
         Form::Text => {}
     }
@@ -500,7 +515,7 @@ fn parts_table(report: &SetReport) -> String {
         vec![
             part.package.to_string(),
             version(&part.from),
-            part.to.to_string(),
+            version(&part.to),
             word(part.state).to_owned(),
             part.restore_point.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             part.root.clone(),

@@ -129,13 +129,16 @@ impl<'a> Host<'a> {
         told
     }
 
-    /// Starts a run that stops itself at each `step`, and waits until it has the first time.
+    /// Starts an update that stops itself at each `step`, and waits until it has the first time.
     fn stopped_at(&self, step: &str) -> Child {
         let source = text(&self.repository.dir);
-        let arguments = ["apply", "query@1.1.0", "--source", source, "--stop-at", step];
-        let mut command = self.command("query", &arguments);
+        self.stopped("query", &["apply", "query@1.1.0", "--source", source, "--stop-at", step])
+    }
+
+    fn stopped(&self, root: &str, arguments: &[&str]) -> Child {
+        let mut command = self.command(root, arguments);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started");
-        assert!(stops(&child), "it did not stop at {step}");
+        assert!(stops(&child), "it did not stop: {arguments:?}");
         child
     }
 }
@@ -521,6 +524,141 @@ fn set_killed_at_any_step_of_any_package_is_entirely_old_or_entirely_new() {
                     host.at(package, &["rollback"]).must(0);
                 }
             }
+        }
+    }
+}
+
+// E5, E18
+#[test]
+fn set_is_taken_back_as_one_execution_from_any_of_its_roots() {
+    let world = World::new();
+    let host = Host::three(&world);
+    let refused = host.at("base", &["rollback", "--whole-set"]).must(13);
+    assert!(refused.stderr.contains("was not part of a set"), "{}", refused.stderr);
+    let history = host.at("base", &["history", "--json"]).must(0).json();
+    assert_eq!(history["history"][0]["outcome"], "refused");
+
+    let applied = host.apply("query@1.1.0", "query", &[]).must(0).stdout;
+    assert!(applied.contains("cutover rollback --whole-set"), "{applied}");
+    let dry = ["rollback", "--whole-set", "--dry-run"];
+    let planned = host.at("storage", &[&dry[..], &["--json"]].concat()).must(0).json();
+    assert_eq!(planned["set"]["takes_back"]["number"], 1);
+    let parts = planned["set"]["parts"].as_array().expect("parts").clone();
+    let steps: Vec<String> = parts
+        .iter()
+        .map(|part| format!("{} {} {}", part["package"], part["from"], part["to"]).replace('"', ""))
+        .collect();
+    assert_eq!(
+        steps,
+        ["query 1.1.0 1.0.0", "storage 1.1.0 1.0.0", "base 1.1.0 1.0.0"],
+        "what needs others first"
+    );
+    let table = host.at("base", &dry).must(0).stdout;
+    assert!(table.contains("takes set 1 back") && table.contains("storage"), "{table}");
+    assert_eq!(host.versions(), ["1.1.0"; 3], "a plan changes nothing");
+
+    let report = host.at("base", &["rollback", "--whole-set", "--json"]).must(0).json();
+    assert_eq!((&report["outcome"]["outcome"], &report["takes_back"]), (&"confirmed".into(), &1.into()));
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+    for package in ["base", "storage", "query"] {
+        host.at(package, &["verify"]).must(0);
+        host.at(package, &["recover"]).must(3);
+    }
+    let history = host.at("query", &["history"]).must(0).stdout;
+    assert!(history.contains("set 1 taken back: query 1.1.0 -> 1.0.0"), "{history}");
+    // It used its restore points up; what is left was not made by a set.
+    host.at("query", &["rollback", "--whole-set"]).must(13);
+    host.apply("query@1.1.0", "query", &[]).must(0);
+    assert_eq!(host.versions(), ["1.1.0"; 3]);
+}
+
+#[test]
+fn no_package_goes_back_when_the_probe_of_one_of_them_fails() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.apply("query@1.1.0", "query", &[]).must(0);
+    host.settings("base", FAILING);
+    let failed = host.at("query", &["rollback", "--whole-set", "--json"]).must(14).json();
+    let states: Vec<&str> =
+        failed["parts"].as_array().expect("parts").iter().filter_map(|part| part["state"].as_str()).collect();
+    assert_eq!(states, ["undone"; 3]);
+    assert_eq!(host.versions(), ["1.1.0"; 3]);
+    host.settings("base", "");
+    host.at("query", &["rollback", "--whole-set"]).must(0);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+}
+
+#[test]
+fn package_that_changed_after_the_set_is_in_the_way_of_taking_it_back() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.apply("query@1.1.0", "query", &[]).must(0);
+    host.apply("base@1.2.0", "base", &[]).must(0);
+    let refused = host.at("query", &["rollback", "--whole-set"]).must(13);
+    let remedy = format!("cutover rollback --root {}", text(&host.root("base")));
+    assert!(refused.stderr.contains(&remedy), "{}", refused.stderr);
+    assert_eq!(host.versions(), ["1.2.0", "1.1.0", "1.1.0"]);
+    host.at("base", &["rollback"]).must(0);
+    host.at("query", &["rollback", "--whole-set"]).must(0);
+    assert_eq!(host.versions(), ["1.0.0"; 3]);
+}
+
+#[test]
+fn package_that_came_with_a_set_and_by_a_version_between_goes_with_it_in_one_step() {
+    let world = World::new();
+    let host = Host::new(&world);
+    host.publish("query", "1.0.0", "");
+    host.apply("query@1.0.0", "query", &[]).must(0);
+    host.publish("storage", "1.4.0", "");
+    host.publish("query", "1.1.0", "");
+    host.publish(
+        "query",
+        "2.0.0",
+        &format!("min_upgrade_from = \"1.1.0\"\n{}", requires("storage", ">=1.4.0")),
+    );
+    host.apply("query", "query", &[]).must(0);
+    assert_eq!((host.version("storage"), host.version("query")), ("1.4.0".to_owned(), "2.0.0".to_owned()));
+    let report = host.at("query", &["rollback", "--whole-set", "--json"]).must(0).json();
+    assert_eq!(report["parts"].as_array().expect("parts").len(), 2, "{report}");
+    assert_eq!((host.version("storage"), host.version("query")), (String::new(), "1.0.0".to_owned()));
+}
+
+// E5
+#[test]
+fn set_killed_while_it_is_taken_back_is_entirely_there_or_entirely_gone() {
+    let world = World::new();
+    let host = Host::three(&world);
+    host.apply("query@1.1.0", "query", &[]).must(0);
+    let steps = [
+        ("check-tree", 1),
+        ("restore-point", 2),
+        ("quiesce", 0),
+        ("switch", 0),
+        ("switch", 2),
+        ("activate", 1),
+        ("probe", 2),
+        ("commit", 0),
+        ("confirm", 0),
+        ("confirm", 2),
+    ];
+    for (step, time) in steps {
+        let mut child = host.stopped("storage", &["rollback", "--whole-set", "--stop-at", step]);
+        for _ in 0..time {
+            let process = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("a signal");
+            assert!(stops(&child), "{step}, time {time}");
+        }
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        host.at(["base", "storage", "query"][time], &["recover"]).must(0);
+        let is_gone = matches!(step, "commit" | "confirm");
+        assert_eq!(host.versions(), [if is_gone { "1.0.0" } else { "1.1.0" }; 3], "{step}, time {time}");
+        for package in ["base", "storage", "query"] {
+            host.at(package, &["verify"]).must(0);
+            host.at(package, &["recover"]).must(3);
+        }
+        if is_gone {
+            host.apply("query@1.1.0", "query", &[]).must(0);
         }
     }
 }

@@ -70,7 +70,7 @@ pub use report::{
 };
 pub use sets::{
     Member, Members, OpenSet, PartReport, PastSet, Perform, SetReport, coordinate, open_set, recover_set,
-    sets,
+    sets, way_back,
 };
 pub use stage::StageError;
 pub use state_log::{Idempotent, StateError, StateLog, StateObserver};

@@ -15,7 +15,7 @@ use cutover_core::{
     lifecycle::State,
     model::{Instant, Name, RestorePointId, Version},
     plan::Plan,
-    set::{Next, Part, PartState, Set, SetId, SetRecord},
+    set::{Back, Next, Part, PartState, Set, SetId, SetRecord},
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ use super::{
     Driven, Node, NodeError, NodeLock, Observed, Ports, StepReport, current,
     engine::{Run, Start},
     journal::{self, Journal},
-    place,
+    place, restore,
 };
 use crate::{causes::chain, payload::Payload};
 
@@ -74,6 +74,8 @@ pub trait Members {
 pub struct SetReport {
     /// Which set.
     pub set: SetId,
+    /// The number of the earlier set that it takes back, if that is what it does.
+    pub takes_back: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
     /// Its parts, in order.
@@ -93,8 +95,8 @@ pub struct PartReport {
     pub root: String,
     /// What it had.
     pub from: Option<Version>,
-    /// What it was to get.
-    pub to: Version,
+    /// What it was to get; `None` when it was to go.
+    pub to: Option<Version>,
     /// Where it stands.
     pub state: PartState,
     /// The number of its execution in its root, if it began.
@@ -123,6 +125,8 @@ pub struct PastSet {
     pub number: u64,
     /// When its first line was written.
     pub at: Instant,
+    /// The number of the earlier set that it takes back, if that is what it does.
+    pub takes_back: Option<u64>,
     /// What it changed, in order.
     pub parts: Vec<Part>,
     /// How it ended; `None` while it is open.
@@ -151,6 +155,25 @@ impl Node {
         let path = Path::new(place::SET_MARK);
         let Some(bytes) = self.files.read(path)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| current::damaged(path, error))
+    }
+
+    /// The set whose execution made restore point `id`, or the newest one when none is named; `None` when there is no such point,
+    /// or it was made by an execution of its own.
+    ///
+    /// # Errors
+    /// Damaged state.
+    pub fn set_of_point(&self, id: Option<&RestorePointId>) -> Result<Option<SetId>, NodeError> {
+        let ids = restore::ids(&self.files)?;
+        let found = match id {
+            Some(id) => ids.iter().find(|(_, known)| known == id),
+            None => ids.last(),
+        };
+        let Some((number, _)) = found else { return Ok(None) };
+        let records = journal::read(&self.files, *number)?.map(|read| read.records).unwrap_or_default();
+        Ok(records.into_iter().find_map(|record| match record {
+            Record::Planned { set, .. } => set,
+            _ => None,
+        }))
     }
 
     /// Makes the root part of a set, durably, unless it is.
@@ -250,27 +273,31 @@ pub fn sets(coordinator: &Node) -> Result<Vec<PastSet>, NodeError> {
             && let Some((at, _)) = read.written
         {
             let (parts, outcome) = (set.parts().to_vec(), set.outcome().cloned());
-            found.push(PastSet { number, at, parts, outcome });
+            found.push(PastSet { number, at, takes_back: set.takes_back(), parts, outcome });
         }
     }
     Ok(found)
 }
 
-/// Runs a set to its end: every part confirmed, or every one that was started taken back. The journal is kept by the root
-/// `coordinator`, which is one of the members and locked.
+/// What takes set `number` of `coordinator` back; `None` when its journal is not kept any more, or it did not end confirmed.
+///
+/// # Errors
+/// Damaged state.
+pub fn way_back(coordinator: &Node, number: u64) -> Result<Option<Vec<Back>>, NodeError> {
+    Ok(fold(coordinator, number)?.and_then(|(set, _)| set.way_back()))
+}
+
+/// Runs a set that has not begun to its end: every part confirmed, or every one that was started taken back. The journal is
+/// kept by the root `coordinator`, which is one of the members and locked.
 ///
 /// # Errors
 /// Refusals before anything is done, or [`NodeError::Stopped`] and [`NodeError::NotConfirmed`], after which
 /// [`recover_set`] takes it up; how the set itself ended is in the report.
-pub fn coordinate(
-    coordinator: &Node,
-    parts: Vec<Part>,
-    members: &dyn Members,
-) -> Result<SetReport, NodeError> {
+pub fn coordinate(coordinator: &Node, set: Set, members: &dyn Members) -> Result<SetReport, NodeError> {
     if let Some((id, ..)) = unfinished(coordinator)? {
         return Err(NodeError::InSet(id));
     }
-    for part in 0..parts.len() {
+    for part in 0..set.parts().len() {
         members.member(part).node.must_be_idle()?;
     }
     let files = &coordinator.files;
@@ -284,9 +311,9 @@ pub fn coordinate(
     let number = known.last().map_or(1, |last| last + 1);
     let journal = Journal::create(files, place::set_journal(number))?;
     let id = id_of(coordinator, number);
-    let set = Set::new(parts.clone());
+    let beginning = set.beginning();
     let mut run = Coordination::new(coordinator, members, journal, id, set);
-    run.pending.push(SetRecord::Begun { parts });
+    run.pending.push(beginning);
     run.drive()
 }
 
@@ -559,7 +586,7 @@ impl<'a> Coordination<'a> {
 
     fn report(self, outcome: Outcome) -> SetReport {
         let message = message(&self.set, &outcome, self.undo_error.as_deref());
-        let confirmed = outcome == Outcome::Confirmed;
+        let leads_back = outcome == Outcome::Confirmed && self.set.takes_back().is_none();
         let mut parts = Vec::new();
         let told = self.steps.into_iter().zip(self.failed_logs);
         for (index, (part, (steps, failed_log))) in self.set.parts().iter().zip(told).enumerate() {
@@ -572,12 +599,14 @@ impl<'a> Coordination<'a> {
                 to,
                 state: self.set.states()[index],
                 execution,
-                restore_point: execution.filter(|_| confirmed).map(RestorePointId::of_execution),
+                // A rollback uses its own up.
+                restore_point: execution.filter(|_| leads_back).map(RestorePointId::of_execution),
                 steps,
                 failed_log,
             });
         }
-        SetReport { set: self.id, outcome, parts, warnings: self.warnings, message }
+        let takes_back = self.set.takes_back();
+        SetReport { set: self.id, takes_back, outcome, parts, warnings: self.warnings, message }
     }
 }
 
@@ -592,14 +621,11 @@ fn problem_of(outcome: &Outcome, message: Option<&str>) -> Option<String> {
 
 /// One sentence about an end. Nothing but a confirmed end reads like a success (I15).
 fn message(set: &Set, outcome: &Outcome, undo_error: Option<&str>) -> String {
-    let change = |part: &Part| match &part.from {
-        Some(from) => format!("{} {from} -> {}", part.package, part.to),
-        None => format!("{} {}", part.package, part.to),
-    };
     match outcome {
         Outcome::Confirmed => {
-            let changes: Vec<String> = set.parts().iter().map(change).collect();
-            format!("updated together: {}", changes.join(", "))
+            let changes: Vec<String> = set.parts().iter().map(Part::to_string).collect();
+            let what = if set.takes_back().is_some() { "rolled back" } else { "updated" };
+            format!("{what} together: {}", changes.join(", "))
         }
         Outcome::Undone { reason } => format!("not done, every package is as it was: {reason}"),
         Outcome::ProbeFailed { reason } => format!("{reason}; every package was restored"),

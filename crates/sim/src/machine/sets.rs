@@ -1,24 +1,30 @@
 //! Several roots of one simulated machine that change as one execution, on one disk that dies as a whole.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
 };
 
-use cutover_core::{execute::Outcome, plan::Layout, set::Part};
+use cutover_core::{
+    execute::Outcome,
+    model::RestorePointId,
+    plan::{Layout, RollbackTarget, plan_rollback},
+    set::{Back, Part, Set},
+};
 use cutover_host::{
     clock::Clock as _,
     disk::{Copied, Disk, EntryKind, Locked, Metadata, NewFile, OpenFile, Space},
-    node::{Member, Members, Perform, SetReport, coordinate, recover_set},
+    node::{Member, Members, Perform, SetReport, coordinate, open_set, recover_set, way_back},
 };
 
 use super::{
     AtomicU64, Call, Catalog, CatalogPort, FaultDisk, Faults, FileSystem, Generation, LocalChanges, Node,
     NodeError, NodeLock, NodeOptions, NodePorts, NonZeroUsize, OnProbeFailure, Options, Policy, Ports,
-    Present, ProbeOutcome, ReleaseRef, Report, SchemaSeen, Silent, SimulatedClock, SimulatedProber,
-    SimulatedSchema, SimulatedService, Verdicts, World, gate, lock, next_generation, plan_update,
+    Present, ProbeOutcome, ReleaseRef, SchemaSeen, Silent, SimulatedClock, SimulatedProber, SimulatedSchema,
+    SimulatedService, Verdicts, World, gate, lock, next_generation, plan_update,
 };
 use crate::{
     release::releases,
@@ -37,8 +43,19 @@ pub struct SetStory {
     pub before: [Option<usize>; 3],
     /// The parts: a root and the release that it gets.
     pub parts: Vec<(usize, usize)>,
-    /// The root whose probe fails from the set on.
+    /// What happens while things go wrong.
+    pub action: SetAction,
+    /// The root whose probe fails from then on.
     pub probe_fails: Option<usize>,
+}
+
+/// What a story of a set does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetAction {
+    /// The set changes.
+    Update,
+    /// It has changed, and is taken back.
+    TakeBack,
 }
 
 impl SetStory {
@@ -46,22 +63,27 @@ impl SetStory {
     pub fn all() -> Vec<Self> {
         let three = vec![(0, 1), (1, 1), (2, 1)];
         let before = [Some(0), Some(0), Some(0)];
+        let update =
+            |name, parts, probe_fails| Self { name, before, parts, action: SetAction::Update, probe_fails };
+        let take_back = |story: Self| Self { action: SetAction::TakeBack, ..story };
         vec![
-            Self { name: "set", before, parts: three.clone(), probe_fails: None },
-            Self { name: "failing-set", before, parts: three, probe_fails: Some(2) },
+            update("set", three.clone(), None),
+            update("failing-set", three.clone(), Some(2)),
             Self {
-                name: "set-by-a-version-between",
                 before: [Some(0), None, Some(0)],
-                parts: vec![(0, 1), (0, 2), (1, 1), (2, 1)],
-                probe_fails: None,
+                ..update("set-by-a-version-between", vec![(0, 1), (0, 2), (1, 1), (2, 1)], None)
             },
             Self {
-                name: "failing-set-by-a-version-between",
                 before: [Some(0), None, Some(0)],
                 // What comes after the version between is not next to it.
-                parts: vec![(0, 1), (1, 1), (0, 2), (2, 1)],
-                probe_fails: Some(2),
+                ..update("failing-set-by-a-version-between", vec![(0, 1), (1, 1), (0, 2), (2, 1)], Some(2))
             },
+            // It goes back by one step where it came by two, and to nothing where nothing was.
+            take_back(Self {
+                before: [Some(0), None, Some(0)],
+                ..update("set-rollback", vec![(0, 1), (1, 1), (0, 2), (2, 1)], None)
+            }),
+            take_back(update("failing-set-rollback", three, Some(0))),
         ]
     }
 }
@@ -146,6 +168,12 @@ impl SetMachine {
                 machine.install(root, release)?;
             }
         }
+        if machine.story.action == SetAction::TakeBack {
+            let life = machine.run(Faults::none(), |host| host.begin(SetAction::Update));
+            if life.ended.outcome() != Some(&Outcome::Confirmed) {
+                return Err(format!("before it is taken back: {:?}", life.ended));
+            }
+        }
         machine.fails = true;
         Ok(machine)
     }
@@ -158,7 +186,7 @@ impl SetMachine {
         let (installed, _) = self.live(Faults::none(), |host| {
             let payload = &releases()[release].bundle;
             let (node, lock) = (&host.nodes[root], &host.locks[root]);
-            let recovered = host.recover_alone(root)?;
+            let recovered = node.recover(lock, &host.ports[root])?;
             if recovered.is_some() {
                 return Err(NodeError::Changed);
             }
@@ -233,25 +261,21 @@ impl SetMachine {
         self.fails = false;
     }
 
-    /// One process that does what `apply` of a set does: it first ends what an earlier one left.
-    pub fn apply(&mut self, faults: Faults) -> SetLife {
+    /// One process that does what `apply` or `rollback` of a set does: it first ends what an earlier one left.
+    pub fn act(&mut self, faults: Faults) -> SetLife {
+        let action = self.story.action;
         self.run(faults, |host| {
-            recover_set(&host.nodes[2], host)?;
-            for root in 0..PART_ROOTS.len() {
-                host.recover_alone(root)?;
-            }
-            coordinate(&host.nodes[2], host.parts(), host).map(Some)
+            host.recover_set()?;
+            host.recover_roots()?;
+            host.begin(action)
         })
     }
 
     /// One process that does what `recover` does.
     pub fn recover(&mut self, faults: Faults) -> SetLife {
         self.run(faults, |host| {
-            let report = recover_set(&host.nodes[2], host)?;
-            for root in 0..PART_ROOTS.len() {
-                host.recover_alone(root)?;
-            }
-            Ok(report)
+            let report = host.recover_set()?;
+            host.recover_roots().map(|()| report)
         })
     }
 
@@ -323,7 +347,14 @@ impl SetMachine {
                 before_step: None,
             })
             .collect();
-        Ok(work(&Host { machine: self, nodes: &nodes, locks: &locks, ports: &ports }))
+        Ok(work(&Host {
+            machine: self,
+            nodes: &nodes,
+            locks: &locks,
+            ports: &ports,
+            roots: RefCell::default(),
+            work: RefCell::default(),
+        }))
     }
 }
 
@@ -333,6 +364,19 @@ struct Host<'p> {
     nodes: &'p [Node],
     locks: &'p [NodeLock],
     ports: &'p [Ports<'p>],
+    /// The root of each part of the set that is under way.
+    roots: RefCell<Vec<usize>>,
+    /// What each part does, if this process began the set.
+    work: RefCell<Vec<Work>>,
+}
+
+/// What a part does.
+#[derive(Clone)]
+enum Work {
+    /// It installs a release.
+    Install(usize),
+    /// It goes back to what this restore point leads to.
+    GoBack(RestorePointId),
 }
 
 impl Host<'_> {
@@ -353,31 +397,94 @@ impl Host<'_> {
             package: format!("package-{}", PART_ROOTS[*root]).parse().expect("a name"),
             root: format!("/simulated/{}", PART_ROOTS[*root]),
             from: has[*root].replace(*release).map(version),
-            to: version(*release),
+            to: Some(version(*release)),
         };
         self.machine.story.parts.iter().map(part).collect()
     }
 
-    fn recover_alone(&self, root: usize) -> Result<Option<Report>, NodeError> {
-        self.nodes[root].recover(&self.locks[root], &self.ports[root])
+    fn update(&self) -> Result<Option<SetReport>, NodeError> {
+        let parts = self.parts();
+        let work = self.machine.story.parts.iter().map(|(_, release)| Work::Install(*release));
+        self.is_about(&parts, work.collect());
+        coordinate(&self.nodes[2], Set::new(parts), self).map(Some)
+    }
+
+    fn take_back(&self) -> Result<Option<SetReport>, NodeError> {
+        // Whichever root is asked, it knows which set that was.
+        let set = self.nodes[0].set_of_point(None)?.ok_or(NodeError::Changed)?;
+        let back = way_back(&self.nodes[2], set.number)?.ok_or(NodeError::Changed)?;
+        let point = |back: &Back| Work::GoBack(RestorePointId::of_execution(back.execution));
+        let work = back.iter().map(point).collect();
+        let parts: Vec<Part> = back.into_iter().map(|back| back.part).collect();
+        self.is_about(&parts, work);
+        coordinate(&self.nodes[2], Set::new(parts).taking_back(Some(set.number)), self).map(Some)
+    }
+
+    fn try_perform(&self, part: usize, run: &mut Perform<'_>) -> Result<(), String> {
+        let root = self.roots.borrow()[part];
+        let (node, policy) = (&self.nodes[root], self.policy(root));
+        let wrong = |error: NodeError| format!("{error:?}");
+        let work = self.work.borrow()[part].clone();
+        match work {
+            Work::Install(release) => {
+                let payload = &releases()[release].bundle;
+                let observed = node.observe(Some(payload.manifest())).map_err(wrong)?;
+                let plan =
+                    plan_update(&observed.observation, &payload.release(), payload.manifest(), &policy)
+                        .map_err(|refusal| refusal.to_string())?;
+                run(observed, &Arc::new(plan), Some(payload)).map(drop).map_err(wrong)
+            }
+            Work::GoBack(id) => {
+                let observed = node.observe(None).map_err(wrong)?;
+                let target = RollbackTarget::Point(id);
+                let points = observed.points_for(&target).map_err(ToString::to_string)?;
+                let plan = plan_rollback(&observed.observation, points, &target, &policy)
+                    .map_err(|refusal| refusal.to_string())?;
+                run(observed, &Arc::new(plan), None).map(drop).map_err(wrong)
+            }
+        }
+    }
+
+    fn begin(&self, action: SetAction) -> Result<Option<SetReport>, NodeError> {
+        match action {
+            SetAction::Update => self.update(),
+            SetAction::TakeBack => self.take_back(),
+        }
+    }
+
+    /// Takes up the set that an earlier process left.
+    fn recover_set(&self) -> Result<Option<SetReport>, NodeError> {
+        let Some(open) = open_set(&self.nodes[2])? else { return Ok(None) };
+        self.is_about(open.set.parts(), Vec::new());
+        recover_set(&self.nodes[2], self)
+    }
+
+    /// Takes up what an earlier process left in each root alone.
+    fn recover_roots(&self) -> Result<(), NodeError> {
+        for root in 0..PART_ROOTS.len() {
+            self.nodes[root].recover(&self.locks[root], &self.ports[root])?;
+        }
+        Ok(())
+    }
+
+    fn is_about(&self, parts: &[Part], work: Vec<Work>) {
+        let root = |part: &Part| {
+            let name = part.root.strip_prefix("/simulated/");
+            PART_ROOTS.iter().position(|root| Some(*root) == name).expect("a root of this machine")
+        };
+        *self.roots.borrow_mut() = parts.iter().map(root).collect();
+        *self.work.borrow_mut() = work;
     }
 }
 
 impl Members for Host<'_> {
     fn member(&self, part: usize) -> Member<'_> {
-        let root = self.machine.story.parts[part].0;
+        let root = self.roots.borrow()[part];
         Member { node: &self.nodes[root], lock: &self.locks[root], ports: &self.ports[root] }
     }
 
     fn perform(&self, part: usize, run: &mut Perform<'_>) -> Result<(), String> {
-        let (root, release) = self.machine.story.parts[part];
-        let payload = &releases()[release].bundle;
-        let observed =
-            self.nodes[root].observe(Some(payload.manifest())).map_err(|error| format!("{error:?}"))?;
-        let policy = self.policy(root);
-        let plan = plan_update(&observed.observation, &payload.release(), payload.manifest(), &policy)
-            .map_err(|refusal| refusal.to_string())?;
-        run(observed, &Arc::new(plan), Some(payload)).map(drop).map_err(|error| format!("{error:?}"))
+        self.try_perform(part, run)
     }
 }
 

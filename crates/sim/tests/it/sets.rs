@@ -42,4 +42,6 @@ sweeps! {
     set_of_three_of_which_the_last_fails_ends_entirely_old_whatever_breaks: "failing-set",
     set_that_goes_by_a_version_between_ends_entirely_old_or_entirely_new_whatever_breaks: "set-by-a-version-between",
     failing_set_that_goes_by_a_version_between_ends_entirely_old_whatever_breaks: "failing-set-by-a-version-between",
+    set_that_is_rolled_back_is_entirely_there_or_entirely_gone_whatever_breaks: "set-rollback",
+    rollback_of_a_set_that_fails_in_one_root_leaves_the_set_entirely_there_whatever_breaks: "failing-set-rollback",
 }
