@@ -10,7 +10,7 @@ use std::{
 };
 
 use cutover_core::model::{
-    DeltaManifestError, Digest, Instant, Manifest, ManifestError, ObjectEntry, ReleaseRef,
+    DeltaManifestError, Digest, Hasher, Instant, Manifest, ManifestError, ObjectEntry, ReleaseRef,
 };
 
 use crate::{
@@ -185,12 +185,18 @@ impl<R: ReadAt> Bundle<R> {
         revocation: &RevocationLists,
         now: Instant,
     ) -> Result<VerifiedBundle<R>, BundleError> {
-        let release = verify_detached(self.manifest, self.signature, anchor, revocation, now, &self.limits)?;
-        let (expected, actual) = (release.manifest.payload_bytes(), self.payload_bytes);
+        let verified = Verified::new(&self.manifest, self.signature, anchor, revocation, now, &self.limits)?;
+        let (expected, actual) = (verified.manifest.payload_bytes(), self.payload_bytes);
         if actual != expected {
             return Err(BundleError::PayloadSize { expected, actual });
         }
-        Ok(VerifiedBundle { release, source: self.source, payload_offset: self.payload_offset })
+        let manifest_bytes = self.manifest.len() as u64;
+        Ok(VerifiedBundle {
+            verified,
+            source: self.source,
+            manifest_bytes,
+            payload_offset: self.payload_offset,
+        })
     }
 
     /// What the bundle claims about itself, for display only.
@@ -291,10 +297,41 @@ pub struct UntrustedView {
 /// only.
 #[derive(Debug)]
 pub struct VerifiedManifest {
-    manifest: Arc<Manifest>,
+    verified: Verified,
     bytes: Vec<u8>,
+}
+
+/// What a checked signature vouches for. It does not hold the bytes that were signed: of a release of many files they take more
+/// than the manifest that was read from them.
+#[derive(Debug)]
+struct Verified {
+    manifest: Arc<Manifest>,
+    sha256: Digest,
     signature: Vec<u8>,
     signers: Vec<SignedBy>,
+}
+
+impl Verified {
+    fn new(
+        manifest: &[u8],
+        signature: Vec<u8>,
+        anchor: &TrustAnchor,
+        revocation: &RevocationLists,
+        now: Instant,
+        limits: &Limits,
+    ) -> Result<Self, BundleError> {
+        let signers = trust::verify(manifest, &signature, anchor, revocation, now, limits)?;
+        let parsed = Manifest::parse(manifest, &limits.manifest)?;
+        Ok(Self { manifest: Arc::new(parsed), sha256: Digest::of(manifest), signature, signers })
+    }
+
+    fn release(&self) -> ReleaseRef {
+        ReleaseRef {
+            package: self.manifest.package.clone(),
+            version: self.manifest.version.clone(),
+            manifest: self.sha256,
+        }
+    }
 }
 
 /// Checks a manifest and its detached signature, as [`Bundle::verify`] does for a whole bundle.
@@ -309,9 +346,8 @@ pub fn verify_detached(
     now: Instant,
     limits: &Limits,
 ) -> Result<VerifiedManifest, BundleError> {
-    let signers = trust::verify(&manifest, &signature, anchor, revocation, now, limits)?;
-    let parsed = Manifest::parse(&manifest, &limits.manifest)?;
-    Ok(VerifiedManifest { manifest: Arc::new(parsed), bytes: manifest, signature, signers })
+    let verified = Verified::new(&manifest, signature, anchor, revocation, now, limits)?;
+    Ok(VerifiedManifest { verified, bytes: manifest })
 }
 
 /// Checks a detached signature over bytes that are no manifest, such as the first root of a repository, by the same rules.
@@ -334,7 +370,7 @@ pub fn verify_signature(
 impl VerifiedManifest {
     /// The manifest; shared, for one of many files takes megabytes.
     pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+        &self.verified.manifest
     }
 
     /// The exact bytes that were signed.
@@ -344,21 +380,17 @@ impl VerifiedManifest {
 
     /// The signature over them.
     pub fn signature_bytes(&self) -> &[u8] {
-        &self.signature
+        &self.verified.signature
     }
 
     /// The release they describe.
     pub fn release(&self) -> ReleaseRef {
-        ReleaseRef {
-            package: self.manifest.package.clone(),
-            version: self.manifest.version.clone(),
-            manifest: Digest::of(&self.bytes),
-        }
+        self.verified.release()
     }
 
     /// Who signed; never empty.
     pub fn signers(&self) -> &[SignedBy] {
-        &self.signers
+        &self.verified.signers
     }
 }
 
@@ -366,44 +398,69 @@ impl VerifiedManifest {
 /// by object as it is read.
 #[derive(Debug)]
 pub struct VerifiedBundle<R> {
-    release: VerifiedManifest,
+    verified: Verified,
     source: R,
+    manifest_bytes: u64,
     payload_offset: u64,
 }
 
 impl<R> VerifiedBundle<R> {
-    /// The verified manifest with its bytes, signature and signers.
-    pub fn verified_manifest(&self) -> &VerifiedManifest {
-        &self.release
-    }
-
-    /// The manifest.
+    /// The manifest; shared, for one of many files takes megabytes.
     pub fn manifest(&self) -> &Arc<Manifest> {
-        self.release.manifest()
+        &self.verified.manifest
     }
 
-    /// The exact bytes that were signed.
-    pub fn manifest_bytes(&self) -> &[u8] {
-        self.release.manifest_bytes()
-    }
-
-    /// The signature over them.
+    /// The signature over the manifest's bytes.
     pub fn signature_bytes(&self) -> &[u8] {
-        self.release.signature_bytes()
+        &self.verified.signature
     }
 
     /// The release in this bundle.
     pub fn release(&self) -> ReleaseRef {
-        self.release.release()
+        self.verified.release()
     }
 
     /// Who signed; never empty.
     pub fn signers(&self) -> &[SignedBy] {
-        self.release.signers()
+        &self.verified.signers
     }
 }
 
 impl<R: ReadAt> VerifiedBundle<R> {
+    /// Reads the manifest's bytes again.
+    ///
+    /// # Errors
+    /// As [`VerifiedBundle::write_manifest`].
+    pub fn manifest_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.manifest_bytes).unwrap_or(0));
+        self.write_manifest(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes the exact bytes that were signed to `out`. They are read again; what was written before an error must be thrown
+    /// away.
+    ///
+    /// # Errors
+    /// The bundle cannot be read, is not any longer what was verified (`ErrorKind::InvalidData`), or `out` fails.
+    pub fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut source = RangeReader::new(&self.source, HEADER_BYTES as u64, self.manifest_bytes);
+        let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 64 << 10]);
+        loop {
+            match crate::read_at::fill(&mut source, &mut buffer)? {
+                0 => break,
+                count => {
+                    hasher.update(&buffer[..count]);
+                    out.write_all(&buffer[..count])?;
+                }
+            }
+        }
+        if hasher.finish() == self.verified.sha256 {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the bundle has changed since it was verified"))
+        }
+    }
+
     /// Streams one object: its decoded bytes to `content`, its bytes as they are stored to `stored`. Reads the payload
     /// once and needs about 10 MiB at most. Several threads may do so at once.
     ///

@@ -409,14 +409,15 @@ impl Catalog {
         self.write("remember digests", |transaction| replace_fingerprints(transaction, fingerprints))
     }
 
-    /// What is remembered of files that were hashed.
+    /// Hands over what is remembered of files that were hashed, one by one, in the order of their inodes.
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, CatalogError> {
+    pub fn fingerprints(&self, take: &mut dyn FnMut(Fingerprint)) -> Result<(), CatalogError> {
         self.read("read fingerprints", |connection| {
-            let mut statement = connection
-                .prepare("SELECT inode, size, changed_ns, modified_ns, sha256 FROM fingerprints")?;
+            let mut statement = connection.prepare(
+                "SELECT inode, size, changed_ns, modified_ns, sha256 FROM fingerprints ORDER BY inode",
+            )?;
             let row = |row: &rusqlite::Row<'_>| {
                 Ok(Fingerprint {
                     inode: row.get::<_, i64>(0)?.cast_unsigned(),
@@ -426,7 +427,7 @@ impl Catalog {
                     sha256: digest(row, 4)?,
                 })
             };
-            statement.query_map([], row)?.collect()
+            statement.query_map([], row)?.try_for_each(|file| file.map(&mut *take))
         })
     }
 }
@@ -710,7 +711,8 @@ mod tests {
         let first = [fingerprint(1, 1_800_000_000_123_456_789), fingerprint(u64::MAX, -1)];
         let remember = |fingerprints: &[Fingerprint]| -> Vec<Fingerprint> {
             catalog.confirm(None, &row(1, None), fingerprints).expect("confirmed");
-            let mut read = catalog.fingerprints().expect("read");
+            let mut read = Vec::new();
+            catalog.fingerprints(&mut |file| read.push(file)).expect("read");
             read.sort_by_key(|fingerprint| fingerprint.inode);
             read
         };

@@ -121,8 +121,8 @@ impl<R: ReadAt + Sync> Payload for DeltaPayload<R> {
         self.delta.verified_manifest().manifest()
     }
 
-    fn manifest_bytes(&self) -> &[u8] {
-        self.delta.verified_manifest().manifest_bytes()
+    fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(self.delta.verified_manifest().manifest_bytes())
     }
 
     fn signature_bytes(&self) -> &[u8] {

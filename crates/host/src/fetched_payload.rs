@@ -176,8 +176,8 @@ impl Payload for FetchedPayload {
         self.release.manifest()
     }
 
-    fn manifest_bytes(&self) -> &[u8] {
-        self.release.manifest_bytes()
+    fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(self.release.manifest_bytes())
     }
 
     fn signature_bytes(&self) -> &[u8] {

@@ -1,6 +1,9 @@
 //! The one way by which a bundle's bytes reach the engine: from a [`VerifiedBundle`], and from nothing else.
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use cutover_bundle::{
     ObjectError, ReadAt, VerifiedBundle,
@@ -17,8 +20,11 @@ pub trait Payload: sealed::Sealed + Sync {
     /// Its manifest.
     fn manifest(&self) -> &Arc<Manifest>;
 
-    /// The exact bytes that were signed.
-    fn manifest_bytes(&self) -> &[u8];
+    /// Writes the exact bytes that were signed.
+    ///
+    /// # Errors
+    /// They cannot be had any longer, or `out` fails; what was written then must be thrown away.
+    fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()>;
 
     /// The signature over them.
     fn signature_bytes(&self) -> &[u8];
@@ -84,8 +90,8 @@ impl<R: ReadAt + Sync> Payload for VerifiedBundle<R> {
         VerifiedBundle::manifest(self)
     }
 
-    fn manifest_bytes(&self) -> &[u8] {
-        VerifiedBundle::manifest_bytes(self)
+    fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()> {
+        VerifiedBundle::write_manifest(self, out)
     }
 
     fn signature_bytes(&self) -> &[u8] {

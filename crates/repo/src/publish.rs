@@ -395,7 +395,7 @@ impl<'a> Publisher<'a> {
             let is_there = self.storage.size(&path).map_err(PublishError::storage("look at", &path))?;
             if is_there.is_some() {
                 let old = read_named(self.storage, path, &entry.manifest)?;
-                prepared.patches.extend(manifest_patch::make(&old, bundle.manifest_bytes()));
+                prepared.patches.extend(manifest_patch::make(&old, &prepared.manifest));
             }
         }
         Ok(())
@@ -414,8 +414,8 @@ impl<'a> Publisher<'a> {
         let index = indexes.entry(path.clone()).or_insert_with(|| {
             Index::new(manifest.package.clone(), manifest.platform.clone(), channel.clone())
         });
-        let files = [release.bundle.manifest_bytes(), release.bundle.signature_bytes(), &prepared.objects]
-            .map(FileRef::of);
+        let files =
+            [&*prepared.manifest, release.bundle.signature_bytes(), &prepared.objects].map(FileRef::of);
         let known = index.get(&manifest.version).cloned();
         let mut entry = known.clone().unwrap_or_else(|| IndexEntry::new(manifest, files, self.now));
         if known.is_none() {
@@ -463,7 +463,7 @@ impl<'a> Publisher<'a> {
             })
             .collect();
         let mut files: BTreeMap<String, Content<'_, R>> = BTreeMap::new();
-        for Prepared { release, stored, objects, patches } in releases {
+        for Prepared { release, manifest, stored, objects, patches } in releases {
             for delta in &release.deltas {
                 let file = file_ref(delta.file).map_err(PublishError::storage("read", "a delta"))?;
                 if listed.contains(&file.sha256) {
@@ -474,7 +474,7 @@ impl<'a> Publisher<'a> {
                 files.insert(patch_path(named.patch.sha256), Content::Bytes(patch));
             }
             let bundle = release.bundle;
-            let (manifest, signature) = (bundle.manifest_bytes(), bundle.signature_bytes());
+            let signature = bundle.signature_bytes();
             files.insert(manifest_path(Digest::of(manifest)), Content::Bytes(manifest));
             // The same manifest may have been published before with another signature, and from a bundle whose objects were
             // stored otherwise; then those count.
@@ -793,6 +793,8 @@ pub struct Base {
 /// A release that is to be published, and how its objects are stored.
 struct Prepared<'a, 'r, R> {
     release: &'r NewRelease<'a, R>,
+    /// The bytes of its manifest.
+    manifest: Vec<u8>,
     /// The digest of each object's stored bytes, in the manifest's order.
     stored: Vec<Digest>,
     /// The list of them.
@@ -811,7 +813,8 @@ impl<'a, 'r, R: ReadAt> Prepared<'a, 'r, R> {
             stored.push(hashed.finish().sha256);
         }
         let objects = ObjectList::new(stored.clone()).to_bytes();
-        Ok(Self { release, stored, objects, patches: Vec::new() })
+        let manifest = release.bundle.manifest_bytes().map_err(PublishError::storage("read", "a bundle"))?;
+        Ok(Self { release, manifest, stored, objects, patches: Vec::new() })
     }
 }
 

@@ -22,7 +22,7 @@ fn signed_bundle_of_five_files_round_trips() {
     let manifest = bundle.manifest();
     assert_eq!(manifest.files.len(), 5);
     assert_eq!(manifest.objects.len(), 4, "one content is stored once");
-    assert_eq!(bundle.release().manifest, Digest::of(bundle.manifest_bytes()));
+    assert_eq!(bundle.release().manifest, Digest::of(&bundle.manifest_bytes().expect("read")));
     assert!(!bundle.signature_bytes().is_empty());
     assert_eq!(bundle.signers().len(), 1);
     assert_eq!(bundle.signers()[0].subject, "CN=Alice,O=Example");

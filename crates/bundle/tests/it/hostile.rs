@@ -222,7 +222,7 @@ proptest! {
         }
         if signature != bundle.signature_bytes() {
             let none = RevocationLists::none();
-            let manifest = bundle.manifest_bytes().to_vec();
+            let manifest = bundle.manifest_bytes().expect("read");
             let result = verify_detached(manifest, signature, trusted, &none, now(), &Limits::default());
             prop_assert!(result.is_err());
         }

@@ -54,7 +54,7 @@ fn check(dir: &Path) {
 
     let bytes = read("container/good");
     let verified = crate::support::verify(&bytes, &anchor).expect("trusted");
-    assert_eq!(verified.manifest_bytes(), manifest);
+    assert_eq!(verified.manifest_bytes().expect("read"), manifest);
     verified.check_objects().expect("good objects");
 
     let entry = &verified.manifest().objects[0];

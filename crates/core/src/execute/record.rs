@@ -1,6 +1,6 @@
 //! Journal records: what is durable about one execution. Format: `docs/formats/journal.md`.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
@@ -214,12 +214,46 @@ impl Record {
         records_line(records, at)
     }
 
+    /// Writes the line of [`Record::to_line`] to `out`, in pieces of a few bytes: the line of the plan of a large release takes
+    /// more memory than the plan. Returns its length in bytes.
+    ///
+    /// # Errors
+    /// Whatever `out` reports; part of the line may be written then.
+    pub fn write_line(records: &[Self], at: Instant, out: &mut dyn io::Write) -> io::Result<u64> {
+        let line = Line { at, records };
+        let digest = Digest::of_json(&line)?.to_string();
+        let mut out = Counted { out, bytes: 0 };
+        io::Write::write_all(&mut out, &digest.as_bytes()[..16])?;
+        io::Write::write_all(&mut out, b" ")?;
+        serde_json::to_writer(&mut out, &line)?;
+        io::Write::write_all(&mut out, b"\n")?;
+        Ok(out.bytes)
+    }
+
     /// Reads a line without its newline.
     ///
     /// # Errors
     /// [`RecordError`].
     pub fn from_line(line: &[u8]) -> Result<(Instant, Vec<Self>), RecordError> {
         line_records(line)
+    }
+}
+
+/// Counts what goes through it.
+struct Counted<'a> {
+    out: &'a mut dyn io::Write,
+    bytes: u64,
+}
+
+impl io::Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

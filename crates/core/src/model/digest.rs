@@ -1,9 +1,11 @@
 //! SHA-256 digests: the names of objects and the identity of manifests.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, io, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
+
+use super::Parsed;
 
 /// A SHA-256 digest (FIPS 180-4). Written as 64 lower-case hexadecimal digits; upper case is refused on input so that
 /// one digest has one spelling.
@@ -19,6 +21,17 @@ impl Digest {
     /// Hashes `bytes` in one go.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// Hashes the JSON form of `value`, which is never held as a whole.
+    ///
+    /// # Errors
+    /// The value has no JSON form.
+    pub fn of_json(value: &impl Serialize) -> serde_json::Result<Self> {
+        // Gathered, because JSON is written in pieces of a few bytes.
+        let mut gathered = io::BufWriter::with_capacity(16 << 10, Hasher::new());
+        serde_json::to_writer(&mut gathered, value)?;
+        Ok(gathered.into_inner().ok().expect("hashing does not fail").finish())
     }
 
     /// Wraps 32 raw digest bytes.
@@ -55,6 +68,18 @@ impl Hasher {
     /// Ends the hash.
     pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
+    }
+}
+
+/// What is written to it is hashed and goes nowhere.
+impl io::Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -118,7 +143,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        <std::borrow::Cow<'de, str>>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        deserializer.deserialize_str(Parsed::new("a digest"))
     }
 }
 

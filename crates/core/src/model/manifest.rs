@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Constraint, Digest, Instant, Name, PathError, SafePath, SafePathSet, Version};
+use super::{Constraint, Digest, Instant, Name, Parsed, PathError, SafePath, SafePathSet, Version};
 
 /// The manifest format this program reads and writes.
 pub const MANIFEST_FORMAT: u32 = 1;
@@ -157,6 +157,18 @@ impl FileMode {
     }
 }
 
+impl std::str::FromStr for FileMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let octal = text.len() == 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        octal
+            .then(|| u32::from_str_radix(text, 8).ok().and_then(Self::new))
+            .flatten()
+            .ok_or("a mode is four octal digits from 0000 to 0777")
+    }
+}
+
 impl Serialize for FileMode {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{:04o}", self.0))
@@ -165,12 +177,7 @@ impl Serialize for FileMode {
 
 impl<'de> Deserialize<'de> for FileMode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let octal = text.len() == 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
-        octal
-            .then(|| u32::from_str_radix(&text, 8).ok().and_then(Self::new))
-            .flatten()
-            .ok_or_else(|| serde::de::Error::custom("a mode is four octal digits from 0000 to 0777"))
+        deserializer.deserialize_str(Parsed::new("a mode"))
     }
 }
 
@@ -545,7 +552,9 @@ impl Manifest {
         over("bytes", total, limits.total_bytes_max)?;
         self.symlinks.iter().try_for_each(|link| names.insert(&link.path))?;
         // A shared path may also be a file, which is then its first content; otherwise it is an entry of its own.
-        let files: BTreeSet<&SafePath> = self.files.iter().map(|file| &file.path).collect();
+        let listed: BTreeSet<&SafePath> = self.shared.iter().collect();
+        let files: BTreeSet<&SafePath> =
+            self.files.iter().map(|file| &file.path).filter(|path| listed.contains(path)).collect();
         self.shared.iter().filter(|path| !files.contains(path)).try_for_each(|path| names.insert(path))?;
         let mut shared = SafePathSet::default();
         self.shared.iter().try_for_each(|path| shared.insert(path))?;
@@ -553,8 +562,12 @@ impl Manifest {
     }
 
     fn check_objects(&self) -> Result<(), ManifestError> {
+        struct Known {
+            size: u64,
+            is_used: bool,
+        }
         let inconsistent = |reason: String| Err(ManifestError::Inconsistent(reason));
-        let mut sizes = BTreeMap::new();
+        let mut known: BTreeMap<&Digest, Known> = BTreeMap::new();
         let mut end = 0u64;
         for object in &self.objects {
             if object.offset != end {
@@ -570,25 +583,25 @@ impl Manifest {
             if object.encoding == Encoding::Raw && object.stored_size != object.size {
                 return inconsistent(format!("object {} is raw but has two sizes", object.sha256));
             }
-            if sizes.insert(object.sha256, object.size).is_some() {
+            if known.insert(&object.sha256, Known { size: object.size, is_used: false }).is_some() {
                 return inconsistent(format!("object {} is listed twice", object.sha256));
             }
         }
-        let mut unused: BTreeSet<Digest> = sizes.keys().copied().collect();
-        let files = self.files.iter().map(|file| (file.path.as_str(), file.sha256, file.size));
+        let files = self.files.iter().map(|file| (file.path.as_str(), &file.sha256, file.size));
         let documents =
-            self.documents.iter().map(|document| (document.kind.name(), document.sha256, document.size));
+            self.documents.iter().map(|document| (document.kind.name(), &document.sha256, document.size));
         for (name, sha256, bytes) in files.chain(documents) {
-            match sizes.get(&sha256) {
-                Some(size) if *size == bytes => unused.remove(&sha256),
-                Some(size) => {
+            match known.get_mut(sha256) {
+                Some(object) if object.size == bytes => object.is_used = true,
+                Some(object) => {
+                    let size = object.size;
                     return inconsistent(format!("`{name}` has {bytes} bytes but its object has {size}"));
                 }
                 None => return inconsistent(format!("`{name}` has no object")),
             };
         }
-        match unused.first() {
-            Some(digest) => inconsistent(format!("object {digest} belongs to no file")),
+        match known.iter().find(|(_, object)| !object.is_used) {
+            Some((digest, _)) => inconsistent(format!("object {digest} belongs to no file")),
             None => Ok(()),
         }
     }

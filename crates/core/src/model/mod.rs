@@ -8,11 +8,14 @@ mod delta_manifest;
 mod digest;
 mod id;
 mod manifest;
+mod parsed;
 mod path;
 mod release;
 mod restore_point;
 mod time;
 mod version;
+
+use parsed::Parsed;
 
 pub use constraint::{Constraint, ConstraintError, Operator};
 pub use delta::{DeltaAlgorithm, UnknownDeltaAlgorithm};

@@ -3,10 +3,19 @@
 //! These rules are lexical. They are the first of two fences; the second is that every open below a root goes through
 //! `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, which holds even when somebody swaps a directory for a link.
 
-use std::{borrow::Borrow, collections::BTreeMap, fmt, path::Path, str::FromStr};
+use std::{
+    borrow::{Borrow, Cow},
+    collections::BTreeMap,
+    fmt,
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use unicode_normalization::UnicodeNormalization as _;
+
+use super::Parsed;
 
 /// The longest path, in bytes; leaves room for the root within `PATH_MAX`.
 const LENGTH_MAX: usize = 1024;
@@ -19,8 +28,10 @@ const RESERVED: &str = ".cutover";
 
 /// A relative path with `/` between its components: no `.`, `..` or empty component, no backslash, control or
 /// bidirectional-override character, no drive letter, and not below the reserved `.cutover*`.
+///
+/// Clones share their text: manifest, plan, observation and restore point name the same tens of thousands of paths.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SafePath(String);
+pub struct SafePath(Arc<str>);
 
 /// Why a path is refused. The offending text is escaped, so it may be logged as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,7 +89,7 @@ impl SafePath {
 
     /// The path, to be joined to a root.
     pub fn as_path(&self) -> &Path {
-        Path::new(&self.0)
+        Path::new(&*self.0)
     }
 
     /// The components, first to last; never empty.
@@ -88,18 +99,31 @@ impl SafePath {
 
     /// The directory that holds this path, or `None` at the top of the tree.
     pub fn parent(&self) -> Option<SafePath> {
-        self.0.rsplit_once('/').map(|(parent, _)| Self(parent.to_owned()))
+        self.0.rsplit_once('/').map(|(parent, _)| Self(parent.into()))
     }
 
     /// Every directory above this path, outermost first.
     pub fn ancestors(&self) -> impl Iterator<Item = SafePath> {
-        self.0.match_indices('/').map(|(at, _)| Self(self.0[..at].to_owned()))
+        self.0.match_indices('/').map(|(at, _)| Self(self.0[..at].into()))
     }
 
-    /// What this path is called once letter case and Unicode form are ignored.
-    fn folded(&self) -> String {
-        // Most paths are ASCII, where Unicode's rules come to this; a manifest of 900 files reads ten times faster.
-        if self.0.is_ascii() { self.0.to_ascii_lowercase() } else { folded_by_unicode(&self.0) }
+    /// What this path is called once letter case and Unicode form are ignored. Most paths are called what they are, and then
+    /// it is the same text.
+    fn folded(&self) -> Arc<str> {
+        match folded(&self.0) {
+            Cow::Borrowed(_) => Arc::clone(&self.0),
+            Cow::Owned(text) => text.into(),
+        }
+    }
+}
+
+/// What a path is called once letter case and Unicode form are ignored.
+fn folded(text: &str) -> Cow<'_, str> {
+    // Most paths are ASCII, where Unicode's rules come to this; a manifest of 900 files reads ten times faster.
+    match text.is_ascii() {
+        true if !text.bytes().any(|byte| byte.is_ascii_uppercase()) => Cow::Borrowed(text),
+        true => Cow::Owned(text.to_ascii_lowercase()),
+        false => Cow::Owned(folded_by_unicode(text)),
     }
 }
 
@@ -140,11 +164,10 @@ impl FromStr for SafePath {
         {
             return Err(PathError::TooLong(escaped(text)));
         }
-        let path = Self(text.to_owned());
-        if path.folded().starts_with(RESERVED) {
+        if folded(text).starts_with(RESERVED) {
             return Err(PathError::Reserved(escaped(text)));
         }
-        Ok(path)
+        Ok(Self(text.into()))
     }
 }
 
@@ -174,7 +197,7 @@ impl Serialize for SafePath {
 
 impl<'de> Deserialize<'de> for SafePath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        deserializer.deserialize_str(Parsed::new("a path"))
     }
 }
 
@@ -183,7 +206,7 @@ impl<'de> Deserialize<'de> for SafePath {
 /// Directories are implied by the entries below them; a directory spelled in two ways is a collision too.
 #[derive(Clone, Debug, Default)]
 pub struct SafePathSet {
-    by_fold: BTreeMap<String, Used>,
+    by_fold: BTreeMap<Arc<str>, Used>,
     /// The directory of the last path, which is in here with all above it: most paths follow one from the same directory.
     last: String,
 }

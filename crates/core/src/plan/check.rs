@@ -113,7 +113,7 @@ fn check_sources(
     let in_bundle: BTreeMap<_, _> = wanted
         .iter()
         .flat_map(|manifest| &manifest.objects)
-        .map(|object| (object.sha256, object.size))
+        .map(|object| (&object.sha256, object.size))
         .collect();
     let kinds: BTreeMap<&SafePath, FileKind> =
         wanted.iter().flat_map(|manifest| &manifest.files).map(|file| (&file.path, file.kind)).collect();

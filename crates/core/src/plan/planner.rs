@@ -66,7 +66,7 @@ pub struct Observation {
 impl Observation {
     /// The digest a plan is bound to.
     pub fn digest(&self) -> Digest {
-        Digest::of(&serde_json::to_vec(self).expect("maps with string keys always serialise"))
+        Digest::of_json(self).expect("maps with string keys always serialise")
     }
 }
 
@@ -379,12 +379,16 @@ fn has_content(seen: &SeenFile, digest: Digest) -> bool {
 
 /// A whole new tree: every file of the manifest, reusing what the present tree holds undamaged.
 fn stage_tree(observation: &Observation, wanted: &Manifest) -> Stage {
-    let mut present: BTreeMap<Digest, Vec<(&SafePath, &SeenFile)>> = BTreeMap::new();
-    for (path, seen) in &observation.seen {
-        if let SeenKind::File { sha256, .. } = &seen.kind {
-            present.entry(*sha256).or_default().push((path, seen));
-        }
-    }
+    let mut present: Vec<Present<'_>> = observation
+        .seen
+        .iter()
+        .filter_map(|(path, seen)| match &seen.kind {
+            SeenKind::File { sha256, .. } => Some(Present { sha256, path, seen }),
+            SeenKind::Symlink { .. } => None,
+        })
+        .collect();
+    // Those with one content stay in the order of their paths.
+    present.sort_by_key(|file| file.sha256);
 
     Stage {
         files: wanted
@@ -397,19 +401,25 @@ fn stage_tree(observation: &Observation, wanted: &Manifest) -> Stage {
     }
 }
 
-fn source_for(
-    file: &FileEntry,
-    present: &BTreeMap<Digest, Vec<(&SafePath, &SeenFile)>>,
-    observation: &Observation,
-) -> Source {
+/// A file of the present tree.
+struct Present<'a> {
+    sha256: &'a Digest,
+    path: &'a SafePath,
+    seen: &'a SeenFile,
+}
+
+/// `present` are the files of the present tree in the order of their contents.
+fn source_for(file: &FileEntry, present: &[Present<'_>], observation: &Observation) -> Source {
     let code = matches!(file.kind, FileKind::Executable | FileKind::Library);
-    let candidates = present.get(&file.sha256).map_or(&[][..], Vec::as_slice);
-    let linkable = candidates.iter().filter(|(_, seen)| code && seen.mode == file.mode.bits());
-    let same_path = |(path, _): &&(&SafePath, &SeenFile)| **path == file.path;
+    let from = present.partition_point(|present| *present.sha256 < file.sha256);
+    let count = present[from..].partition_point(|present| *present.sha256 == file.sha256);
+    let candidates = &present[from..from + count];
+    let linkable = candidates.iter().filter(|present| code && present.seen.mode == file.mode.bits());
+    let same_path = |present: &&Present<'_>| *present.path == file.path;
     let best = linkable.clone().find(same_path).or_else(|| linkable.clone().next());
     match (best, candidates.first()) {
-        (Some((path, _)), _) => Source::Present { path: (*path).clone(), reuse: Reuse::Link },
-        (None, Some((path, _))) => Source::Present { path: (*path).clone(), reuse: Reuse::Copy },
+        (Some(present), _) => Source::Present { path: present.path.clone(), reuse: Reuse::Link },
+        (None, Some(present)) => Source::Present { path: present.path.clone(), reuse: Reuse::Copy },
         (None, None) if observation.stored.contains(&file.sha256) => Source::Store,
         (None, None) => Source::Bundle,
     }
@@ -493,17 +503,12 @@ pub fn need_after(before: &Manifest, wanted: &Manifest) -> u64 {
 }
 
 fn cost(stage: &Stage, wanted: &Manifest) -> PlanBytes {
-    let stored: BTreeMap<Digest, u64> =
-        wanted.objects.iter().map(|object| (object.sha256, object.stored_size)).collect();
     let reused = |file: &&StageFile| matches!(file.source, Source::Present { .. });
     let new: u64 = stage.files.iter().filter(|file| !reused(file)).map(|file| file.size).sum();
-    let kept: BTreeMap<Digest, u64> = stage
-        .files
-        .iter()
-        .filter(|file| file.source == Source::Bundle)
-        .map(|file| (file.sha256, stored.get(&file.sha256).copied().unwrap_or(0)))
-        .collect();
-    let need = twice(new, kept.values().sum());
+    let from_bundle = stage.files.iter().filter(|file| file.source == Source::Bundle);
+    let brought: BTreeSet<&Digest> = from_bundle.map(|file| &file.sha256).collect();
+    let kept = wanted.objects.iter().filter(|object| brought.contains(&object.sha256));
+    let need = twice(new, kept.map(|object| object.stored_size).sum());
     PlanBytes { new, reused: stage.files.iter().filter(reused).map(|file| file.size).sum(), need }
 }
 

@@ -293,7 +293,7 @@ fn shared_config_may_be_changed() {
 #[test]
 fn foreign_file_in_the_way_is_refused_in_place() {
     let mut seen = observation(Layout::InPlace, Some(&old()));
-    let foreign = seen.seen["bin/db"].clone();
+    let foreign = seen.seen.get("bin/db").expect("the program").clone();
     seen.seen.insert(path("share/come"), foreign);
     assert_eq!(refused(&seen, &new()), Refusal::Foreign(path("share/come")));
 }

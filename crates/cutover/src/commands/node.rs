@@ -269,7 +269,7 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
     let site = open(&command.at, context, "rollback")?;
     must_be_used(&site)?;
     if command.dry_run {
-        let observed = site.node.observe(None)?;
+        let observed = site.node.observe_for_rollback(&target)?;
         let plan = plan_back(&observed, &target, &site.policy(context.now)?)?;
         let preflight = site.preflight(&plan, None)?;
         match context.form {
@@ -281,7 +281,7 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
         return Ok(Exit::Done);
     }
     let lock = site.lock_and_recover(context)?;
-    let observed = site.node.observe(None)?;
+    let observed = site.node.observe_for_rollback(&target)?;
     let planned = site.policy(context.now).and_then(|policy| plan_back(&observed, &target, &policy));
     let plan = match planned {
         Ok(plan) => Arc::new(plan),

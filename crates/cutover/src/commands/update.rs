@@ -315,6 +315,7 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
         Update::File(_) => (execute(), None),
     };
     let report = report?;
+    drop(plan);
     // What the payload holds is only seen while it is laid down; then everything was undone, and this is the reason.
     if let Outcome::Undone { .. } = report.outcome {
         let message = format!("refused `{}`; nothing was changed", command.bundle.display());

@@ -162,14 +162,33 @@ pub(crate) fn manifest(files: &Files, digest: Digest) -> Result<Option<Arc<Manif
             Some(_) => Err(altered()),
         };
     }
+    let limits = ManifestLimits::default();
+    // Not two at once, if it can be helped.
+    files.manifests.let_go();
+    if let Some(manifest) = files.read_large_json::<Manifest>(&path, digest)
+        && manifest.check(&limits).is_ok()
+    {
+        let manifest = Arc::new(manifest);
+        files.manifests.know(digest, &manifest);
+        return Ok(Some(manifest));
+    }
     let Some(bytes) = files.read(&path)? else { return Ok(None) };
     if Digest::of(&bytes) != digest {
         return Err(altered());
     }
-    let parse = || Manifest::parse(&bytes, &ManifestLimits::default());
+    let parse = || Manifest::parse(&bytes, &limits);
     match files.manifests.get_or(digest, parse) {
         Ok(manifest) => Ok(Some(manifest)),
         Err(source) => Err(NodeError::Manifest { path: path.display().to_string(), source }),
+    }
+}
+
+/// Checks the digest of a stored manifest, if there is one.
+pub(crate) fn check_manifest(files: &Files, digest: Digest) -> Result<(), NodeError> {
+    let path = place::manifest(digest);
+    match files.digest(&path)? {
+        Some(found) if found != digest => Err(damaged(&path, "its digest is not its name")),
+        Some(_) | None => Ok(()),
     }
 }
 

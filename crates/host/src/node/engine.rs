@@ -63,7 +63,7 @@ pub(crate) struct Run<'a> {
     pending: Vec<Record>,
     /// Events about them, told once they are durable: nobody hears of a success that could be lost.
     untold: Vec<Event>,
-    /// The present tree as it was when the execution began.
+    /// The release that is installed, as it was found when the execution began.
     seen: Option<SeenTree>,
     point: Option<Arc<RestorePoint>>,
     steps: Vec<StepReport>,
@@ -204,7 +204,9 @@ impl<'a> Run<'a> {
     fn flush(&mut self) -> Result<(), NodeError> {
         if !self.pending.is_empty() {
             let now = self.node.clock().now();
-            self.journal.append(&Record::to_line(&self.pending, now)).map_err(NodeError::Stopped)?;
+            self.journal
+                .append(|out| Record::write_line(&self.pending, now, out))
+                .map_err(NodeError::Stopped)?;
             self.pending.clear();
         }
         for event in self.untold.drain(..) {
@@ -397,12 +399,7 @@ impl<'a> Run<'a> {
         };
         match self.plan.layout {
             Layout::Versioned | Layout::Exchange => {
-                if let Some(from) = &self.plan.from {
-                    let manifest = current::manifest_of(files, from)?;
-                    let expected = tree::expected_of_manifest(&manifest, self.plan.layout);
-                    let seen = self.seen.take().unwrap_or_default();
-                    point.files = seen.into_iter().filter(|(path, _)| expected.contains_key(path)).collect();
-                }
+                point.files = self.seen.take().unwrap_or_default();
             }
             Layout::InPlace => {
                 let switch = switch_of(&self.plan);

@@ -6,21 +6,25 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use cutover_core::model::{Digest, Hasher, Manifest, RestorePoint};
+use serde::de::DeserializeOwned;
 
 use super::{FsError, place};
 use crate::{
-    disk::{Disk, EntryKind, Metadata},
+    disk::{Disk, EntryKind, Metadata, OpenFile},
     nice::Nice,
 };
 
 /// The largest file of ours that is read into memory.
 const READ_MAX: u64 = 256 << 20;
+
+/// From how many bytes on a file is parsed as it is read.
+const LARGE: u64 = 1 << 20;
 
 /// Adds to an I/O error what was attempted, and on what.
 pub(crate) trait Attempt<T> {
@@ -44,18 +48,59 @@ pub(crate) struct Files {
     pub(crate) points: Parsed<RestorePoint>,
 }
 
-/// Values by the digest of the bytes they were parsed from.
-pub(crate) struct Parsed<T>(Mutex<BTreeMap<Digest, Arc<T>>>);
+/// Values by the digest of the bytes they were parsed from, for as long as somebody holds them. One takes megabytes, and a root
+/// has many.
+pub(crate) struct Parsed<T> {
+    keep: Keep,
+    known: Mutex<Known<T>>,
+}
+
+/// Which value is held although nobody else does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// The last one that was asked for: several steps ask for the manifest of the release they lead to.
+    Last,
+    None,
+}
+
+struct Known<T> {
+    values: BTreeMap<Digest, Weak<T>>,
+    last: Option<Arc<T>>,
+}
+
+impl<T> Known<T> {
+    fn hold(&mut self, value: &Arc<T>, keep: Keep) {
+        self.last = (keep == Keep::Last).then(|| Arc::clone(value));
+    }
+}
 
 impl<T> Parsed<T> {
+    fn new(keep: Keep) -> Self {
+        Self { keep, known: Mutex::new(Known { values: BTreeMap::new(), last: None }) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known<T>> {
+        self.known.lock().expect("no holder panics")
+    }
+
     /// The value of the bytes whose digest is `digest`, if they were parsed before.
     pub(crate) fn get(&self, digest: Digest) -> Option<Arc<T>> {
-        self.0.lock().expect("no holder panics").get(&digest).map(Arc::clone)
+        let mut known = self.known();
+        let found = known.values.get(&digest).and_then(Weak::upgrade)?;
+        known.hold(&found, self.keep);
+        Some(found)
     }
 
     /// Takes in the value of the bytes whose digest is `digest`, parsed elsewhere.
     pub(crate) fn know(&self, digest: Digest, value: &Arc<T>) {
-        self.0.lock().expect("no holder panics").entry(digest).or_insert_with(|| Arc::clone(value));
+        let mut known = self.known();
+        known.values.insert(digest, Arc::downgrade(value));
+        known.hold(value, self.keep);
+    }
+
+    /// Holds none of them any longer.
+    pub(crate) fn let_go(&self) {
+        self.known().last = None;
     }
 
     /// The value of the bytes whose digest is `digest`, parsed at most once.
@@ -64,18 +109,78 @@ impl<T> Parsed<T> {
         digest: Digest,
         parse: impl FnOnce() -> Result<T, E>,
     ) -> Result<Arc<T>, E> {
-        if let Some(known) = self.0.lock().expect("no holder panics").get(&digest) {
-            return Ok(Arc::clone(known));
+        if let Some(known) = self.get(digest) {
+            return Ok(known);
         }
         let parsed = Arc::new(parse()?);
-        self.0.lock().expect("no holder panics").insert(digest, Arc::clone(&parsed));
+        self.know(digest, &parsed);
         Ok(parsed)
+    }
+}
+
+/// Small pieces are gathered to writes of this size.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// Has `write` write to `out`, small pieces gathered. After an error nothing more is written.
+pub(crate) fn gathered<W: io::Write, R>(
+    out: W,
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<R>,
+) -> io::Result<R> {
+    let mut gathering = io::BufWriter::with_capacity(WRITE_BYTES, out);
+    let written = write(&mut gathering).and_then(|value| gathering.flush().map(|()| value));
+    // Dropped, it would try to write the rest once more.
+    drop(gathering.into_parts());
+    written
+}
+
+/// Hashes what is read through it.
+struct Hashing<'f> {
+    file: Box<dyn OpenFile + 'f>,
+    hasher: Hasher,
+}
+
+impl io::Read for Hashing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// Hashes and counts what goes through it.
+pub(crate) struct Hashed<'w> {
+    out: &'w mut dyn io::Write,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+impl<'w> Hashed<'w> {
+    pub(crate) fn new(out: &'w mut dyn io::Write) -> Self {
+        Self { out, hasher: Hasher::new(), bytes: 0 }
+    }
+
+    /// The digest and the number of the bytes so far.
+    pub(crate) fn finish(self) -> (Digest, u64) {
+        (self.hasher.finish(), self.bytes)
+    }
+}
+
+impl io::Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
 impl Files {
     pub(crate) fn new(disk: Arc<dyn Disk>, threads: NonZeroUsize, nice: Nice) -> Self {
-        let (manifests, points) = (Parsed(Mutex::default()), Parsed(Mutex::default()));
+        let (manifests, points) = (Parsed::new(Keep::Last), Parsed::new(Keep::None));
         Self { disk, threads, nice, discarded: AtomicU64::new(0), manifests, points }
     }
 
@@ -142,13 +247,28 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.attempt("open", path)?,
         };
-        let mut bytes = Vec::new();
+        let size = file.metadata().attempt("look at", path)?.size;
+        let mut bytes = Vec::with_capacity(usize::try_from(size.min(READ_MAX)).unwrap_or(0) + 1);
         file.take(READ_MAX + 1).read_to_end(&mut bytes).attempt("read", path)?;
         if bytes.len() as u64 > READ_MAX {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than any file of ours"))
                 .attempt("read", path);
         }
         Ok(Some(bytes))
+    }
+
+    /// The value whose JSON a large file holds, if its SHA-256 is `digest`: it is parsed as it is read, because the text takes more
+    /// memory than the value. `None` when the file is small, or anything is wrong with it: whoever reads it as a whole, which is
+    /// faster, finds out what.
+    pub(crate) fn read_large_json<T: DeserializeOwned>(&self, path: &Path, digest: Digest) -> Option<T> {
+        let file = self.disk.open(path).ok()?;
+        if !(LARGE..=READ_MAX).contains(&file.metadata().ok()?.size) {
+            return None;
+        }
+        let mut hashing = Hashing { file, hasher: Hasher::new() };
+        let value = serde_json::from_reader(io::BufReader::with_capacity(WRITE_BYTES, &mut hashing)).ok()?;
+        // The reader has come to the end of the file, so these are the bytes that were parsed.
+        (hashing.hasher.finish() == digest).then_some(value)
     }
 
     /// The SHA-256 of a file; `None` when there is none.
@@ -169,10 +289,21 @@ impl Files {
     /// Writes a new file and makes its content durable; its name is not, yet. When that fails nothing is left of it,
     /// because a second sync of the same file would lie (I13).
     pub(crate) fn write_new(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), FsError> {
+        self.write_new_with(path, mode, |out| out.write_all(bytes))
+    }
+
+    /// As [`Files::write_new`]: the content is what `write` writes, in pieces of any size.
+    pub(crate) fn write_new_with<R>(
+        &self,
+        path: &Path,
+        mode: u32,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<R>,
+    ) -> Result<R, FsError> {
         let written = (|| {
             let mut file = self.disk.create(path, mode).attempt("create", path)?;
-            file.write_all(bytes).attempt("write", path)?;
-            file.sync().attempt("flush", path)
+            let value = gathered(&mut file, write).attempt("write", path)?;
+            file.sync().attempt("flush", path)?;
+            Ok::<R, FsError>(value)
         })();
         if written.is_err() {
             // The first error is the one worth reporting.
@@ -296,12 +427,40 @@ impl Files {
         R: Send,
         E: Send,
     {
+        self.find_each_or(items, |item| work(item).map(Some), failed)
+    }
+
+    /// As [`Files::for_each`]; only what `work` found is kept.
+    pub(crate) fn find_each<T, R, E>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<Option<R>, E> + Sync,
+    ) -> Result<Vec<R>, E>
+    where
+        T: Sync,
+        R: Send,
+        E: Send,
+    {
+        self.find_each_or(items, work, || {})
+    }
+
+    fn find_each_or<T, R, E>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<Option<R>, E> + Sync,
+        failed: impl Fn() + Sync,
+    ) -> Result<Vec<R>, E>
+    where
+        T: Sync,
+        R: Send,
+        E: Send,
+    {
         let threads = self.threads.get().min(items.len());
         if threads <= 1 {
-            return self.aside(|| items.iter().map(&work).collect());
+            return self.aside(|| items.iter().filter_map(|item| work(item).transpose()).collect());
         }
         let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(items.len()));
+        let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::new());
         let first_error: Mutex<Option<E>> = Mutex::new(None);
         std::thread::scope(|scope| {
             for _ in 0..threads {
@@ -311,7 +470,10 @@ impl Files {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(item) = items.get(index) else { break };
                         match work(item) {
-                            Ok(result) => results.lock().expect("no holder panics").push((index, result)),
+                            Ok(None) => {}
+                            Ok(Some(result)) => {
+                                results.lock().expect("no holder panics").push((index, result));
+                            }
                             Err(error) => {
                                 next.store(items.len(), Ordering::Relaxed);
                                 first_error.lock().expect("no holder panics").get_or_insert(error);

@@ -13,10 +13,10 @@ use cutover_core::{
 
 use super::{
     FsError, NodeError,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, gathered},
     place,
 };
-use crate::disk::NewFile;
+use crate::disk::{NewFile, OpenFile};
 
 /// A journal open for appending.
 pub(crate) struct Journal<'d> {
@@ -82,39 +82,102 @@ pub(crate) enum End {
 
 /// Looks at the end of a journal.
 pub(crate) fn end(files: &Files, number: u64) -> Result<End, NodeError> {
-    let bytes = files.read(&place::journal(number))?.unwrap_or_default();
-    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
-    let ended = |line: &[u8]| {
-        let records = line.strip_suffix(b"\n").and_then(|line| Record::from_line(line).ok());
-        records.is_some_and(|(_, records)| {
-            records.iter().any(|record| matches!(record, Record::Finished { .. }))
-        })
-    };
-    Ok(match (lines.next_back(), lines.next()) {
-        (None, _) => End::Empty,
-        (Some(only), None)
-            if only.strip_suffix(b"\n").is_none_or(|line| Record::from_line(line).is_err()) =>
-        {
-            End::Empty
-        }
-        (Some(last), _) if ended(last) => End::Ended,
-        (Some(_), _) => End::Open,
+    let path = place::journal(number);
+    let Some(mut lines) = Backwards::open(files, &path)? else { return Ok(End::Empty) };
+    let Some(last) = lines.next().attempt("read", &path)? else { return Ok(End::Empty) };
+    let records = last.strip_suffix(b"\n").and_then(|line| Record::from_line(line).ok());
+    let is_end = |record: &Record| matches!(record, Record::Finished { .. });
+    Ok(match records {
+        Some((_, records)) if records.iter().any(is_end) => End::Ended,
+        None if lines.is_at_start() => End::Empty,
+        Some(_) | None => End::Open,
     })
 }
 
 /// The evidence that the journal of execution `number` holds for its restore point.
 pub(crate) fn evidence(files: &Files, number: u64) -> Result<Option<Digest>, NodeError> {
     const FIELD: &[u8] = b"\"evidence\"";
-    let bytes = files.read(&place::journal(number))?.unwrap_or_default();
-    // Only the line that names it is parsed: the plan in the first one can be large.
-    let lines = bytes.split(|byte| *byte == b'\n').rev();
-    let candidates = lines.filter(|line| line.windows(FIELD.len()).any(|part| part == FIELD));
-    Ok(candidates.filter_map(|line| Record::from_line(line).ok()).find_map(|(_, records)| {
-        records.iter().rev().find_map(|record| match record {
+    let path = place::journal(number);
+    let Some(mut lines) = Backwards::open(files, &path)? else { return Ok(None) };
+    while let Some(line) = lines.next().attempt("read", &path)? {
+        // Only the line that names it is parsed: the plan in the first one can be large.
+        if !line.windows(FIELD.len()).any(|part| part == FIELD) {
+            continue;
+        }
+        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        let Ok((_, records)) = Record::from_line(line) else { continue };
+        let found = records.iter().rev().find_map(|record| match record {
             Record::Done { evidence, .. } => *evidence,
             _ => None,
-        })
-    }))
+        });
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// The lines of a file from the last to the first. What stands before the lines that were asked for is not read: in a journal
+/// that is the plan.
+struct Backwards<'f> {
+    file: Box<dyn OpenFile + 'f>,
+    /// What was read and not handed out; it lies behind the first `before` bytes of the file.
+    held: Vec<u8>,
+    before: u64,
+}
+
+impl<'f> Backwards<'f> {
+    /// How much is read at once, at least.
+    const CHUNK_BYTES: usize = 16 << 10;
+
+    fn open(files: &'f Files, path: &Path) -> Result<Option<Self>, FsError> {
+        let file = match files.disk.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.attempt("open", path)?,
+        };
+        let before = file.metadata().attempt("look at", path)?.size;
+        Ok(Some(Self { file, held: Vec::new(), before }))
+    }
+
+    /// Whether the line that was handed out last is the first one of the file.
+    fn is_at_start(&self) -> bool {
+        self.before == 0 && self.held.is_empty()
+    }
+
+    /// The line before, with its newline if it has one.
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        // The newline that ends a line is no end of the one before it.
+        while self.before > 0 && self.start().is_none() {
+            self.read()?;
+        }
+        let line = self.held.split_off(self.start().unwrap_or(0));
+        Ok((!line.is_empty()).then_some(line))
+    }
+
+    /// Where the last line that is held begins, if that is known.
+    fn start(&self) -> Option<usize> {
+        let (_, rest) = self.held.split_last()?;
+        rest.iter().rposition(|byte| *byte == b'\n').map(|newline| newline + 1)
+    }
+
+    /// Reads more, as much as is held already, so that a long line is not gone through again and again.
+    fn read(&mut self) -> io::Result<()> {
+        let wanted = self.before.min(self.held.len().max(Self::CHUNK_BYTES) as u64);
+        let at = self.before - wanted;
+        let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(Self::CHUNK_BYTES)];
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.file.read_at(&mut bytes[done..], at + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.append(&mut self.held);
+        (self.held, self.before) = (bytes, at);
+        Ok(())
+    }
 }
 
 /// The numbers of all journals, ascending.
@@ -146,12 +209,15 @@ impl<'d> Journal<'d> {
         Ok(Self { files, path, file, size: read.whole })
     }
 
-    /// Appends a line of records and makes it durable. After an error the journal must not be written any more in this
-    /// process, and the line is taken back: what a failed flush left in memory looks to the next process as if it were on
-    /// disk, and no later flush brings it there
+    /// Appends the line of records that `write` writes and makes it durable; `write` returns its length in bytes. After an error
+    /// the journal must not be written any more in this process, and the line is taken back: what a failed flush left in memory
+    /// looks to the next process as if it were on disk, and no later flush brings it there
     /// (I13; `docs/decisions/0051-a-line-whose-flush-failed-is-taken-back.md`).
-    pub(crate) fn append(&mut self, line: &[u8]) -> Result<(), FsError> {
-        let appended = self.try_append(line);
+    pub(crate) fn append(
+        &mut self,
+        write: impl Fn(&mut dyn io::Write) -> io::Result<u64>,
+    ) -> Result<(), FsError> {
+        let appended = self.try_append(&write);
         if appended.is_err()
             && let Err(error) = self.files.disk.truncate(&self.path, self.size)
         {
@@ -161,19 +227,22 @@ impl<'d> Journal<'d> {
         appended
     }
 
-    fn try_append(&mut self, line: &[u8]) -> Result<(), FsError> {
-        let written = self.file.write_all(line).or_else(|error| {
+    fn try_append(
+        &mut self,
+        write: &dyn Fn(&mut dyn io::Write) -> io::Result<u64>,
+    ) -> Result<(), FsError> {
+        let written = gathered(&mut self.file, write).or_else(|error| {
             if !is_full(&error) {
                 return Err(error);
             }
             // Part of the line may be there; it goes before the line is written whole.
             self.files.disk.truncate(&self.path, self.size)?;
             release_reserve(self.files)?;
-            self.file.write_all(line)
+            gathered(&mut self.file, write)
         });
-        written.attempt("write", &self.path)?;
+        let bytes = written.attempt("write", &self.path)?;
         self.file.sync().attempt("flush", &self.path)?;
-        self.size += line.len() as u64;
+        self.size += bytes;
         Ok(())
     }
 }

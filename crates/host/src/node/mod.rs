@@ -18,9 +18,11 @@ use cutover_core::{
     lifecycle::{Entry, Lifecycle, State},
     model::{
         FileKind, Instant, Manifest, ManifestError, Name, ReleaseRef, RestorePointError, RestorePointId,
-        SafePath, Version,
+        SafePath, SeenTree, Version,
     },
-    plan::{Installed, Layout, Observation, Plan, PlanKind, Violation, check_plan},
+    plan::{
+        Installed, Layout, Observation, Plan, PlanKind, PointSeen, RollbackTarget, Violation, check_plan,
+    },
     retain::Retention,
     set::{SetFoldError, SetId},
 };
@@ -29,6 +31,7 @@ use self::{
     engine::{Run, Start},
     files::{Attempt as _, Files},
     journal::Journal,
+    restore::Target,
     store::Store,
     tree::{Attributes, Difference, Hashes, Reading},
 };
@@ -302,6 +305,12 @@ pub struct Ports<'a> {
     pub before_step: Option<&'a dyn Fn(&'static str)>,
 }
 
+/// The usable restore points in the order they were made, and the damaged ones.
+type Points = (Vec<PointSeen>, Vec<(RestorePointId, PointError)>);
+
+/// A restore point, or why it is of no use.
+type Point = Result<PointSeen, (RestorePointId, PointError)>;
+
 /// The right to change a root: only one process has it. Freed when dropped, or by the kernel when the process dies.
 pub struct NodeLock {
     _guard: Box<dyn std::any::Any + Send + Sync>,
@@ -403,7 +412,7 @@ impl Node {
                 Arc::new(opened.catalog)
             }
         };
-        self.hashes.load(catalog.fingerprints()?);
+        self.hashes.load(|take| catalog.fingerprints(take))?;
         *held = Some(Arc::clone(&catalog));
         Ok(catalog)
     }
@@ -493,18 +502,76 @@ impl Node {
         Ok(journals.max(points).max(history).unwrap_or(0) + 1)
     }
 
-    /// Looks at the present tree at every path of the installed and the `wanted` manifest, at the store and at the restore
-    /// points.
+    /// Looks at the present tree at every path of the installed and the `wanted` manifest, and at the store. Without a wanted
+    /// manifest, for a rollback to anywhere, the restore points are read too, all of them.
     ///
     /// # Errors
     /// Something cannot be read.
     pub fn observe(&self, wanted: Option<&Manifest>) -> Result<Observed, NodeError> {
         let layout = self.layout()?;
+        let points = match (wanted, layout) {
+            (None, _) => self.points(layout)?,
+            // Their paths count, and nothing else.
+            (Some(_), Layout::InPlace) => {
+                let mut paths = BTreeSet::new();
+                self.each_point(layout, Target::Check, |seen| {
+                    paths.extend(seen.point.files.keys().chain(&seen.point.added).cloned());
+                })?;
+                return self.observe_with(layout, wanted, paths, (Vec::new(), Vec::new()));
+            }
+            (Some(_), Layout::Versioned | Layout::Exchange) => (Vec::new(), Vec::new()),
+        };
+        self.observe_with(layout, wanted, paths_of(layout, &points.0), points)
+    }
+
+    /// As [`Node::observe`], for a rollback to `target`: of the restore points only those are read that it depends on, and of
+    /// these only those are held that a plan is made from.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub fn observe_for_rollback(&self, target: &RollbackTarget) -> Result<Observed, NodeError> {
+        let layout = self.layout()?;
+        let (mut points, mut damaged) = (Vec::new(), Vec::new());
+        let oldest = match target {
+            RollbackTarget::Newest => None,
+            RollbackTarget::Point(id) => restore::number_of(id),
+        };
+        let depends = |number: &u64| oldest.is_none_or(|oldest| *number >= oldest);
+        for (number, id) in
+            restore::ids(&self.files)?.into_iter().rev().take_while(|(number, _)| depends(number))
+        {
+            match self.point(layout, number, id, Target::Read)? {
+                Some(Ok(seen)) => {
+                    // In place the way back leads over every one of them; the release is that of the target.
+                    if layout != Layout::InPlace {
+                        points.clear();
+                    }
+                    points.iter_mut().for_each(|newer: &mut PointSeen| newer.manifest = None);
+                    points.push(seen);
+                    if *target == RollbackTarget::Newest {
+                        break;
+                    }
+                }
+                Some(Err(error)) => damaged.push(error),
+                None => {}
+            }
+        }
+        points.reverse();
+        damaged.reverse();
+        self.observe_with(layout, None, paths_of(layout, &points), (points, damaged))
+    }
+
+    /// Looks at everything a plan depends on but the restore points, whose paths are `paths`.
+    fn observe_with(
+        &self,
+        layout: Layout,
+        wanted: Option<&Manifest>,
+        mut paths: BTreeSet<SafePath>,
+        (points, damaged): Points,
+    ) -> Result<Observed, NodeError> {
         // It remembers digests.
         self.catalog_if_any()?;
         let installed = self.installed(layout)?;
-        let (points, damaged) = self.points(layout)?;
-        let mut paths = BTreeSet::new();
         let manifests = installed.iter().map(|installed| installed.manifest.as_ref()).chain(wanted);
         for manifest in manifests {
             paths.extend(manifest.files.iter().map(|file| file.path.clone()));
@@ -514,19 +581,14 @@ impl Node {
             }
         }
         let (base, attributes) = match (layout, &installed) {
-            (Layout::InPlace, _) => {
-                for seen in &points {
-                    paths.extend(seen.point.files.keys().chain(&seen.point.added).cloned());
-                }
-                (Some(PathBuf::new()), Attributes::Read)
-            }
+            (Layout::InPlace, _) => (Some(PathBuf::new()), Attributes::Read),
             (_, Some(installed)) => (Some(current::tree(layout, &installed.release)), Attributes::Ignore),
             (_, None) => (None, Attributes::Ignore),
         };
         let paths: Vec<SafePath> = paths.into_iter().collect();
         let seen = match base {
             Some(base) => tree::look(&self.files, &base, &paths, attributes, &self.hashes)?,
-            None => BTreeMap::new(),
+            None => SeenTree::new(),
         };
         let observation = Observation {
             layout,
@@ -545,22 +607,44 @@ impl Node {
         Ok(Some(Installed { release, manifest }))
     }
 
-    /// The usable restore points in the order they were made, and the damaged ones.
-    #[expect(clippy::type_complexity, reason = "two lists, named where they are used")]
-    fn points(
+    /// All restore points.
+    fn points(&self, layout: Layout) -> Result<Points, NodeError> {
+        let mut points = Vec::new();
+        let damaged = self.each_point(layout, Target::Read, |seen| points.push(seen))?;
+        Ok((points, damaged))
+    }
+
+    /// Hands over the usable restore points in the order they were made, one at a time; returns the damaged ones.
+    fn each_point(
         &self,
         layout: Layout,
-    ) -> Result<(Vec<cutover_core::plan::PointSeen>, Vec<(RestorePointId, PointError)>), NodeError> {
-        let (mut points, mut damaged) = (Vec::new(), Vec::new());
+        target: Target,
+        mut take: impl FnMut(PointSeen),
+    ) -> Result<Vec<(RestorePointId, PointError)>, NodeError> {
+        let mut damaged = Vec::new();
         for (number, id) in restore::ids(&self.files)? {
-            match restore::see(&self.files, layout, &id) {
-                Ok(seen) => points.push(seen),
-                // Of an execution that was undone or is not that far.
-                Err(PointError::Unsealed(_)) if self.files.exists(&place::journal(number))? => {}
-                Err(error) => damaged.push((id, error)),
+            match self.point(layout, number, id, target)? {
+                Some(Ok(seen)) => take(seen),
+                Some(Err(error)) => damaged.push(error),
+                None => {}
             }
         }
-        Ok((points, damaged))
+        Ok(damaged)
+    }
+
+    /// One restore point, or why it is of no use; `None` for that of an execution that was undone or is not that far.
+    fn point(
+        &self,
+        layout: Layout,
+        number: u64,
+        id: RestorePointId,
+        target: Target,
+    ) -> Result<Option<Point>, NodeError> {
+        match restore::see(&self.files, layout, &id, target) {
+            Ok(seen) => Ok(Some(Ok(seen))),
+            Err(PointError::Unsealed(_)) if self.files.exists(&place::journal(number))? => Ok(None),
+            Err(error) => Ok(Some(Err((id, error)))),
+        }
     }
 
     /// Runs `plan`, whoever made it, to its end: confirmed, or everything undone. `payload` is the bundle an update comes from.
@@ -615,11 +699,17 @@ impl Node {
         if plan.kind == PlanKind::Update && wanted.as_ref().map(|(release, _)| release) != plan.to.as_ref() {
             return Err(NodeError::Payload);
         }
-        if observed.observation.digest() != plan.based_on {
+        let Observed { observation, points, damaged: _ } = observed;
+        if observation.digest() != plan.based_on {
             return Err(NodeError::Changed);
         }
         let wanted = wanted.as_ref().map(|(release, manifest)| (release, &***manifest));
-        check_plan(plan, &observed.observation, wanted, &observed.points)?;
+        check_plan(plan, &observation, wanted, &points)?;
+        // From here on only this is needed of what was observed; the rest takes megabytes.
+        let seen = present(observation);
+        drop(points);
+        self.files.manifests.let_go();
+        self.files.points.let_go();
         let space = self.files.disk.space().attempt("ask for free space", "")?;
         if space.free_bytes < plan.bytes.need {
             return Err(NodeError::NoSpace { needed: plan.bytes.need, free: space.free_bytes });
@@ -637,7 +727,7 @@ impl Node {
             journal,
             execution: Execution::new(Arc::clone(&plan)).in_set(set.clone()),
             first: vec![Record::Planned { plan, set }],
-            seen: Some(observed.observation.seen),
+            seen: Some(seen),
         };
         Run::new(self, lock, ports, start).drive()
     }
@@ -943,6 +1033,28 @@ impl Node {
     pub fn releases(&self) -> Result<Vec<ReleaseRef>, NodeError> {
         prune::releases(self)
     }
+}
+
+/// What was found of the release that is installed.
+fn present(observation: Observation) -> SeenTree {
+    let Observation { installed, seen, .. } = observation;
+    let Some(installed) = installed else { return SeenTree::new() };
+    let Manifest { files, symlinks, shared, .. } = installed.manifest.as_ref();
+    let links = symlinks.iter().map(|link| &link.path);
+    let mut ours: Vec<&SafePath> = files.iter().map(|file| &file.path).chain(links).chain(shared).collect();
+    ours.sort_unstable();
+    let is_ours = |path: &SafePath| ours.binary_search(&path).is_ok();
+    if seen.keys().all(is_ours) {
+        return seen;
+    }
+    let kept = seen.iter().filter(|(path, _)| is_ours(path));
+    kept.map(|(path, file)| (path.clone(), file.clone())).collect()
+}
+
+/// The paths that restore points say something about; in the other layouts they are those of whole trees.
+fn paths_of(layout: Layout, points: &[PointSeen]) -> BTreeSet<SafePath> {
+    let points = points.iter().filter(|_| layout == Layout::InPlace);
+    points.flat_map(|seen| seen.point.files.keys().chain(&seen.point.added)).cloned().collect()
 }
 
 /// What `repair` does about edited config files.

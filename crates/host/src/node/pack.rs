@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cutover_core::model::{Digest, ObjectEntry};
+use cutover_core::model::{Hasher, ObjectEntry};
 use serde::{Deserialize, Serialize};
 
 use super::{
     FsError,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, Hashed},
 };
 use crate::disk::{NewFile, OpenFile};
 
@@ -21,6 +21,8 @@ const MAGIC: [u8; 8] = *b"CUTPACK\x01";
 const TRAILER_BYTES: u64 = 48;
 /// The largest index: some 300,000 objects.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// An index is read in pieces of this size.
+const INDEX_CHUNK_BYTES: usize = 64 << 10;
 /// The version of the index that is written here.
 const FORMAT: u32 = 1;
 /// Small objects are gathered to writes of this size.
@@ -80,13 +82,19 @@ impl PackIndex {
             return Err(PackError::Damaged);
         }
         let end = before_trailer - length;
-        let mut bytes = vec![0; usize::try_from(length).map_err(|_| PackError::Damaged)?];
-        fill(&mut bytes, end)?;
-        if Digest::of(&bytes).as_bytes() != digest {
+        // Hashed first and read again as it is parsed: the text of an index takes more memory than the index.
+        let mut hasher = Hasher::new();
+        let mut stream = IndexStream { fill: &mut fill, at: end, end: before_trailer };
+        io::copy(&mut io::BufReader::with_capacity(INDEX_CHUNK_BYTES, &mut stream), &mut hasher)?;
+        if hasher.finish().as_bytes() != digest {
             return Err(PackError::Damaged);
         }
-        let index: Self =
-            serde_json::from_slice(&bytes).map_err(|error| PackError::Index(error.to_string()))?;
+        let stream = IndexStream { fill, at: end, end: before_trailer };
+        let stream = io::BufReader::with_capacity(INDEX_CHUNK_BYTES, stream);
+        let index: Self = serde_json::from_reader(stream).map_err(|error| match error.io_error_kind() {
+            None => PackError::Index(error.to_string()),
+            Some(_) => PackError::Read(error.into()),
+        })?;
         if index.format != FORMAT {
             return Err(PackError::Index(format!("format {} is not known", index.format)));
         }
@@ -96,6 +104,28 @@ impl PackIndex {
         match index.objects.iter().find(outside) {
             Some(entry) => Err(PackError::Index(format!("object {} does not lie in it", entry.sha256))),
             None => Ok(index),
+        }
+    }
+}
+
+/// An index as a stream of bytes.
+struct IndexStream<F> {
+    fill: F,
+    at: u64,
+    end: u64,
+}
+
+impl<F: FnMut(&mut [u8], u64) -> Result<(), PackError>> io::Read for IndexStream<F> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = usize::try_from(self.end - self.at).map_or(out.len(), |left| left.min(out.len()));
+        match (self.fill)(&mut out[..count], self.at) {
+            Ok(()) => {
+                self.at += count as u64;
+                Ok(count)
+            }
+            Err(PackError::Read(error)) => Err(error),
+            // It ends too early.
+            Err(PackError::Damaged | PackError::Index(_)) => Ok(0),
         }
     }
 }
@@ -175,11 +205,12 @@ impl<'a> PackWriter<'a> {
             return Ok(None);
         }
         let index = PackIndex { format: FORMAT, objects };
-        let bytes = serde_json::to_vec(&index).expect("numbers and digests always have a JSON form");
         (|| {
-            file.write_all(&bytes)?;
-            file.write_all(&(bytes.len() as u64).to_le_bytes())?;
-            file.write_all(Digest::of(&bytes).as_bytes())?;
+            let mut hashed = Hashed::new(&mut file);
+            serde_json::to_writer(&mut hashed, &index)?;
+            let (digest, bytes) = hashed.finish();
+            file.write_all(&bytes.to_le_bytes())?;
+            file.write_all(digest.as_bytes())?;
             file.write_all(&MAGIC)?;
             file.flush()
         })()

@@ -10,7 +10,8 @@ use std::{
 
 use cutover_core::{
     model::{
-        Digest, Encoding, Hasher, ObjectEntry, ReleaseName, ReleaseRef, RestorePointId, SeenKind, Version,
+        Digest, Encoding, Hasher, Instant, ObjectEntry, ReleaseName, ReleaseRef, RestorePoint,
+        RestorePointId, SafePath, SeenKind, Version,
     },
     plan::{KeptTree, Layout, PointSeen},
     retain::{PointFacts, Retention, retain, unneeded_trees},
@@ -21,7 +22,8 @@ use super::{
     files::{Attempt as _, Files},
     garbage, journal,
     pack::PackWriter,
-    place, restore,
+    place,
+    restore::{self, Target},
     store::{self, NewPacks, Store},
 };
 use crate::{catalog::HistoryRow, disk::EntryKind};
@@ -51,8 +53,9 @@ pub(crate) fn prune(
     if measure == Measure::Everything {
         report.bytes_before = allocated(files)?;
     }
-    let (points, damaged) = node.points(layout)?;
-    let damaged = evidence_only(damaged)?;
+    let mut points = Vec::new();
+    let damaged =
+        evidence_only(node.each_point(layout, Target::Check, |seen| points.push(Head::of(&seen)))?)?;
     let facts = facts(files, layout, &points, retention)?;
     let verdict = retain(&facts, retention, node.clock().now());
 
@@ -69,13 +72,12 @@ pub(crate) fn prune(
     }
     let current = current::release(files, layout)?;
     for id in &verdict.cool {
-        let Some(seen) = points.iter().find(|seen| seen.point.id == *id) else { continue };
-        if seen.point.from != current && cool(files, seen)? {
+        let Some(head) = points.iter().find(|head| head.id == *id) else { continue };
+        if head.from != current && cool(files, id)? {
             report.cooled_points.push(id.clone());
         }
     }
-    let kept: Vec<&PointSeen> =
-        points.iter().filter(|seen| !verdict.remove.contains(&seen.point.id)).collect();
+    let kept: Vec<&Head> = points.iter().filter(|head| !verdict.remove.contains(&head.id)).collect();
     let removed = remove_unneeded(node, current.as_ref(), &kept, &mut report)?;
     let changed = removed == Removed::Some || !report.removed_points.is_empty();
     if changed || measure == Measure::Everything {
@@ -91,7 +93,8 @@ pub(crate) fn prune(
             None => 0,
         };
         let points_bytes = report.bytes_after.saturating_sub(current_bytes);
-        report.bytes_saved_by_sharing = full_copies(&kept).saturating_sub(points_bytes);
+        let full_copies: u64 = kept.iter().map(|head| head.bytes).sum();
+        report.bytes_saved_by_sharing = full_copies.saturating_sub(points_bytes);
     }
     if changed || !report.cooled_points.is_empty() || report.removed_objects > 0 {
         node.record(
@@ -111,6 +114,33 @@ pub(crate) fn prune(
     Ok(report)
 }
 
+/// What pruning needs to know about a restore point. One of many files takes megabytes, and there are several.
+struct Head {
+    id: RestorePointId,
+    created_at: Instant,
+    from: Option<ReleaseRef>,
+    tree: KeptTree,
+    /// Bytes that a whole copy of what it leads back to would take.
+    bytes: u64,
+}
+
+impl Head {
+    fn of(seen: &PointSeen) -> Self {
+        let RestorePoint { id, created_at, from, files, .. } = seen.point.as_ref();
+        let size = |kind: &SeenKind| match kind {
+            SeenKind::File { size, .. } => *size,
+            SeenKind::Symlink { .. } => 0,
+        };
+        Self {
+            id: id.clone(),
+            created_at: *created_at,
+            from: from.clone(),
+            tree: seen.tree,
+            bytes: files.values().map(|file| size(&file.kind)).sum(),
+        }
+    }
+}
+
 /// The restore points that nobody can go back to. Fails when one merely cannot be read at the moment: nothing would keep
 /// the tree and the objects it needs.
 fn evidence_only(damaged: Vec<(RestorePointId, PointError)>) -> Result<Vec<RestorePointId>, NodeError> {
@@ -125,36 +155,37 @@ fn evidence_only(damaged: Vec<(RestorePointId, PointError)>) -> Result<Vec<Resto
 fn facts(
     files: &Files,
     layout: Layout,
-    points: &[PointSeen],
+    points: &[Head],
     retention: &Retention,
 ) -> Result<Vec<PointFacts>, NodeError> {
     let mut facts = Vec::with_capacity(points.len());
-    for seen in points {
-        let tree = match (&seen.point.from, seen.tree, layout) {
+    for head in points {
+        let tree = match (&head.from, head.tree, layout) {
             (Some(from), KeptTree::Kept, Layout::Versioned | Layout::Exchange) => Some(from.name()),
             _ => None,
         };
         let mut bytes = 0;
         // Looking at every file is only worth it where bytes decide.
         if retention.bytes.is_some() {
-            bytes = tree_bytes(files, &place::point(&seen.point.id), &mut BTreeSet::new())?;
+            bytes = tree_bytes(files, &place::point(&head.id), &mut BTreeSet::new())?;
             if let Some(tree) = &tree {
                 bytes += own_bytes(files, &place::release(tree))?;
             }
         }
-        facts.push(PointFacts { id: seen.point.id.clone(), created_at: seen.point.created_at, bytes, tree });
+        facts.push(PointFacts { id: head.id.clone(), created_at: head.created_at, bytes, tree });
     }
     Ok(facts)
 }
 
 /// Compresses the tree of a restore point into the store and removes it. Says whether it was done: a tree whose content is
 /// not what the restore point says is left alone.
-fn cool(files: &Files, seen: &PointSeen) -> Result<bool, NodeError> {
-    let Some(from) = &seen.point.from else { return Ok(false) };
+fn cool(files: &Files, id: &RestorePointId) -> Result<bool, NodeError> {
+    let point = restore::read(files, id)?;
+    let Some(from) = &point.from else { return Ok(false) };
     let tree = place::release(&from.name());
     let stored = Store::open(files)?;
     let mut missing: BTreeMap<Digest, (u64, PathBuf)> = BTreeMap::new();
-    for (path, file) in &seen.point.files {
+    for (path, file) in &point.files {
         if let SeenKind::File { sha256, size } = &file.kind
             && !stored.holds(*sha256)
         {
@@ -243,27 +274,28 @@ enum Removed {
 fn remove_unneeded(
     node: &Node,
     current: Option<&ReleaseRef>,
-    kept: &[&PointSeen],
+    kept: &[&Head],
     report: &mut PruneReport,
 ) -> Result<Removed, NodeError> {
     let files = &node.files;
     let names: BTreeSet<ReleaseName> = current::trees(files)?.values().map(ReleaseRef::name).collect();
     let facts: Vec<PointFacts> = kept
         .iter()
-        .map(|seen| PointFacts {
-            id: seen.point.id.clone(),
-            created_at: seen.point.created_at,
+        .map(|head| PointFacts {
+            id: head.id.clone(),
+            created_at: head.created_at,
             bytes: 0,
-            tree: seen.point.from.as_ref().map(ReleaseRef::name),
+            tree: head.from.as_ref().map(ReleaseRef::name),
         })
         .collect();
     let unneeded = unneeded_trees(&names, current.map(ReleaseRef::name).as_ref(), &facts);
     if !unneeded.is_empty() {
         let catalog = node.catalog()?;
         // Trees share inodes: what goes takes names away from files of the tree that stays.
-        let staying =
-            current.map_or(Ok(Vec::new()), |current| installed_files(files, node.layout()?, current))?;
-        let known = node.hashes.follow_through(files, &staying, || {
+        let layout = node.layout()?;
+        let base = current.map(|current| current::tree(layout, current)).unwrap_or_default();
+        let staying = current.map_or(Ok(Vec::new()), |current| installed_files(files, current))?;
+        let known = node.hashes.follow_through(files, &base, &staying, || {
             unneeded.iter().try_for_each(|name| Ok::<_, NodeError>(files.discard(&place::release(name))?))
         })?;
         catalog.remember(&known)?;
@@ -271,7 +303,7 @@ fn remove_unneeded(
     }
     let needed: BTreeSet<Digest> = kept
         .iter()
-        .filter_map(|seen| seen.point.from.as_ref())
+        .filter_map(|head| head.from.as_ref())
         .chain(current)
         .map(|release| release.manifest)
         .collect();
@@ -292,11 +324,10 @@ fn remove_unneeded(
     Ok(if nothing { Removed::None } else { Removed::Some })
 }
 
-/// Where the files of a release lie.
-fn installed_files(files: &Files, layout: Layout, release: &ReleaseRef) -> Result<Vec<PathBuf>, NodeError> {
-    let base = current::tree(layout, release);
+/// The files of a release.
+fn installed_files(files: &Files, release: &ReleaseRef) -> Result<Vec<SafePath>, NodeError> {
     let manifest = current::manifest_of(files, release)?;
-    Ok(manifest.files.iter().map(|file| base.join(file.path.as_path())).collect())
+    Ok(manifest.files.iter().map(|file| file.path.clone()).collect())
 }
 
 /// Removes journals that vouch for no restore point; the newest stays, it knows the last number. The history is in the
@@ -313,15 +344,6 @@ fn remove_journals(files: &Files) -> Result<(), NodeError> {
 
 /// Journals kept beside those of restore points, so that a lost catalog can be filled again.
 const JOURNALS_KEPT: usize = 20;
-
-/// Bytes that whole copies of every restore point would take.
-fn full_copies(points: &[&PointSeen]) -> u64 {
-    let size = |kind: &SeenKind| match kind {
-        SeenKind::File { size, .. } => *size,
-        SeenKind::Symlink { .. } => 0,
-    };
-    points.iter().flat_map(|seen| seen.point.files.values()).map(|file| size(&file.kind)).sum()
-}
 
 /// Bytes allocated by everything that is ours, each inode once.
 fn allocated(files: &Files) -> Result<u64, FsError> {
@@ -384,9 +406,9 @@ pub(crate) fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
         .into_iter()
         .find(|release| release.version == *version)
         .ok_or_else(|| NodeError::UnknownRelease(version.clone()))?;
-    let (points, _) = node.points(layout)?;
-    let needed = points.iter().any(|seen| seen.point.from.as_ref() == Some(&release))
-        || current::release(&node.files, layout)?.as_ref() == Some(&release);
+    let mut leads_back = false;
+    node.each_point(layout, Target::Check, |seen| leads_back |= seen.point.from.as_ref() == Some(&release))?;
+    let needed = leads_back || current::release(&node.files, layout)?.as_ref() == Some(&release);
     if needed {
         return Err(NodeError::Needed(version.clone()));
     }

@@ -114,9 +114,9 @@ pub enum StepResult {
 pub struct Observed {
     /// What a plan is derived from.
     pub observation: Observation,
-    /// The usable restore points, in the order they were made.
+    /// The usable restore points that a rollback may depend on, in the order they were made; none for an update.
     pub points: Vec<PointSeen>,
-    /// Restore points that were altered or cannot be read.
+    /// Those of them that were altered or cannot be read.
     pub damaged: Vec<(RestorePointId, PointError)>,
 }
 

@@ -17,7 +17,7 @@ use cutover_core::{
 
 use super::{
     NodeError, PointError, current,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, Hashed},
     journal, place, tree,
 };
 use crate::disk::EntryKind;
@@ -65,9 +65,22 @@ pub(crate) fn read_sealed(
         path: path.display().to_string(),
         problem: "is missing".to_owned(),
     };
-    let bytes = files.read(&path)?.ok_or_else(missing)?;
     let altered =
         |source: RestorePointError| PointError::Manifest { path: path.display().to_string(), source };
+    if let Some(point) = files.points.get(evidence).filter(|point| point.id == *id) {
+        return match files.digest(&path)?.ok_or_else(missing)? {
+            actual if actual == evidence => Ok(point),
+            actual => Err(altered(RestorePointError::Altered { id: id.clone(), expected: evidence, actual })),
+        };
+    }
+    if let Some(point) = files.read_large_json::<RestorePoint>(&path, evidence)
+        && (point.format, &point.id) == (1, id)
+    {
+        let point = Arc::new(point);
+        files.points.know(evidence, &point);
+        return Ok(point);
+    }
+    let bytes = files.read(&path)?.ok_or_else(missing)?;
     let actual = Digest::of(&bytes);
     if actual != evidence {
         return Err(altered(RestorePointError::Altered { id: id.clone(), expected: evidence, actual }));
@@ -82,8 +95,22 @@ pub(crate) fn read_sealed(
     Ok(point)
 }
 
+/// Whether the manifest of the release that a restore point leads back to is read with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// It is, for planning.
+    Read,
+    /// Only its digest is checked.
+    Check,
+}
+
 /// Reads a restore point together with what planning needs to know about it.
-pub(crate) fn see(files: &Files, layout: Layout, id: &RestorePointId) -> Result<PointSeen, PointError> {
+pub(crate) fn see(
+    files: &Files,
+    layout: Layout,
+    id: &RestorePointId,
+    target: Target,
+) -> Result<PointSeen, PointError> {
     let point = read(files, id)?;
     let unusable = |error: NodeError| match error {
         NodeError::Fs(error) => PointError::Fs(error),
@@ -101,9 +128,13 @@ pub(crate) fn see(files: &Files, layout: Layout, id: &RestorePointId) -> Result<
         (None, Layout::Versioned | Layout::Exchange) => true,
         (_, Layout::InPlace) => false,
     };
-    let manifest = match &point.from {
-        Some(from) => current::manifest(files, from.manifest).map_err(unusable)?,
-        None => None,
+    let manifest = match (&point.from, target) {
+        (Some(from), Target::Read) => current::manifest(files, from.manifest).map_err(unusable)?,
+        (Some(from), Target::Check) => {
+            current::check_manifest(files, from.manifest).map_err(unusable)?;
+            None
+        }
+        (None, _) => None,
     };
     Ok(PointSeen { point, tree: if kept { KeptTree::Kept } else { KeptTree::Cold }, manifest })
 }
@@ -123,8 +154,11 @@ pub(crate) fn write(
     if let Some(base) = keep {
         keep_files(files, point, base, &scratch.join("files"))?;
     }
-    let bytes = point.to_bytes();
-    files.write_new(&scratch.join("manifest.json"), &bytes, 0o600)?;
+    let evidence = files.write_new_with(&scratch.join("manifest.json"), 0o600, |out| {
+        let mut hashed = Hashed::new(out);
+        point.write_to(&mut hashed)?;
+        Ok(hashed.finish().0)
+    })?;
     match keep {
         // Many files: one flush for all of them, checked by reading them back.
         Some(_) => files.sync_all()?,
@@ -135,7 +169,7 @@ pub(crate) fn write(
     }
     files.rename(scratch, &target)?;
     files.sync_parent(&target)?;
-    Ok(Digest::of(&bytes))
+    Ok(evidence)
 }
 
 /// Copies the files a point describes, with owner and attributes: never a second name for the same inode.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -453,7 +454,8 @@ impl<'a> Coordination<'a> {
     fn flush(&mut self) -> Result<(), NodeError> {
         if !self.pending.is_empty() {
             let line = SetRecord::to_line(&self.pending, self.coordinator.clock().now());
-            self.journal.append(&line).map_err(NodeError::Stopped)?;
+            let append = |out: &mut dyn Write| out.write_all(&line).map(|()| line.len() as u64);
+            self.journal.append(append).map_err(NodeError::Stopped)?;
             self.pending.clear();
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -28,7 +28,7 @@ use cutover_core::{
 
 use super::{
     FsError, NodeError, current,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, Hashed, gathered},
     place, restore,
     store::{self, NewPacks, Store, StoreError, Tee},
     tree::{self, Difference, Expected, Hashes, Reading},
@@ -133,6 +133,10 @@ pub(crate) struct Staging<'a> {
     pub(crate) payload: Option<&'a dyn Payload>,
     /// Is told how many of the plan's bytes are laid down.
     pub(crate) progress: &'a (dyn Fn(u64) + Sync),
+    /// Places in the payload's list of objects, in the order of their digests.
+    entries: Vec<u32>,
+    /// The store as it was before, opened when something is wanted from it.
+    store: Mutex<Option<Arc<Store<'a>>>>,
     laid: AtomicU64,
     linked: AtomicU64,
     cloned: AtomicU64,
@@ -148,7 +152,19 @@ impl<'a> Staging<'a> {
         progress: &'a (dyn Fn(u64) + Sync),
     ) -> Self {
         let zero = AtomicU64::default;
-        Self { files, hashes, plan, stage, payload, progress, laid: zero(), linked: zero(), cloned: zero() }
+        let (entries, store) = (by_digest(payload), Mutex::default());
+        let (laid, linked, cloned) = (zero(), zero(), zero());
+        Self { files, hashes, plan, stage, payload, progress, entries, store, laid, linked, cloned }
+    }
+
+    fn store(&self) -> Result<Arc<Store<'a>>, FsError> {
+        let mut held = self.store.lock().expect("no holder panics");
+        if let Some(store) = &*held {
+            return Ok(Arc::clone(store));
+        }
+        let store = Arc::new(Store::open(self.files)?);
+        *held = Some(Arc::clone(&store));
+        Ok(store)
     }
 
     /// Performs the whole step; returns what is worth telling.
@@ -162,12 +178,12 @@ impl<'a> Staging<'a> {
         files.ensure_dir(&self.tree(), 0o755)?;
         self.store_manifest()?;
         self.make_directories()?;
-        let (store, packs) = (Store::open(files)?, NewPacks::new(files, &packs));
-        self.lay_files(&store, &packs)?;
+        let packs = NewPacks::new(files, &packs);
+        self.lay_files(&packs)?;
         let packs = packs.finish()?;
         self.lay_links()?;
         self.keep_ownership()?;
-        if self.check_while_flushing(&store)? == Laid::Again {
+        if self.check_while_flushing()? == Laid::Again {
             files.sync_all()?;
         }
         // From here on the bytes can be relied on.
@@ -207,20 +223,31 @@ impl<'a> Staging<'a> {
 
     /// Keeps manifest and signature: what is installed must be known without the bundle.
     fn store_manifest(&self) -> Result<(), NodeError> {
+        type Write<'w> = &'w dyn Fn(&mut dyn io::Write) -> io::Result<()>;
+
         let Some(payload) = self.payload else { return Ok(()) };
         let digest = payload.release().manifest;
         // Flushed with everything else; the names are new, so nobody can see half of them.
-        let put = |path: &Path, bytes: &[u8]| -> Result<(), FsError> {
-            if self.files.digest(path)?.is_some_and(|present| present == Digest::of(bytes)) {
+        let put = |path: &Path, digest: Digest, write: Write<'_>| -> Result<(), FsError> {
+            if self.files.digest(path)? == Some(digest) {
                 return Ok(());
             }
             self.files.remove_file(path)?;
             let mut file = self.files.disk.create(path, 0o600).attempt("create", path)?;
-            io::Write::write_all(&mut file, bytes).attempt("write", path)
+            gathered(&mut file, |out| {
+                let mut out = Hashed::new(out);
+                write(&mut out)?;
+                match out.finish() {
+                    (written, _) if written == digest => Ok(()),
+                    _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it changed since it was verified")),
+                }
+            })
+            .attempt("write", path)
         };
-        put(&place::manifest(digest), payload.manifest_bytes())?;
+        let (manifest, signature) = (place::manifest(digest), payload.signature_bytes());
+        put(&manifest, digest, &|out| payload.write_manifest(out))?;
         self.files.manifests.know(digest, payload.manifest());
-        put(&place::signature(digest), payload.signature_bytes())?;
+        put(&place::signature(digest), Digest::of(signature), &|out| out.write_all(signature))?;
         Ok(())
     }
 
@@ -236,23 +263,24 @@ impl<'a> Staging<'a> {
     }
 
     /// Lays down every file; the objects that come with the payload go to `packs`.
-    fn lay_files(&self, store: &Store<'_>, packs: &NewPacks<'_>) -> Result<(), NodeError> {
-        let mut by_object: BTreeMap<Digest, Vec<&StageFile>> = BTreeMap::new();
+    fn lay_files(&self, packs: &NewPacks<'_>) -> Result<(), NodeError> {
+        let mut by_object: Vec<&StageFile> = Vec::new();
         let mut jobs: Vec<Job<'_>> = Vec::new();
         for file in &self.stage.files {
             match &file.source {
-                Source::Bundle | Source::Store => by_object.entry(file.sha256).or_default().push(file),
+                Source::Bundle | Source::Store => by_object.push(file),
                 Source::Present { path, reuse } => jobs.push(Job::Present(file, path, *reuse)),
                 Source::RestorePoint { id } => jobs.push(Job::Point(file, id)),
             }
         }
-        jobs.extend(by_object.into_values().map(Job::Object));
+        by_object.sort_by_key(|file| file.sha256);
+        jobs.extend(by_object.chunk_by(|a, b| a.sha256 == b.sha256).map(Job::Object));
         // Big ones first, so that no thread is left alone with one at the end.
         jobs.sort_by_key(|job| std::cmp::Reverse(job.bytes()));
         let points = self.points()?;
         let lay = |job: &Job<'_>| {
             match job {
-                Job::Object(places) => self.lay_object(places, store, packs),
+                Job::Object(places) => self.lay_object(places, packs),
                 Job::Present(file, from, reuse) => self.lay_present(file, from, *reuse),
                 Job::Point(file, id) => self.lay_from_point(file, id, &points),
             }?;
@@ -295,16 +323,12 @@ impl<'a> Staging<'a> {
     }
 
     /// Decodes one object into all its places. An object from the bundle also goes to the store, unless it is there.
-    fn lay_object(
-        &self,
-        places: &[&StageFile],
-        store: &Store<'_>,
-        packs: &NewPacks<'_>,
-    ) -> Result<(), NodeError> {
+    fn lay_object(&self, places: &[&StageFile], packs: &NewPacks<'_>) -> Result<(), NodeError> {
         let first = places.first().expect("grouped by content, so never empty");
         let (direct, copies) = places.split_at(places.len().min(TEE_MAX));
         let (sha256, size) = (first.sha256, first.size);
         if first.source == Source::Store {
+            let store = self.store()?;
             match self.write_to(direct, |content| store.decode(sha256, size, content)) {
                 Ok(()) => {}
                 Err(NodeError::Store(source)) => {
@@ -403,7 +427,9 @@ impl<'a> Staging<'a> {
 
     /// The bundle's entry for an object.
     fn entry(&self, digest: Digest) -> Option<&ObjectEntry> {
-        self.payload?.manifest().objects.iter().find(|entry| entry.sha256 == digest)
+        let objects = &self.payload?.manifest().objects;
+        let at = self.entries.binary_search_by_key(&digest, |at| objects[*at as usize].sha256).ok()?;
+        objects.get(self.entries[at] as usize)
     }
 
     /// Creates `places` and has `write` fill them; when that fails none of them is left.
@@ -549,15 +575,15 @@ impl<'a> Staging<'a> {
 
     /// One flush for everything, while every staged file is read back: the first keeps the disk busy, the second the
     /// processors. With one thread, one after the other.
-    fn check_while_flushing(&self, store: &Store<'_>) -> Result<Laid, NodeError> {
+    fn check_while_flushing(&self) -> Result<Laid, NodeError> {
         if self.files.threads.get() == 1 {
-            let laid = self.check(store)?;
+            let laid = self.check()?;
             self.files.sync_all()?;
             return Ok(laid);
         }
         std::thread::scope(|scope| {
             let flush = scope.spawn(|| self.files.sync_all());
-            let laid = self.check(store);
+            let laid = self.check();
             let flushed = flush.join().expect("flushing does not panic");
             laid.and_then(|laid| Ok(flushed.map(|()| laid)?))
         })
@@ -565,21 +591,21 @@ impl<'a> Staging<'a> {
 
     /// E7: every staged file is read back before anything else happens, but for links to files that are known. A damaged
     /// reused file is laid down once more from the store or the bundle.
-    fn check(&self, store: &Store<'_>) -> Result<Laid, NodeError> {
+    fn check(&self) -> Result<Laid, NodeError> {
         let shared: BTreeSet<&SafePath> = match self.plan.layout {
             Layout::Versioned | Layout::Exchange => self.stage.shared.iter().collect(),
             Layout::InPlace => BTreeSet::new(),
         };
         let staged: Vec<&StageFile> =
             self.stage.files.iter().filter(|file| !shared.contains(&file.path)).collect();
-        let laid = self.files.for_each(&staged, |file| match (self.difference(file)?, &file.source) {
-            (None, _) => Ok(Laid::Once),
+        let again = self.files.find_each(&staged, |file| match (self.difference(file)?, &file.source) {
+            (None, _) => Ok(None),
             (Some(_), Source::Present { .. }) => {
                 tracing::warn!(path = %file.path, "the present file is damaged and is laid down anew");
                 self.files.remove_file(&self.staged(&file.path))?;
-                self.lay_anew(file, store)?;
+                self.lay_anew(file)?;
                 self.check_file(file)?;
-                Ok(Laid::Again)
+                Ok(Some(()))
             }
             (Some(difference), Source::Bundle | Source::Store | Source::RestorePoint { .. }) => {
                 Err(NodeError::from(StageError::Differs {
@@ -588,11 +614,12 @@ impl<'a> Staging<'a> {
                 }))
             }
         })?;
-        Ok(laid.into_iter().max().unwrap_or(Laid::Once))
+        Ok(if again.is_empty() { Laid::Once } else { Laid::Again })
     }
 
-    fn lay_anew(&self, file: &StageFile, store: &Store<'_>) -> Result<(), NodeError> {
+    fn lay_anew(&self, file: &StageFile) -> Result<(), NodeError> {
         let (sha256, size) = (file.sha256, file.size);
+        let store = self.store()?;
         match self.write_to(&[file], |content| store.decode(sha256, size, content)) {
             Err(NodeError::Store(source)) => {
                 let (Some(payload), Some(entry)) = (self.payload, self.entry(sha256)) else {
@@ -643,9 +670,10 @@ impl<'a> Staging<'a> {
             cutover_core::plan::Step::Switch(switch) => Some(&switch.changes),
             _ => None,
         });
+        let Some(changes) = changes.filter(|changes| !changes.is_empty()) else { return Ok(()) };
         let modes: BTreeMap<&SafePath, &StageFile> =
             self.stage.files.iter().map(|file| (&file.path, file)).collect();
-        for change in changes.into_iter().flatten() {
+        for change in changes {
             if let Change::Put { path, sha256, keep: Some(Ownership { uid, gid, xattrs }) } = change
                 && let Some(file) = modes.get(path)
                 && !matches!(file.source, Source::RestorePoint { .. })
@@ -671,8 +699,17 @@ impl<'a> Staging<'a> {
     }
 }
 
+/// Places in the list of a payload's objects, in the order of their digests.
+fn by_digest(payload: Option<&dyn Payload>) -> Vec<u32> {
+    let Some(payload) = payload else { return Vec::new() };
+    let objects = &payload.manifest().objects;
+    let mut places: Vec<u32> = (0..).take(objects.len()).collect();
+    places.sort_unstable_by_key(|at| objects[*at as usize].sha256);
+    places
+}
+
 /// Whether files had to be laid down a second time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Laid {
     /// None.
     Once,
@@ -683,7 +720,7 @@ enum Laid {
 /// One piece of work of a staging.
 enum Job<'a> {
     /// An object and the places it goes to.
-    Object(Vec<&'a StageFile>),
+    Object(&'a [&'a StageFile]),
     /// A file of the present tree.
     Present(&'a StageFile, &'a SafePath, Reuse),
     /// A file of a restore point.

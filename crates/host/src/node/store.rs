@@ -41,28 +41,46 @@ pub enum StoreError {
 /// What lies in the store.
 pub(crate) struct Store<'a> {
     files: &'a Files,
-    /// The objects and the number of the pack each lies in; of several copies the newest.
-    objects: BTreeMap<Digest, (u64, ObjectEntry)>,
+    /// In the order of their digests; of several copies the newest.
+    objects: Vec<Stored>,
+}
+
+/// An object, and the number of the pack it lies in.
+struct Stored {
+    entry: ObjectEntry,
+    pack: u64,
 }
 
 impl<'a> Store<'a> {
     /// Reads the indexes of all packs. A pack whose index cannot be read holds nothing.
     pub(crate) fn open(files: &'a Files) -> Result<Self, FsError> {
-        let mut objects = BTreeMap::new();
-        for (number, index) in packs(files)? {
-            objects.extend(index.objects.into_iter().map(|entry| (entry.sha256, (number, entry))));
+        let mut objects: Vec<Stored> = Vec::new();
+        for number in numbers(files)?.into_iter().rev() {
+            let index = index(files, number);
+            objects.extend(
+                index.into_iter().flat_map(|index| index.objects).map(|entry| Stored { entry, pack: number }),
+            );
         }
+        // The newest come first, and stay first of those with one digest.
+        objects.sort_by_key(|stored| stored.entry.sha256);
+        objects.dedup_by_key(|stored| stored.entry.sha256);
+        objects.shrink_to_fit();
         Ok(Self { files, objects })
+    }
+
+    fn find(&self, digest: Digest) -> Option<&Stored> {
+        let at = self.objects.binary_search_by_key(&digest, |stored| stored.entry.sha256).ok()?;
+        self.objects.get(at)
     }
 
     /// The digests of its objects.
     pub(crate) fn digests(&self) -> BTreeSet<Digest> {
-        self.objects.keys().copied().collect()
+        self.objects.iter().map(|stored| stored.entry.sha256).collect()
     }
 
     /// Whether it holds this object.
     pub(crate) fn holds(&self, digest: Digest) -> bool {
-        self.objects.contains_key(&digest)
+        self.find(digest).is_some()
     }
 
     /// Decodes an object of `size` bytes into `content`, checking its digest. What was written before an error must be
@@ -73,8 +91,8 @@ impl<'a> Store<'a> {
         size: u64,
         content: &mut dyn Write,
     ) -> Result<(), StoreError> {
-        let (number, entry) = self.objects.get(&digest).ok_or(StoreError::Missing(digest))?;
-        let path = place::pack(*number);
+        let Stored { entry, pack } = self.find(digest).ok_or(StoreError::Missing(digest))?;
+        let path = place::pack(*pack);
         let file = match self.files.disk.open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing(digest)),
             file => file.attempt("open", &path)?,
@@ -88,19 +106,22 @@ impl<'a> Store<'a> {
 fn packs(files: &Files) -> Result<BTreeMap<u64, PackIndex>, FsError> {
     let mut packs = BTreeMap::new();
     for number in numbers(files)? {
-        let path = place::pack(number);
-        let index = files.disk.open(&path).map_err(PackError::from).and_then(|file| pack::read_index(&*file));
-        match index {
-            Ok(index) => {
-                packs.insert(number, index);
-            }
-            Err(PackError::Read(error)) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(pack = %path.display(), error = %chain(&error), "its objects cannot be used");
-            }
-        }
+        packs.extend(index(files, number).map(|index| (number, index)));
     }
     Ok(packs)
+}
+
+/// The index of a pack; `None` when it is gone or cannot be read.
+fn index(files: &Files, number: u64) -> Option<PackIndex> {
+    let path = place::pack(number);
+    match files.disk.open(&path).map_err(PackError::from).and_then(|file| pack::read_index(&*file)) {
+        Ok(index) => Some(index),
+        Err(PackError::Read(error)) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(pack = %path.display(), error = %chain(&error), "its objects cannot be used");
+            None
+        }
+    }
 }
 
 fn numbers(files: &Files) -> Result<BTreeSet<u64>, FsError> {

@@ -1,10 +1,10 @@
 //! Looking at trees: hashing what is there and comparing it with what should be.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io::Read as _,
-    path::{Path, PathBuf},
-    sync::Mutex,
+    path::Path,
+    sync::{Mutex, MutexGuard},
 };
 
 use cutover_core::{
@@ -45,9 +45,70 @@ pub(crate) fn hash(files: &Files, path: &Path) -> Result<(Digest, Metadata), FsE
 /// not read again. `verify`, rollback and repair never ask here.
 #[derive(Default)]
 pub(crate) struct Hashes {
-    known: Mutex<HashMap<u64, Fingerprint>>,
-    /// What the last probe saw.
-    probed: Mutex<Vec<Fingerprint>>,
+    remembered: Mutex<Remembered>,
+}
+
+/// By inode. What the catalog told is one sorted list: of tens of thousands of files it takes a third of a map.
+#[derive(Default)]
+struct Remembered {
+    loaded: Vec<(u64, Remembrance)>,
+    added: BTreeMap<u64, Remembrance>,
+}
+
+/// As [`Fingerprint`], in less room.
+#[derive(Clone, Copy)]
+struct Remembrance {
+    size: u64,
+    changed_ns: i64,
+    modified_ns: i64,
+    sha256: Digest,
+    /// Whether the last probe saw it.
+    probed: bool,
+}
+
+impl Remembrance {
+    /// `None` for times that are centuries away: such a file is simply hashed every time.
+    fn new(file: &Fingerprint) -> Option<Self> {
+        let (changed_ns, modified_ns) = (file.changed_ns.try_into().ok()?, file.modified_ns.try_into().ok()?);
+        Some(Self { size: file.size, changed_ns, modified_ns, sha256: file.sha256, probed: false })
+    }
+
+    fn fingerprint(&self, inode: u64) -> Fingerprint {
+        let (changed_ns, modified_ns) = (self.changed_ns.into(), self.modified_ns.into());
+        Fingerprint { inode, size: self.size, changed_ns, modified_ns, sha256: self.sha256 }
+    }
+
+    fn is_of(&self, metadata: &Metadata) -> bool {
+        (self.size, i128::from(self.changed_ns), i128::from(self.modified_ns))
+            == (metadata.size, metadata.changed_ns, metadata.modified_ns)
+    }
+}
+
+impl Remembered {
+    fn get_mut(&mut self, inode: u64) -> Option<&mut Remembrance> {
+        match self.loaded.binary_search_by_key(&inode, |(inode, _)| *inode) {
+            Ok(at) => Some(&mut self.loaded[at].1),
+            Err(_) => self.added.get_mut(&inode),
+        }
+    }
+
+    /// What is remembered of a file that is as it was when it was hashed.
+    fn known(&mut self, metadata: &Metadata) -> Option<&mut Remembrance> {
+        self.get_mut(metadata.inode).filter(|file| file.is_of(metadata))
+    }
+
+    fn insert(&mut self, file: &Fingerprint) {
+        let Some(new) = Remembrance::new(file) else { return };
+        match self.get_mut(file.inode) {
+            Some(old) => *old = new,
+            None => drop(self.added.insert(file.inode, new)),
+        }
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = (u64, &mut Remembrance)> {
+        let loaded = self.loaded.iter_mut().map(|(inode, file)| (*inode, file));
+        loaded.chain(self.added.iter_mut().map(|(inode, file)| (*inode, file)))
+    }
 }
 
 /// A change within the same tick of the file system's clock would go unnoticed, so files younger than two ticks of the
@@ -56,24 +117,47 @@ const SETTLED_NS: i128 = 25_000_000;
 const SETTLED_COARSE_NS: i128 = 2_000_000_000;
 
 impl Hashes {
-    /// Takes in what the catalog remembers.
-    pub(crate) fn load(&self, fingerprints: Vec<Fingerprint>) {
-        let mut known = self.known.lock().expect("no holder panics");
-        known.extend(fingerprints.into_iter().map(|file| (file.inode, file)));
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().expect("no holder panics")
     }
 
-    /// What the last probe saw and may be remembered.
+    /// Takes in what the catalog remembers, one file at a time.
+    pub(crate) fn load<E>(
+        &self,
+        fingerprints: impl FnOnce(&mut dyn FnMut(Fingerprint)) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut loaded: Vec<(u64, Remembrance)> = Vec::new();
+        fingerprints(&mut |file| loaded.extend(Remembrance::new(&file).map(|known| (file.inode, known))))?;
+        loaded.sort_unstable_by_key(|(inode, _)| *inode);
+        loaded.shrink_to_fit();
+        let mut remembered = self.remembered();
+        remembered.added.retain(|inode, _| loaded.binary_search_by_key(inode, |(inode, _)| *inode).is_err());
+        remembered.loaded = loaded;
+        Ok(())
+    }
+
+    /// What the last probe saw and may be remembered. If it saw anything, all else is forgotten.
     pub(crate) fn take_probed(&self) -> Vec<Fingerprint> {
-        std::mem::take(&mut self.probed.lock().expect("no holder panics"))
+        let mut remembered = self.remembered();
+        let Remembered { loaded, added } = &mut *remembered;
+        if loaded.iter().map(|(_, file)| file).chain(added.values()).any(|file| file.probed) {
+            loaded.retain(|(_, file)| file.probed);
+            added.retain(|_, file| file.probed);
+        }
+        let probed = remembered
+            .all_mut()
+            .filter_map(|(inode, file)| std::mem::take(&mut file.probed).then(|| file.fingerprint(inode)));
+        probed.collect()
+    }
+
+    /// Forgets which files the last probe saw.
+    fn begin_probe(&self) {
+        self.remembered().all_mut().for_each(|(_, file)| file.probed = false);
     }
 
     /// What is known of a file that is as it was when it was hashed.
     fn known(&self, metadata: &Metadata) -> Option<Fingerprint> {
-        let known = self.known.lock().expect("no holder panics").get(&metadata.inode).copied();
-        known.filter(|file| {
-            (file.size, file.changed_ns, file.modified_ns)
-                == (metadata.size, metadata.changed_ns, metadata.modified_ns)
-        })
+        self.remembered().known(metadata).map(|file| file.fingerprint(metadata.inode))
     }
 
     /// The digest of a file, which is read unless it is known.
@@ -91,38 +175,45 @@ impl Hashes {
         let Metadata { inode, size, changed_ns, modified_ns, .. } = metadata;
         let settle = if changed_ns % 1_000_000_000 == 0 { SETTLED_COARSE_NS } else { SETTLED_NS };
         if changed_ns + settle < began {
-            let file = Fingerprint { inode, size, changed_ns, modified_ns, sha256 };
-            self.known.lock().expect("no holder panics").insert(inode, file);
+            self.remembered().insert(&Fingerprint { inode, size, changed_ns, modified_ns, sha256 });
         }
         Ok(sha256)
     }
 
     /// Goes on knowing a file that got, lost or changed a name: by that only its time of change moved.
     pub(crate) fn follow(&self, before: &Metadata, after: &Metadata) {
-        if let Some(file) = self.known(before)
-            && (before.inode, before.size, before.modified_ns) == (after.inode, after.size, after.modified_ns)
+        if (before.inode, before.size, before.modified_ns) == (after.inode, after.size, after.modified_ns)
+            && let Some(file) = self.known(before)
         {
-            let file = Fingerprint { changed_ns: after.changed_ns, ..file };
-            self.known.lock().expect("no holder panics").insert(file.inode, file);
+            self.remembered().insert(&Fingerprint { changed_ns: after.changed_ns, ..file });
         }
     }
 
-    /// Runs `work`, which takes other names away from the files at `paths`, and goes on knowing them. Returns all that is
-    /// known of them then.
+    /// Runs `work`, which takes other names away from the files at `paths` below `base`, and goes on knowing them. Returns all
+    /// that is known of them then.
     pub(crate) fn follow_through<E: From<FsError>>(
         &self,
         files: &Files,
-        paths: &[PathBuf],
+        base: &Path,
+        paths: &[SafePath],
         work: impl FnOnce() -> Result<(), E>,
     ) -> Result<Vec<Fingerprint>, E> {
-        let look = |path: &PathBuf| files.metadata(path);
-        let before = files.for_each(paths, look)?;
+        // What is known of each, in the order of the paths.
+        let before = files.for_each(paths, |path| {
+            let metadata = files.metadata(&base.join(path.as_path()))?;
+            Ok::<_, FsError>(metadata.and_then(|metadata| self.known(&metadata)))
+        })?;
         work()?;
-        let after = files.for_each(paths, look)?;
-        let both =
-            before.iter().zip(&after).filter_map(|(before, after)| before.as_ref().zip(after.as_ref()));
-        both.for_each(|(before, after)| self.follow(before, after));
-        Ok(after.iter().flatten().filter_map(|metadata| self.known(metadata)).collect())
+        let pairs: Vec<(&SafePath, Fingerprint)> =
+            paths.iter().zip(before).filter_map(|(path, before)| Some((path, before?))).collect();
+        Ok(files.find_each(&pairs, |(path, before)| {
+            let Some(after) = files.metadata(&base.join(path.as_path()))? else { return Ok(None) };
+            if (before.inode, before.size, before.modified_ns) == (after.inode, after.size, after.modified_ns)
+            {
+                self.remembered().insert(&Fingerprint { changed_ns: after.changed_ns, ..*before });
+            }
+            Ok::<_, FsError>(self.known(&after))
+        })?)
     }
 }
 
@@ -162,10 +253,10 @@ pub(crate) fn look(
     attributes: Attributes,
     hashes: &Hashes,
 ) -> Result<SeenTree, FsError> {
-    let seen = files.for_each(paths, |path| {
+    let seen = files.find_each(paths, |path| {
         Ok(look_at(files, &base.join(path.as_path()), attributes, hashes)?.map(|seen| (path.clone(), seen)))
     })?;
-    Ok(seen.into_iter().flatten().collect())
+    Ok(seen.into_iter().collect())
 }
 
 fn look_at(
@@ -285,13 +376,15 @@ pub(crate) fn probe(
     expected: &ExpectedTree,
     hashes: &Hashes,
 ) -> Result<BTreeMap<SafePath, Difference>, FsError> {
-    hashes.take_probed();
+    hashes.begin_probe();
     compare(expected, files, |path, expected| {
         let path = base.join(path.as_path());
         let Some(metadata) = files.metadata(&path)? else { return Ok(Some(Difference::Missing)) };
         let found = difference_of(files, &path, &metadata, expected, Reading::UnlessKnown(hashes))?;
-        if let (None, Some(known)) = (found, hashes.known(&metadata)) {
-            hashes.probed.lock().expect("no holder panics").push(known);
+        if found.is_none()
+            && let Some(known) = hashes.remembered().known(&metadata)
+        {
+            known.probed = true;
         }
         Ok(found)
     })
@@ -315,10 +408,10 @@ fn compare(
     compare: impl Fn(&SafePath, &Expected) -> Result<Option<Difference>, FsError> + Sync,
 ) -> Result<BTreeMap<SafePath, Difference>, FsError> {
     let expected: Vec<_> = expected.iter().collect();
-    let found = files.for_each(&expected, |(path, expected)| {
+    let found = files.find_each(&expected, |(path, expected)| {
         Ok(compare(path, expected)?.map(|found| ((*path).clone(), found)))
     })?;
-    Ok(found.into_iter().flatten().collect())
+    Ok(found.into_iter().collect())
 }
 
 /// How the entry at `path` differs.

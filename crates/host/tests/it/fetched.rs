@@ -99,7 +99,7 @@ fn apply(
         buckets: None,
     };
     let source = open_source(&settings, &|_| None, ports).expect("settings").expect("a source");
-    let (manifest, signature) = (bundle.manifest_bytes().to_vec(), bundle.signature_bytes().to_vec());
+    let (manifest, signature) = (bundle.manifest_bytes().expect("read"), bundle.signature_bytes().to_vec());
     let (lists, limits) = (RevocationLists::none(), Limits::default());
     let release =
         verify_detached(manifest, signature, anchor(), &lists, signing_time(), &limits).expect("trusted");

@@ -100,14 +100,14 @@ fn a_client_with_the_last_manifest_gets_the_next_one_in_a_tenth_of_the_bytes() {
     world.publish(2, &[&bundles[1]]);
     assert_eq!(world.must_be_clean(2).releases, 2);
     let (storage, client) = (world.storage(), world.client());
-    let old = bundles[0].manifest_bytes();
+    let old = &bundles[0].manifest_bytes().unwrap();
     let cost = |known: &dyn Fn(Digest) -> Option<Vec<u8>>| {
         let counted = Meddled::new(&storage);
         let mut catalogue = Catalogue::new(refresh(&counted, &client, 2).unwrap());
         let index = catalogue.index(&name("app"), &name("any"), &name("stable")).unwrap().unwrap();
         counted.read.borrow_mut().clear();
         let files = catalogue.files(index.latest().unwrap(), known).unwrap();
-        assert_eq!(files.manifest, bundles[1].manifest_bytes());
+        assert_eq!(files.manifest, bundles[1].manifest_bytes().unwrap());
         counted.bytes_read()
     };
     let whole = cost(&|_| None);

@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, process::Command};
 
-use cutover_bundle::{
-    Limits,
-    tlog::{CheckpointPolicy, KeyKind, NoteError, ProofError, VerifierKey},
-};
-use cutover_core::model::{Digest, Manifest};
+use cutover_bundle::tlog::{CheckpointPolicy, KeyKind, NoteError, ProofError, VerifierKey};
 use cutover_repo::{
     CHECKPOINT_PATH, Fetch, FetchError, FollowedLog, LogError, MetadataKey, PublishError, Storage,
     add_cosignatures, audit, list,
@@ -34,11 +30,10 @@ fn logged(count: usize) -> (World, Vec<Verified>) {
 
 /// A client's proof that a release is in the log.
 fn check(world: &World, log: &FollowedLog<'_>, bundle: &Verified) -> Result<(), LogError> {
-    let sha256 = Digest::of(bundle.manifest_bytes());
+    let sha256 = bundle.release().manifest;
     let listed = list(&world.storage()).expect("listed");
     let listed = listed.into_iter().find(|listed| listed.entry.manifest.sha256 == sha256);
-    let manifest = Manifest::parse(bundle.manifest_bytes(), &Limits::default().manifest).expect("a manifest");
-    log.check(&manifest, sha256, listed.and_then(|listed| listed.entry.log_index))
+    log.check(bundle.manifest(), sha256, listed.and_then(|listed| listed.entry.log_index))
 }
 
 /// A copy of a repository, in memory.
@@ -78,9 +73,9 @@ fn every_published_release_is_proven_and_no_other() {
     assert!(matches!(check(&world, &log, &stranger), Err(LogError::NotLogged(_))));
     // Where another release stands.
     let manifest = stranger.manifest();
-    let claimed = log.check(manifest, Digest::of(stranger.manifest_bytes()), Some(2));
+    let claimed = log.check(manifest, stranger.release().manifest, Some(2));
     assert!(matches!(claimed, Err(LogError::NotThere { source: ProofError::Root, .. })), "{claimed:?}");
-    let claimed = log.check(manifest, Digest::of(stranger.manifest_bytes()), Some(5));
+    let claimed = log.check(manifest, stranger.release().manifest, Some(5));
     assert!(matches!(claimed, Err(LogError::NotThere { source: ProofError::Outside { .. }, .. })));
     world.must_be_clean(1);
     // Publishing the same again, or promoting it, adds nothing to the log.

@@ -150,10 +150,10 @@ impl Backwards {
 
     fn prepare(&self, part: usize, context: &Context) -> Result<Prepared, Failure> {
         let (Back { part, execution }, site) = &self.parts[part];
-        let observed = site.node.observe(None)?;
+        let target = RollbackTarget::Point(RestorePointId::of_execution(*execution));
+        let observed = site.node.observe_for_rollback(&target)?;
         let installed = observed.observation.installed.as_ref().map(|installed| &installed.release);
         must_be_as_left(part, installed, &self.id)?;
-        let target = RollbackTarget::Point(RestorePointId::of_execution(*execution));
         let plan = plan_back(&observed, &target, &policy(site, context)?)
             .map_err(|failure| failure.of(&part.package))?;
         let preflight = site.preflight(&plan, None).map_err(|failure| failure.of(&part.package))?;
