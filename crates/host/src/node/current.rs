@@ -165,7 +165,7 @@ pub(crate) fn manifest(files: &Files, digest: Digest) -> Result<Option<Arc<Manif
     let limits = ManifestLimits::default();
     // Not two at once, if it can be helped.
     files.manifests.let_go();
-    if let Some(manifest) = files.read_large_json::<Manifest>(&path, digest)
+    if let Some(manifest) = files.read_large_json::<Manifest>(&path, digest)?
         && manifest.check(&limits).is_ok()
     {
         let manifest = Arc::new(manifest);

@@ -258,17 +258,28 @@ impl Files {
     }
 
     /// The value whose JSON a large file holds, if its SHA-256 is `digest`: it is parsed as it is read, because the text takes more
-    /// memory than the value. `None` when the file is small, or anything is wrong with it: whoever reads it as a whole, which is
-    /// faster, finds out what.
-    pub(crate) fn read_large_json<T: DeserializeOwned>(&self, path: &Path, digest: Digest) -> Option<T> {
-        let file = self.disk.open(path).ok()?;
-        if !(LARGE..=READ_MAX).contains(&file.metadata().ok()?.size) {
-            return None;
+    /// memory than the value. `None` when the file is small, is not there, or is not what it should be: whoever reads it as a
+    /// whole, which is faster, finds out what is wrong with it.
+    pub(crate) fn read_large_json<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        digest: Digest,
+    ) -> Result<Option<T>, FsError> {
+        let file = match self.disk.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.attempt("open", path)?,
+        };
+        let size = file.metadata().attempt("look at", path)?.size;
+        if !(LARGE..=READ_MAX).contains(&size) {
+            return Ok(None);
         }
         let mut hashing = Hashing { file, hasher: Hasher::new() };
-        let value = serde_json::from_reader(io::BufReader::with_capacity(WRITE_BYTES, &mut hashing)).ok()?;
-        // The reader has come to the end of the file, so these are the bytes that were parsed.
-        (hashing.hasher.finish() == digest).then_some(value)
+        match serde_json::from_reader(io::BufReader::with_capacity(WRITE_BYTES, &mut hashing)) {
+            // The reader has come to the end of the file, so these are the bytes that were parsed.
+            Ok(value) => Ok((hashing.hasher.finish() == digest).then_some(value)),
+            Err(error) if error.is_io() => Err(error.into()).attempt("read", path),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The SHA-256 of a file; `None` when there is none.

@@ -73,7 +73,7 @@ pub(crate) fn read_sealed(
             actual => Err(altered(RestorePointError::Altered { id: id.clone(), expected: evidence, actual })),
         };
     }
-    if let Some(point) = files.read_large_json::<RestorePoint>(&path, evidence)
+    if let Some(point) = files.read_large_json::<RestorePoint>(&path, evidence)?
         && (point.format, &point.id) == (1, id)
     {
         let point = Arc::new(point);
