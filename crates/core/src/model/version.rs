@@ -52,10 +52,7 @@ impl FromStr for Version {
     type Err = VersionError;
 
     fn from_str(input: &str) -> Result<Self, VersionError> {
-        let refuse = |reason: String| VersionError {
-            input: crate::text::shown(input),
-            reason,
-        };
+        let refuse = |reason: String| VersionError { input: crate::text::shown(input), reason };
         if input.len() > LENGTH_MAX {
             return Err(refuse(format!("longer than {LENGTH_MAX} bytes")));
         }

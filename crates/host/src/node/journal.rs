@@ -227,10 +227,7 @@ impl<'d> Journal<'d> {
         appended
     }
 
-    fn try_append(
-        &mut self,
-        write: &dyn Fn(&mut dyn io::Write) -> io::Result<u64>,
-    ) -> Result<(), FsError> {
+    fn try_append(&mut self, write: &dyn Fn(&mut dyn io::Write) -> io::Result<u64>) -> Result<(), FsError> {
         let written = gathered(&mut self.file, write).or_else(|error| {
             if !is_full(&error) {
                 return Err(error);
