@@ -49,8 +49,12 @@ impl Classify for NodeError {
                 "run `cutover recover`"
             }
             Self::InSet(_) => "it ends what was begun for all packages of the set; then run this again",
-            Self::Damaged { .. } | Self::Journal { .. } | Self::SetJournal { .. } | Self::Manifest { .. } => {
+            Self::Damaged { .. } | Self::Manifest { .. } => {
                 "keep a copy of `.cutover`, move the named file away, then run `cutover recover`"
+            }
+            Self::Journal { .. } | Self::SetJournal { .. } => {
+                "keep a copy of `.cutover`, move the named file away, then run `cutover recover`; if a set of packages was open, \
+                 compare the versions at all its roots: one may have kept what the others took back"
             }
             Self::Layout { .. } => "leave out `--layout` and `install.layout`, or use another root",
             Self::NoSpace { .. } => "free some space, for example with `cutover prune --keep 1`",
