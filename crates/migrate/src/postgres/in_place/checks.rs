@@ -62,16 +62,7 @@ pub(crate) fn verify(
     }
     let mut constraints = Vec::new();
     for name in becoming_not_null(shape) {
-        let constraint = not_null_check(name);
-        add_constraint(
-            engine,
-            task,
-            &table,
-            &[],
-            &constraint,
-            &format!("CONSTRAINT {} CHECK ({} IS NOT NULL)", ident(&constraint), name.quoted()),
-        )?;
-        constraints.push((table.clone(), constraint));
+        constraints.push((table.clone(), add_not_null(engine, task, &table, name)?));
     }
     for constraint in &shape.change.add_constraints {
         let others = match constraint {
@@ -139,6 +130,19 @@ fn misfits(
     })
 }
 
+/// The check by which a column becomes NOT NULL, not validated yet; its name.
+fn add_not_null(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    table: &str,
+    column: &Ident,
+) -> Result<String, Error> {
+    let name = not_null_check(column);
+    let text = format!("CONSTRAINT {} CHECK ({} IS NOT NULL)", ident(&name), column.quoted());
+    add_constraint(engine, task, table, &[], &name, &text)?;
+    Ok(name)
+}
+
 fn add_constraint(
     engine: &mut PostgresEngine,
     task: &Task<'_>,
@@ -187,16 +191,7 @@ pub(crate) fn restore_constraints(
             _ => false,
         };
         if let (true, Some(now)) = (lost, &column.now) {
-            let constraint = not_null_check(now);
-            add_constraint(
-                engine,
-                task,
-                &table,
-                &[],
-                &constraint,
-                &format!("CONSTRAINT {} CHECK ({} IS NOT NULL)", ident(&constraint), now.quoted()),
-            )?;
-            pending.push((table.clone(), constraint));
+            pending.push((table.clone(), add_not_null(engine, task, &table, now)?));
             not_null.push(now);
         }
     }
