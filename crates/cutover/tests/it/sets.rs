@@ -143,6 +143,17 @@ impl<'a> Host<'a> {
     }
 }
 
+/// Lets a stopped process go on until it stopped `times` more, then kills it.
+fn kill_when_stopped_again(child: &mut Child, times: usize, step: &str) {
+    for _ in 0..times {
+        let process = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("a signal");
+        assert!(stops(child), "{step}, time {times}");
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+}
+
 /// Whether a process stops itself; else it has ended.
 fn stops(child: &Child) -> bool {
     let started = Instant::now();
@@ -507,13 +518,7 @@ fn set_killed_at_any_step_of_any_package_is_entirely_old_or_entirely_new() {
         let times = if step == "commit" { 1 } else { 3 };
         for time in 0..times {
             let mut child = host.stopped_at(step);
-            for _ in 0..time {
-                let process = rustix::process::Pid::from_child(&child);
-                rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("a signal");
-                assert!(stops(&child), "{step}, time {time}");
-            }
-            child.kill().expect("killed");
-            child.wait().expect("ended");
+            kill_when_stopped_again(&mut child, time, step);
             host.at(["base", "storage", "query"][time], &["recover"]).must(0);
             let is_new = matches!(step, "commit" | "confirm");
             assert_eq!(host.versions(), [if is_new { "1.1.0" } else { "1.0.0" }; 3], "{step}, time {time}");
@@ -643,13 +648,7 @@ fn set_killed_while_it_is_taken_back_is_entirely_there_or_entirely_gone() {
     ];
     for (step, time) in steps {
         let mut child = host.stopped("storage", &["rollback", "--whole-set", "--stop-at", step]);
-        for _ in 0..time {
-            let process = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("a signal");
-            assert!(stops(&child), "{step}, time {time}");
-        }
-        child.kill().expect("killed");
-        child.wait().expect("ended");
+        kill_when_stopped_again(&mut child, time, step);
         host.at(["base", "storage", "query"][time], &["recover"]).must(0);
         let is_gone = matches!(step, "commit" | "confirm");
         assert_eq!(host.versions(), [if is_gone { "1.0.0" } else { "1.1.0" }; 3], "{step}, time {time}");
