@@ -3,7 +3,10 @@
 //! A write says what it replaces: nothing, or exactly the version that was seen. So a publisher that was asleep for an hour
 //! cannot overwrite what another one wrote meanwhile, whatever it believes about its lock.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
@@ -88,6 +91,9 @@ pub(crate) struct Bucket {
     address: S3Address,
     endpoint: String,
     region: String,
+    /// Whether `If-Match` names entity tags without their quotes. RFC 9110 (8.8.3) wants them quoted; Ceph's gateway compares
+    /// them bare.
+    bare_tags: AtomicBool,
 }
 
 impl Bucket {
@@ -104,7 +110,8 @@ impl Bucket {
         let Client { store, completing, endpoint, region, bucket_url: _ } =
             options.client(&address, variable)?;
         let runtime = Background::start().map_err(|error| S3Error::Settings(Box::new(error)))?;
-        Ok((Arc::new(runtime), Arc::new(Self { store, completing, address, endpoint, region })))
+        let bare_tags = AtomicBool::new(false);
+        Ok((Arc::new(runtime), Arc::new(Self { store, completing, address, endpoint, region, bare_tags })))
     }
 
     /// Where it is.
@@ -178,7 +185,9 @@ impl Bucket {
         let mode = match replaces {
             Replaces::Nothing => PutMode::Create,
             Replaces::Version(etag) => {
-                PutMode::Update(UpdateVersion { e_tag: Some(etag.clone()), version: None })
+                let bare = self.bare_tags.load(Ordering::Relaxed);
+                let etag = if bare { etag.trim_matches('"') } else { etag };
+                PutMode::Update(UpdateVersion { e_tag: Some(etag.to_owned()), version: None })
             }
         };
         let options = PutOptions { mode, attributes: cached.attributes(), ..PutOptions::default() };
@@ -194,6 +203,33 @@ impl Bucket {
             Err(object_store::Error::AlreadyExists { .. }) => Ok(Written::Otherwise),
             Err(error) => Err(self.judge("write", path, error)),
         }
+    }
+
+    /// Writes a file in place of one version, naming it in the form that this storage understands.
+    ///
+    /// # Errors
+    /// [`S3Error::Unmatched`] when none is understood.
+    pub(crate) async fn put_in_place_of(
+        &self,
+        path: &str,
+        bytes: Bytes,
+        etag: &str,
+        cached: Cached,
+    ) -> Result<Written, S3Error> {
+        let replaces = Replaces::Version(etag.to_owned());
+        for _ in 0..WRITES_MAX {
+            let bare = self.bare_tags.load(Ordering::Relaxed);
+            let written = self.put(path, bytes.clone(), &replaces, cached).await?;
+            if written != Written::Otherwise {
+                return Ok(written);
+            }
+            let there = self.open(path).await?.and_then(|found| found.meta.e_tag);
+            if there.as_deref() != Some(etag) {
+                return Ok(Written::Otherwise);
+            }
+            self.bare_tags.store(!bare, Ordering::Relaxed);
+        }
+        Err(S3Error::Unmatched { endpoint: self.endpoint.clone() })
     }
 
     /// Writes a file whole: in place of the version that this run has seen, else as a new one; where there is one that was
@@ -242,9 +278,8 @@ impl Bucket {
         etag: String,
         cached: Cached,
     ) -> Result<String, S3Error> {
-        let replaces = Replaces::Version(etag.clone());
         for left in (0..WRITES_MAX).rev() {
-            match self.put(path, bytes.clone(), &replaces, cached).await {
+            match self.put_in_place_of(path, bytes.clone(), &etag, cached).await {
                 Ok(Written::Done(etag)) => return Ok(etag),
                 Ok(Written::Otherwise) => {}
                 Err(S3Error::Other { .. }) if left > 0 => {}

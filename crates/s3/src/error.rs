@@ -84,12 +84,20 @@ pub enum S3Error {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The storage ignores the conditions of writes, without which publishers do not exclude each other.
-    #[error("`{endpoint}` ignores `{header}`: two publishers could not exclude each other there")]
+    #[error("`{endpoint}` ignores `{header}`: one writer could overwrite there what another has written")]
     Unconditional {
         /// Where it was asked.
         endpoint: String,
         /// The header that it ignores.
         header: &'static str,
+    },
+    /// The storage refuses to replace a version that is there.
+    #[error(
+        "`{endpoint}` refuses `If-Match` with the very entity tag it gave: nothing can be replaced safely there"
+    )]
+    Unmatched {
+        /// Where it was asked.
+        endpoint: String,
     },
     /// Nothing more can be stored there.
     #[error("the bucket `{bucket}` is full ({code})")]
@@ -157,9 +165,9 @@ impl S3Error {
             }
             Self::Region { .. } => "name the bucket's region with `s3.region` or AWS_REGION",
             Self::Unreachable { .. } => "check `s3.endpoint` (or AWS_ENDPOINT_URL) and the network",
-            Self::Unconditional { .. } => {
-                "use a storage that honours conditional writes (Amazon S3, MinIO, Ceph, Cloudflare R2 do), or publish \
-                 to a directory and copy it"
+            Self::Unconditional { .. } | Self::Unmatched { .. } => {
+                "use a storage that honours conditional writes (`If-None-Match`, also for uploads in parts, and \
+                 `If-Match`), as Amazon S3 does, or publish to a directory and copy it"
             }
             Self::Full { .. } => "make room there, or raise the bucket's quota",
             Self::Changed(_) | Self::LockLost { .. } => "run this again: nothing of this run was published",

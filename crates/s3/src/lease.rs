@@ -19,8 +19,8 @@ use crate::{
 
 /// Where the lock lies, as in a directory.
 const LOCK: &str = ".publish/lock";
-/// The entity tag of nothing that was ever written.
-const NO_VERSION: &str = "\"00000000000000000000000000000000\"";
+/// The entity tag of nothing that was ever written, in both forms.
+const NO_VERSION: [&str; 2] = ["\"00000000000000000000000000000000\"", "00000000000000000000000000000000"];
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,15 +150,19 @@ pub(crate) fn take(
     });
     let (bucket, runtime) = (Arc::clone(bucket), Arc::clone(runtime));
     let lease = Lease { held, bucket, runtime, renewing: renewing.abort_handle() };
-    lease.runtime.block_on(prove_conditions(&lease.bucket))?;
+    lease.runtime.block_on(async {
+        // Settles how this storage wants versions named.
+        lease.held.renew(&lease.bucket).await?;
+        prove_conditions(&lease.bucket).await
+    })?;
     Ok(Asked::Held(lease))
 }
 
 async fn acquire(bucket: &Bucket, owner: &str, lease: Duration) -> Result<Result<Held, String>, S3Error> {
     let token = format!("{:032x}", rand::random::<u128>());
     loop {
-        let (replaces, beat) = match bucket.read(LOCK).await? {
-            None => (Replaces::Nothing, 0),
+        let (seen, beat) = match bucket.read(LOCK).await? {
+            None => (None, 0),
             Some((bytes, etag)) => {
                 let there = Record::parse(&bytes);
                 // Its answer was lost, or this loop would not look again.
@@ -179,12 +183,16 @@ async fn acquire(bucket: &Bucket, owner: &str, lease: Duration) -> Result<Result
                         ),
                     }
                 }
-                (Replaces::Version(etag), there.beat)
+                (Some(etag), there.beat)
             }
         };
         let record =
             Record { format: 1, held: true, token: token.clone(), owner: owner.to_owned(), beat: beat + 1 };
-        match bucket.put(LOCK, record.bytes(), &replaces, Cached::Never).await? {
+        let written = match seen {
+            None => bucket.put(LOCK, record.bytes(), &Replaces::Nothing, Cached::Never).await?,
+            Some(etag) => bucket.put_in_place_of(LOCK, record.bytes(), &etag, Cached::Never).await?,
+        };
+        match written {
             Written::Done(etag) => return Ok(Ok(held(record, etag))),
             // Another one was first, or has come back to life.
             Written::Otherwise => {}
@@ -223,9 +231,8 @@ async fn watch(bucket: &Bucket, etag: &str, lease: Duration) -> Result<Watched, 
 
 /// Makes sure that the storage refuses what it has to, or the lock means nothing.
 async fn prove_conditions(bucket: &Bucket) -> Result<(), S3Error> {
-    for (replaces, header) in
-        [(Replaces::Nothing, "If-None-Match"), (Replaces::Version(NO_VERSION.to_owned()), "If-Match")]
-    {
+    let versions = NO_VERSION.map(|etag| (Replaces::Version(etag.to_owned()), "If-Match"));
+    for (replaces, header) in versions.into_iter().chain([(Replaces::Nothing, "If-None-Match")]) {
         let other = Bytes::from_static(b"{}");
         if bucket.put(LOCK, other, &replaces, Cached::Never).await? != Written::Otherwise {
             return Err(bucket.unconditional(header));

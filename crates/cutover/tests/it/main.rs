@@ -22,6 +22,9 @@ mod moto;
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 #[path = "../../../s3/tests/it/proxy.rs"]
 mod proxy;
+#[cfg(feature = "s3")]
+#[path = "../../../repo/tests/it/pypi.rs"]
+mod pypi;
 #[allow(dead_code, reason = "the shipper's own tests use all of it")]
 #[path = "../../../host/tests/ship/receiver.rs"]
 mod receiver;

@@ -9,6 +9,7 @@ mod client;
 mod crash;
 mod log;
 mod publish;
+mod pypi;
 mod python;
 mod rotate;
 mod world;

@@ -1,7 +1,6 @@
 //! Another implementation follows our repositories: python-tuf's client.
 
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,39 +13,19 @@ use aws_lc_rs::{
 use cutover_repo::{Index, MetadataKey, Rotation, tuf::RoleKind};
 use der::pem::{LineEnding, encode_string};
 
-use crate::world::{World, bundle, now_hours};
+use crate::{
+    pypi::environment,
+    world::{World, bundle, now_hours},
+};
 
 /// What is installed from PyPI.
 const TUF: [&str; 2] = ["tuf==7.0.1", "securesystemslib[crypto]==1.6.0"];
 const INDEX: &str = "packages/app/any/stable.json";
 
-/// A Python with python-tuf, installed once for each build directory; `None` when it cannot be had here.
+/// A Python with python-tuf; `None` when it cannot be had here.
 fn python() -> Option<PathBuf> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tuf-7.0.1");
-    let python = dir.join("bin/python");
-    let works = |python: &Path| {
-        let import = Command::new(python).args(["-c", "import tuf.ngclient, cryptography"]).output();
-        import.is_ok_and(|output| output.status.success())
-    };
-    if works(&python) {
-        return Some(python);
-    }
-    let run = |program: &Path, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    let made = run(Path::new("python3"), &["-m", "venv", dir.to_str().expect("UTF-8")])
-        && run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", TUF[0], TUF[1]]);
-    if made && works(&python) {
-        return Some(python);
-    }
-    let note = format!("python-tuf's client: python3 with venv and {} from PyPI cannot be had", TUF[0]);
-    if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file");
-        writeln!(file, "{note}").expect("written");
-    }
-    eprintln!("not run: {note}");
-    None
+    let environment = environment("python-tuf-7.0.1", &TUF, "import tuf.ngclient, cryptography")?;
+    Some(environment.join("bin/python"))
 }
 
 fn key(pkcs8: &[u8]) -> MetadataKey {

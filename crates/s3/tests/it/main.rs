@@ -7,3 +7,5 @@ mod objects;
 mod port;
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 mod proxy;
+#[path = "../../../repo/tests/it/pypi.rs"]
+mod pypi;

@@ -1,10 +1,11 @@
-//! S3-compatible storage for a test: moto's server from PyPI, in a virtual environment that is made once for each build.
+//! S3-compatible storage for a test: moto's server from PyPI.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
+    io::{BufRead as _, BufReader},
     process::{Child, ChildStdin, Command, Stdio},
 };
+
+use crate::pypi::environment;
 
 /// What is installed from PyPI.
 const MOTO: &str = "moto[server]==5.2.3";
@@ -18,37 +19,6 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 ";
-
-/// A Python with moto; `None` when it cannot be had here.
-fn python() -> Option<PathBuf> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("moto-5.2.3");
-    let python = dir.join("bin/python");
-    let works = |python: &Path| {
-        let check = "import moto.moto_server.threaded_moto_server, flask";
-        Command::new(python).args(["-c", check]).output().is_ok_and(|output| output.status.success())
-    };
-    // Test processes run beside each other: one makes it, the others wait.
-    let lock = std::fs::File::create(dir.with_extension("lock")).expect("a file");
-    lock.lock().expect("locked");
-    if works(&python) {
-        return Some(python);
-    }
-    let run = |program: &Path, arguments: &[&str]| {
-        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
-    };
-    let made = run(Path::new("python3"), &["-m", "venv", dir.to_str().expect("UTF-8")])
-        && run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", MOTO]);
-    if made && works(&python) {
-        return Some(python);
-    }
-    let note = format!("tests of S3: python3 with venv and {MOTO} from PyPI cannot be had");
-    if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file");
-        writeln!(file, "{note}").expect("written");
-    }
-    eprintln!("not run: {note}");
-    None
-}
 
 /// A server that runs until this is dropped.
 pub(crate) struct Moto {
@@ -78,7 +48,9 @@ pub(crate) enum Readers {
 impl Moto {
     /// Starts one; `None` when there is no moto here.
     pub(crate) fn start() -> Option<Self> {
-        let mut child = Command::new(python()?)
+        let check = "import moto.moto_server.threaded_moto_server, flask";
+        let environment = environment("moto-5.2.3", &[MOTO], check)?;
+        let mut child = Command::new(environment.join("bin/python"))
             .args(["-c", SERVER])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -5,7 +5,10 @@ use std::{io::Read as _, time::Duration};
 use cutover_repo::{Lock, Locked, Storage};
 use cutover_s3::{S3Error, S3Options, S3Storage};
 
-use crate::moto::{Moto, Readers};
+use crate::{
+    moto::{Moto, Readers},
+    proxy::{self, Act, Moment},
+};
 
 /// Long enough that no holder misses it on a busy machine.
 const LONG: Duration = Duration::from_secs(4000);
@@ -166,6 +169,42 @@ fn what_was_changed_since_it_was_read_is_not_overwritten() {
     // What is there with just these bytes was written by an earlier try.
     let three = open(&moto.endpoint, "s3://bucket", "c", LONG);
     three.replace("metadata/timestamp.json", b"2 of one").unwrap();
+}
+
+#[test]
+fn storage_that_compares_bare_entity_tags_is_understood() {
+    let Some(moto) = started() else { return };
+    // As Ceph's gateway, version 16: the quotes belong to no tag it knows.
+    let endpoint = proxy::start(&moto.endpoint, |moment, head| {
+        let is_quoted = head.lines().any(|line| line.starts_with("if-match: \""));
+        if moment == Moment::Request && is_quoted { Act::Fail } else { Act::Pass }
+    });
+    for content in [b"1", b"2"] {
+        let storage = open(&endpoint, "s3://bucket", "a", LONG);
+        let lock = locked(&storage);
+        storage.replace("metadata/timestamp.json", content).unwrap();
+        assert_eq!(read(&storage, "metadata/timestamp.json").as_deref(), Some(&content[..]));
+        drop(lock);
+    }
+    let two = open(&endpoint, "s3://bucket", "b", LONG);
+    assert!(read(&two, "metadata/timestamp.json").is_some());
+    open(&endpoint, "s3://bucket", "a", LONG).replace("metadata/timestamp.json", b"3").unwrap();
+    let refused = two.replace("metadata/timestamp.json", b"of two").unwrap_err();
+    assert!(matches!(s3(&refused), S3Error::Changed(_)), "{refused:?}");
+}
+
+#[test]
+fn storage_that_never_matches_a_version_is_refused() {
+    let Some(moto) = started() else { return };
+    let endpoint = proxy::start(&moto.endpoint, |moment, head| {
+        let is_asked = moment == Moment::Request && head.contains("\nif-match: ");
+        if is_asked { Act::Fail } else { Act::Pass }
+    });
+    // The first run makes the lock, the second finds it.
+    for lease in [LONG, SHORT] {
+        let refused = open(&endpoint, "s3://bucket", "a", lease).lock().err().unwrap();
+        assert!(matches!(s3(&refused), S3Error::Unmatched { .. }), "{refused:?}");
+    }
 }
 
 #[test]

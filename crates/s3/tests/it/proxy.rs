@@ -22,6 +22,8 @@ pub(crate) enum Act {
     Cut,
     /// Passed on without the header of this name, in lower case.
     Without(&'static str),
+    /// Answered as a storage does whose condition does not hold.
+    Fail,
 }
 
 type Rule = dyn Fn(Moment, &str) -> Act + Send + Sync;
@@ -67,6 +69,11 @@ fn pass_on(mut client: TcpStream, server: &str, rule: &Rule) -> std::io::Result<
     let request = match rule(Moment::Request, &head) {
         Act::Pass => request,
         Act::Cut => return Ok(()),
+        Act::Fail => {
+            return client.write_all(
+                b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            );
+        }
         Act::Without(name) => {
             let kept = |line: &&str| !line.to_ascii_lowercase().starts_with(&format!("{name}:"));
             let lines = String::from_utf8_lossy(&request[..head_ends]).into_owned();
@@ -82,6 +89,6 @@ fn pass_on(mut client: TcpStream, server: &str, rule: &Rule) -> std::io::Result<
     upstream.read_to_end(&mut answer)?;
     match rule(Moment::Answer, &head) {
         Act::Cut => Ok(()),
-        Act::Pass | Act::Without(_) => client.write_all(&answer),
+        Act::Pass | Act::Without(_) | Act::Fail => client.write_all(&answer),
     }
 }

