@@ -14,7 +14,7 @@ use cutover_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    NodeError,
+    error::NodeError,
     files::{Attempt as _, Files},
     place,
 };
@@ -223,6 +223,22 @@ pub fn release_built_from(disk: Arc<dyn Disk>, commit: &str) -> Result<Option<Di
 pub(crate) fn manifests(files: &Files) -> Result<Vec<Digest>, NodeError> {
     let listed = files.list(place::MANIFESTS.as_ref())?;
     Ok(listed.iter().filter_map(|(name, _)| name.strip_suffix(".json")?.parse().ok()).collect())
+}
+
+/// The releases this root knows, newest version first.
+pub(crate) fn releases(files: &Files) -> Result<Vec<ReleaseRef>, NodeError> {
+    let mut releases = Vec::new();
+    for manifest in manifests(files)? {
+        if let Some(parsed) = self::manifest(files, manifest)? {
+            releases.push(ReleaseRef {
+                package: parsed.package.clone(),
+                version: parsed.version.clone(),
+                manifest,
+            });
+        }
+    }
+    releases.sort_by(|a, b| b.version.cmp(&a.version).then(a.manifest.cmp(&b.manifest)));
+    Ok(releases)
 }
 
 /// The trees in `releases/`, by what their markers say. A tree without a readable marker is not ours to touch.

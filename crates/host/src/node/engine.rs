@@ -12,7 +12,7 @@ use std::{
 };
 
 use cutover_core::{
-    event::Event,
+    event::{Event, Observer},
     execute::{Direction, Execution, Next, Outcome, Record, StepState},
     lifecycle::State,
     model::{Digest, ReleaseRef, RestorePoint, RestorePointId, SafePath, SeenKind, SeenTree},
@@ -23,24 +23,27 @@ use cutover_core::{
 };
 
 use super::{
-    Driven, Held, Node, NodeError, NodeLock, Ports, Report, StepReport, StepResult, Way, current,
+    current,
+    error::{NodeError, PointError},
     events::Events,
-    files::Files,
-    garbage,
+    files::{Files, FsError},
+    garbage, history,
     journal::{self, Journal},
-    place, restore,
+    place,
+    report::{Driven, Held, Report, StepReport, StepResult, Way},
+    restore,
+    root::{Node, NodeLock},
     stage::{self, Staging},
-    state_log::StateLog,
-    switch,
+    state_log, switch,
     tree::{self, Expected, ExpectedTree, Reading},
 };
 use crate::{
     catalog::{Catalog, HistoryRow},
     causes::chain,
     payload::Payload,
-    probe::{Latency, ProbeContext, ProbeReport},
-    schema::Migration,
-    service::Activation,
+    probe::{Latency, ProbeContext, ProbeReport, Prober},
+    schema::{Migration, SchemaManager},
+    service::{Activation, ServiceManager},
 };
 
 /// Share of the whole that staging takes in the progress; the other steps share the rest.
@@ -114,14 +117,14 @@ enum StepError {
     Probe(String),
 }
 
-impl From<super::FsError> for StepError {
-    fn from(error: super::FsError) -> Self {
+impl From<FsError> for StepError {
+    fn from(error: FsError) -> Self {
         Self::Node(error.into())
     }
 }
 
-impl From<super::PointError> for StepError {
-    fn from(error: super::PointError) -> Self {
+impl From<PointError> for StepError {
+    fn from(error: PointError) -> Self {
         Self::Node(error.into())
     }
 }
@@ -130,6 +133,22 @@ impl From<crate::catalog::CatalogError> for StepError {
     fn from(error: crate::catalog::CatalogError) -> Self {
         Self::Node(error.into())
     }
+}
+
+/// Whom an execution talks to.
+pub struct Ports<'a> {
+    /// Whoever runs the service.
+    pub service: &'a dyn ServiceManager,
+    /// Examines the release after the switch, exactly once.
+    pub prober: &'a dyn Prober,
+    /// Changes the schema of the service's database; `None` when none is configured, and then a release that carries
+    /// migrations is not installed.
+    pub schema: Option<&'a dyn SchemaManager>,
+    /// Is told what happens. It runs on a thread of its own: a slow one delays nothing, a panicking one harms nothing.
+    pub observer: Arc<dyn Observer>,
+    /// Is called with a step's name in the execution's own thread, once the step's intent is durable and before it
+    /// begins: the place where a test stops the process.
+    pub before_step: Option<&'a dyn Fn(&'static str)>,
 }
 
 /// What a run starts from.
@@ -539,17 +558,7 @@ impl<'a> Run<'a> {
     }
 
     fn history_row(&self, outcome: &Outcome, error: Option<String>) -> HistoryRow {
-        let version = |release: &Option<ReleaseRef>| release.as_ref().map(|release| release.version.clone());
-        HistoryRow {
-            number: Some(self.plan.number),
-            at: self.node.clock().now(),
-            action: action(self.plan.kind).to_owned(),
-            from: version(&self.plan.from),
-            to: version(&self.plan.to),
-            outcome: outcome_name(outcome).to_owned(),
-            error,
-            restore_point: self.kept_point(outcome).map(|id| id.to_string()),
-        }
+        history::row(&self.plan, self.node.clock().now(), outcome, error, self.kept_point(outcome))
     }
 
     /// The restore point that stays after this end.
@@ -677,8 +686,8 @@ impl<'a> Run<'a> {
     pub(crate) fn log_state(&mut self, to: State) {
         let version = self.plan.to.as_ref().map(|to| to.version.clone());
         let written = (|| {
-            let mut log = StateLog::open(&self.node.files, self.node.clock(), self.lock)?;
-            let path = path_to(log.lifecycle().state(), to);
+            let mut log = self.node.state_log(self.lock)?;
+            let path = state_log::path_to(log.lifecycle().state(), to);
             log.go_through(&path, version.as_ref()).map_err(NodeError::from)
         })();
         if let Err(error) = written {
@@ -725,23 +734,6 @@ impl<'a> Run<'a> {
             }
             Outcome::Confirmed | Outcome::Undone { .. } => false,
         }
-    }
-}
-
-/// How the state log gets from one state to another; empty when it is there or cannot get there without a reset.
-pub(crate) fn path_to(from: State, to: State) -> Vec<State> {
-    let forward = [State::Idle, State::Downloading, State::Verifying, State::Applying];
-    let at = |state: State| forward.iter().position(|known| *known == state);
-    match (from, to) {
-        (from, to) if from == to => Vec::new(),
-        (State::Failed, _) => Vec::new(),
-        (State::Downloading | State::Verifying, State::Idle) => vec![State::RollingBack, State::Idle],
-        (State::Idle, State::RollingBack | State::Failed) => vec![State::Downloading, to],
-        (State::RollingBack, State::Downloading | State::Verifying | State::Applying) => Vec::new(),
-        (from, to) => match (at(from), at(to)) {
-            (Some(from), Some(to)) if from < to => forward[from + 1..=to].to_vec(),
-            _ => vec![to],
-        },
     }
 }
 
@@ -839,25 +831,6 @@ fn staged_paths(plan: &Plan) -> Vec<SafePath> {
         .filter(|file| !matches!(file.source, Source::Present { .. }))
         .map(|file| file.path.clone())
         .collect()
-}
-
-/// The name of a kind of execution in the history.
-pub(crate) fn action(kind: PlanKind) -> &'static str {
-    match kind {
-        PlanKind::Update => "update",
-        PlanKind::Rollback => "rollback",
-    }
-}
-
-/// The name of an end in the history.
-pub(crate) fn outcome_name(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Confirmed => "confirmed",
-        Outcome::Undone { .. } => "undone",
-        Outcome::ProbeFailed { .. } => "probe-failed",
-        Outcome::KeptUnconfirmed => "kept-unconfirmed",
-        Outcome::Stuck { .. } => "stuck",
-    }
 }
 
 /// One sentence about an end. Nothing but a confirmed end reads like a success (I15).

@@ -14,7 +14,7 @@ use std::{
 use cutover_core::model::{Digest, Hasher, Manifest, RestorePoint};
 use serde::de::DeserializeOwned;
 
-use super::{FsError, place};
+use super::place;
 use crate::{
     disk::{Disk, EntryKind, Metadata, OpenFile},
     nice::Nice,
@@ -25,6 +25,19 @@ const READ_MAX: u64 = 256 << 20;
 
 /// From how many bytes on a file is parsed as it is read.
 const LARGE: u64 = 1 << 20;
+
+/// An effect on the file system that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {what} `{}`", path.display())]
+pub struct FsError {
+    /// What was attempted.
+    pub what: &'static str,
+    /// On which path, relative to the root.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
 
 /// Adds to an I/O error what was attempted, and on what.
 pub(crate) trait Attempt<T> {

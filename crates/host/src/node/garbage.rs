@@ -1,10 +1,17 @@
-//! What is needed, and the removal of what is not: objects that no manifest and no restore point names.
+//! What is needed, and the removal of what is not: objects that no manifest and no restore point names, and releases that
+//! the catalog has buried.
 
 use std::collections::BTreeSet;
 
 use cutover_core::model::{Digest, SeenKind};
 
-use super::{NodeError, PointError, current, files::Files, restore, store};
+use super::{
+    current,
+    error::{NodeError, PointError},
+    files::Files,
+    place, restore, store,
+};
+use crate::catalog::{Catalog, Tombstone};
 
 /// The objects that some stored manifest or restore point names. Fails rather than leaving one out: what cannot be read
 /// might name anything.
@@ -33,4 +40,18 @@ pub(crate) fn named(files: &Files) -> Result<BTreeSet<Digest>, NodeError> {
 pub(crate) fn sweep(files: &Files) -> Result<usize, NodeError> {
     let named = named(files)?;
     Ok(store::sweep(files, &named)?)
+}
+
+/// Removes what a tombstone stands for, then the tombstone. Can be cut off anywhere and run again.
+pub(crate) fn bury(files: &Files, catalog: &Catalog, tombstone: &Tombstone) -> Result<(), NodeError> {
+    for (path, release) in current::trees(files)? {
+        if release.manifest == tombstone.manifest {
+            files.discard(&path)?;
+        }
+    }
+    files.remove_file(&place::manifest(tombstone.manifest))?;
+    files.remove_file(&place::signature(tombstone.manifest))?;
+    files.sync_dir(place::MANIFESTS.as_ref())?;
+    sweep(files)?;
+    Ok(catalog.drop_tombstone(tombstone)?)
 }

@@ -12,8 +12,8 @@ use cutover_core::{
 };
 
 use super::{
-    FsError, NodeError,
-    files::{Attempt as _, Files, gathered},
+    error::NodeError,
+    files::{Attempt as _, Files, FsError, gathered},
     place,
 };
 use crate::disk::{NewFile, OpenFile};

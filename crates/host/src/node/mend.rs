@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::Path};
 use cutover_core::model::{SafePath, SeenKind};
 
 use super::{
-    FsError, NodeError,
-    files::{Attempt as _, Files},
+    error::NodeError,
+    files::{Attempt as _, Files, FsError},
     store::Store,
     tree::{Difference, Expected, ExpectedTree},
 };

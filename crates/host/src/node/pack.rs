@@ -9,10 +9,7 @@ use std::{
 use cutover_core::model::{Hasher, ObjectEntry};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    FsError,
-    files::{Attempt as _, Files, Hashed},
-};
+use super::files::{Attempt as _, Files, FsError, Hashed};
 use crate::disk::{NewFile, OpenFile};
 
 /// The last bytes of every pack.

@@ -18,12 +18,15 @@ use cutover_core::{
 };
 
 use super::{
-    FsError, Node, NodeError, NodeLock, PointError, PruneReport, current,
-    files::{Attempt as _, Files},
+    current,
+    error::{NodeError, PointError},
+    files::{Attempt as _, Files, FsError},
     garbage, journal,
     pack::PackWriter,
     place,
+    report::PruneReport,
     restore::{self, Target},
+    root::{Node, NodeLock},
     store::{self, NewPacks, Store},
 };
 use crate::{catalog::HistoryRow, disk::EntryKind};
@@ -33,14 +36,46 @@ const COLD_LEVEL: i32 = 9;
 
 /// Whether a prune measures what is allocated before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Measure {
+enum Measure {
     /// It looks at every file there is, and for objects that nothing names even when nothing else goes.
     Everything,
     /// It costs nothing when there is nothing to do: after every update.
     Nothing,
 }
 
-pub(crate) fn prune(
+impl Node {
+    /// Removes restore points that `retention` does not keep, and whatever nothing names any more. Older ones that stay
+    /// go compressed to the store.
+    ///
+    /// # Errors
+    /// Something cannot be removed; what was removed stays removed, and the rest follows the next time.
+    pub fn prune(&self, lock: &NodeLock, retention: &Retention) -> Result<PruneReport, NodeError> {
+        prune(self, lock, retention, Measure::Everything)
+    }
+
+    /// As [`Node::prune`], without measuring: costs nothing when there is nothing to do. For the end of every update.
+    ///
+    /// # Errors
+    /// As [`Node::prune`].
+    pub fn prune_after_update(
+        &self,
+        lock: &NodeLock,
+        retention: &Retention,
+    ) -> Result<PruneReport, NodeError> {
+        prune(self, lock, retention, Measure::Nothing)
+    }
+
+    /// Removes a release that is neither current nor led back to by a restore point: from the index, and its tree,
+    /// manifest and objects from the disk.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownRelease`] or [`NodeError::Needed`]; nothing is changed then.
+    pub fn forget(&self, _lock: &NodeLock, version: &Version) -> Result<(), NodeError> {
+        forget(self, version)
+    }
+}
+
+fn prune(
     node: &Node,
     lock: &NodeLock,
     retention: &Retention,
@@ -112,6 +147,26 @@ pub(crate) fn prune(
         )?;
     }
     Ok(report)
+}
+
+fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
+    node.must_be_idle()?;
+    let layout = node.layout()?;
+    let release = current::releases(&node.files)?
+        .into_iter()
+        .find(|release| release.version == *version)
+        .ok_or_else(|| NodeError::UnknownRelease(version.clone()))?;
+    let mut leads_back = false;
+    node.each_point(layout, Target::Check, |seen| leads_back |= seen.point.from.as_ref() == Some(&release))?;
+    let needed = leads_back || current::release(&node.files, layout)?.as_ref() == Some(&release);
+    if needed {
+        return Err(NodeError::Needed(version.clone()));
+    }
+    let catalog = node.catalog()?;
+    match catalog.bury(release.manifest)? {
+        Some(tombstone) => garbage::bury(&node.files, &catalog, &tombstone),
+        None => Err(NodeError::UnknownRelease(version.clone())),
+    }
 }
 
 /// What pruning needs to know about a restore point. One of many files takes megabytes, and there are several.
@@ -312,7 +367,7 @@ fn remove_unneeded(
     for digest in &unneeded {
         let catalog = node.catalog()?;
         match catalog.bury(*digest)? {
-            Some(tombstone) => node.bury(&catalog, &tombstone)?,
+            Some(tombstone) => garbage::bury(files, &catalog, &tombstone)?,
             None => {
                 files.remove_file(&place::manifest(*digest))?;
                 files.remove_file(&place::signature(*digest))?;
@@ -381,40 +436,5 @@ fn own_bytes(files: &Files, path: &Path) -> Result<u64, FsError> {
         }
         EntryKind::File if metadata.links == 1 => Ok(metadata.allocated),
         EntryKind::File | EntryKind::Symlink | EntryKind::Other => Ok(0),
-    }
-}
-
-pub(crate) fn releases(node: &Node) -> Result<Vec<ReleaseRef>, NodeError> {
-    let mut releases = Vec::new();
-    for manifest in current::manifests(&node.files)? {
-        if let Some(parsed) = current::manifest(&node.files, manifest)? {
-            releases.push(ReleaseRef {
-                package: parsed.package.clone(),
-                version: parsed.version.clone(),
-                manifest,
-            });
-        }
-    }
-    releases.sort_by(|a, b| b.version.cmp(&a.version).then(a.manifest.cmp(&b.manifest)));
-    Ok(releases)
-}
-
-pub(crate) fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
-    node.must_be_idle()?;
-    let layout = node.layout()?;
-    let release = releases(node)?
-        .into_iter()
-        .find(|release| release.version == *version)
-        .ok_or_else(|| NodeError::UnknownRelease(version.clone()))?;
-    let mut leads_back = false;
-    node.each_point(layout, Target::Check, |seen| leads_back |= seen.point.from.as_ref() == Some(&release))?;
-    let needed = leads_back || current::release(&node.files, layout)?.as_ref() == Some(&release);
-    if needed {
-        return Err(NodeError::Needed(version.clone()));
-    }
-    let catalog = node.catalog()?;
-    match catalog.bury(release.manifest)? {
-        Some(tombstone) => node.bury(&catalog, &tombstone),
-        None => Err(NodeError::UnknownRelease(version.clone())),
     }
 }

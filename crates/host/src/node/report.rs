@@ -10,7 +10,10 @@ use cutover_core::{
 };
 use serde::Serialize;
 
-use super::{NodeError, PointError, restore};
+use super::{
+    error::{NodeError, PointError},
+    restore,
+};
 use crate::probe::ProbeReport;
 
 /// What one execution did. Made by `execute` and `recover`, rendered by the program.

@@ -16,7 +16,8 @@ use cutover_core::{
 };
 
 use super::{
-    NodeError, PointError, current,
+    current,
+    error::{NodeError, PointError},
     files::{Attempt as _, Files, Hashed},
     journal, place, tree,
 };

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -18,29 +18,23 @@ use cutover_core::{
     plan::Plan,
     set::{Back, Next, Part, PartState, Set, SetId, SetRecord},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
-    Driven, Node, NodeError, NodeLock, Observed, Ports, StepReport, current,
-    engine::{Run, Start},
+    current,
+    engine::{Ports, Run, Start},
+    error::NodeError,
     journal::{self, Journal},
-    place, restore,
+    place,
+    report::{Driven, Observed, Report, StepReport},
+    restore,
+    root::{Node, NodeLock},
+    under_way::Mark,
 };
 use crate::{causes::chain, payload::Payload};
 
 /// Journals of sets that are kept, for the history.
 const JOURNALS_KEPT: usize = 20;
-
-/// Says that a root is part of a set. Durable before the set's first execution in this root begins, gone after the last
-/// has ended. Format: `docs/formats/set.md`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Mark {
-    /// Which set.
-    pub(crate) set: SetId,
-    /// The number of the set's first execution in this root.
-    pub(crate) first: u64,
-}
 
 /// One root of a set, locked.
 #[derive(Clone, Copy)]
@@ -147,17 +141,10 @@ enum Concluded {
     /// It had ended before.
     Before(Outcome),
     /// It ended now.
-    Now(Box<super::Report>),
+    Now(Box<Report>),
 }
 
 impl Node {
-    /// The mark of the set that this root is part of.
-    pub(crate) fn mark(&self) -> Result<Option<Mark>, NodeError> {
-        let path = Path::new(place::SET_MARK);
-        let Some(bytes) = self.files.read(path)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| current::damaged(path, error))
-    }
-
     /// The set whose execution made restore point `id`, or the newest one when none is named; `None` when there is no such point,
     /// or it was made by an execution of its own.
     ///
@@ -564,7 +551,7 @@ impl<'a> Coordination<'a> {
         member.node.conclude(member.lock, member.ports, &self.id, execution, verdict)
     }
 
-    fn take_in(&mut self, part: usize, report: super::Report) {
+    fn take_in(&mut self, part: usize, report: Report) {
         self.steps[part].extend(report.steps);
         self.warnings.extend(report.warnings);
         self.failed_logs[part] = report.failed_log.or_else(|| self.failed_logs[part].take());

@@ -27,10 +27,11 @@ use cutover_core::{
 };
 
 use super::{
-    FsError, NodeError, current,
-    files::{Attempt as _, Files, Hashed, gathered},
+    current,
+    error::{NodeError, StageError},
+    files::{Attempt as _, Files, FsError, Hashed, gathered},
     place, restore,
-    store::{self, NewPacks, Store, StoreError, Tee},
+    store::{self, NewPacks, Store, Tee},
     tree::{self, Difference, Expected, Hashes, Reading},
 };
 use crate::{
@@ -41,60 +42,6 @@ use crate::{
 
 /// Most files one object is written to at once; a release that has it in more places gets the rest as copies.
 const TEE_MAX: usize = 16;
-
-/// Why staging failed. Nothing outside staging was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    /// The bundle's object is unreadable or not what its manifest says.
-    #[error("`{path}` cannot be laid down from the bundle")]
-    Payload {
-        /// The file.
-        path: SafePath,
-        /// What is wrong.
-        #[source]
-        source: ObjectError,
-    },
-    /// A patch cannot be applied, and there is no full object to take instead.
-    #[error("`{path}` cannot be made by its patch, and its full content is not at hand")]
-    Patch {
-        /// The file.
-        path: SafePath,
-        /// What is wrong with the patch or its base.
-        #[source]
-        source: DeltaError,
-    },
-    /// The store's object is unreadable or damaged, and there is no bundle to take it from.
-    #[error("`{path}` cannot be laid down from the store")]
-    Store {
-        /// The file.
-        path: SafePath,
-        /// What is wrong.
-        #[source]
-        source: StoreError,
-    },
-    /// A staged file is not what the plan says.
-    #[error("staged file `{path}` {problem}; nothing was changed")]
-    Differs {
-        /// The file.
-        path: SafePath,
-        /// How it differs.
-        problem: &'static str,
-    },
-    /// The plan needs a bundle that nobody gave.
-    #[error("`{0}` comes from the bundle, which is not at hand")]
-    NoPayload(SafePath),
-    /// A restore point does not hold a file the plan takes from it.
-    #[error("restore point {id} does not hold `{path}`")]
-    NotInPoint {
-        /// Which restore point.
-        id: RestorePointId,
-        /// The file.
-        path: SafePath,
-    },
-    /// A directory lies where the release wants a file, and not all of its content is to be removed.
-    #[error("`{0}` is a directory with content that belongs to no release; move it away")]
-    Directory(SafePath),
-}
 
 /// An installed file, as the base of a patch.
 struct Base<'a>(Box<dyn OpenFile + 'a>);

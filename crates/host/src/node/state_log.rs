@@ -14,8 +14,7 @@ use cutover_core::{
 };
 
 use super::{
-    FsError, NodeError, NodeLock,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, FsError},
     place,
 };
 use crate::clock::Clock;
@@ -34,7 +33,7 @@ pub enum StateError {
     Fs(#[from] FsError),
 }
 
-/// The state log of a root, open for changes. Made by [`super::Node::state_log`].
+/// The state log of a root, open for changes. Made by [`Node::state_log`](super::Node::state_log).
 pub struct StateLog<'n> {
     files: &'n Files,
     clock: &'n dyn Clock,
@@ -74,7 +73,7 @@ fn read(files: &Files) -> Result<Read, FsError> {
 }
 
 /// The state as the log tells it, and its newest `limit` entries, newest first. Changes nothing.
-pub(crate) fn look(files: &Files, limit: usize) -> Result<(Lifecycle, Vec<(Instant, Entry)>), NodeError> {
+pub(crate) fn look(files: &Files, limit: usize) -> Result<(Lifecycle, Vec<(Instant, Entry)>), FsError> {
     let read = read(files)?;
     let lifecycle =
         Lifecycle::fold(read.entries.iter().map(|(_, entry)| entry.clone())).unwrap_or_else(|error| {
@@ -87,7 +86,7 @@ pub(crate) fn look(files: &Files, limit: usize) -> Result<(Lifecycle, Vec<(Insta
 impl<'n> StateLog<'n> {
     /// Opens the log, repairing a torn tail. A log that makes no sense is moved aside and a new one begun: it decides
     /// nothing about what is installed.
-    pub(crate) fn open(files: &'n Files, clock: &'n dyn Clock, _lock: &NodeLock) -> Result<Self, NodeError> {
+    pub(crate) fn open(files: &'n Files, clock: &'n dyn Clock) -> Result<Self, FsError> {
         let path = Path::new(place::STATE_LOG);
         let read = read(files)?;
         if read.torn {
@@ -213,4 +212,21 @@ pub enum Idempotent {
     Yes,
     /// It changed the state.
     No,
+}
+
+/// How the state log gets from one state to another; empty when it is there or cannot get there without a reset.
+pub(crate) fn path_to(from: State, to: State) -> Vec<State> {
+    let forward = [State::Idle, State::Downloading, State::Verifying, State::Applying];
+    let at = |state: State| forward.iter().position(|known| *known == state);
+    match (from, to) {
+        (from, to) if from == to => Vec::new(),
+        (State::Failed, _) => Vec::new(),
+        (State::Downloading | State::Verifying, State::Idle) => vec![State::RollingBack, State::Idle],
+        (State::Idle, State::RollingBack | State::Failed) => vec![State::Downloading, to],
+        (State::RollingBack, State::Downloading | State::Verifying | State::Applying) => Vec::new(),
+        (from, to) => match (at(from), at(to)) {
+            (Some(from), Some(to)) if from < to => forward[from + 1..=to].to_vec(),
+            _ => vec![to],
+        },
+    }
 }

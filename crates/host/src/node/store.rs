@@ -12,8 +12,7 @@ use cutover_bundle::{ObjectError, decode_object};
 use cutover_core::model::{Digest, ObjectEntry};
 
 use super::{
-    FsError,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, FsError},
     pack::{self, PackError, PackIndex, PackWriter, Window},
     place,
 };

@@ -15,10 +15,10 @@ use cutover_core::{
 };
 
 use super::{
-    NodeError, PointError, current,
+    current,
+    error::{NodeError, PointError, StageError},
     files::{Attempt as _, Files},
     mend, place, restore,
-    stage::StageError,
     tree::{self, Attributes, Hashes, Reading},
 };
 use crate::disk::EntryKind;

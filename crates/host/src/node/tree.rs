@@ -13,8 +13,7 @@ use cutover_core::{
 };
 
 use super::{
-    FsError,
-    files::{Attempt as _, Files},
+    files::{Attempt as _, Files, FsError},
     place,
 };
 use crate::{
