@@ -1,27 +1,20 @@
-//! The transparency log of a repository: appending to it, following it as a client, and auditing all of it.
+//! The transparency log of a repository: following it as a client, and auditing all of it.
 //!
 //! The log lies in `log/` as static files (`docs/formats/repository.md`). It is extended before the release is announced: what
 //! metadata names is in the log, and the log may hold what was never announced because a run was cut off. The one file that is
 //! replaced is `log/checkpoint`.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use cutover_bundle::tlog::{
-    Checkpoint, CheckpointError, CheckpointPolicy, EntriesError, Growth, KeyKind, LogEntry, NOTE_BYTES_MAX,
-    Note, NoteError, ProofError, TILE_WIDTH, TileNodes, VerifierKey, entries_of, entries_path, files_of_tree,
-    grow, merkle,
+    Checkpoint, CheckpointError, CheckpointPolicy, EntriesError, KeyKind, LogEntry, NOTE_BYTES_MAX, Note,
+    NoteError, ProofError, TILE_WIDTH, TileNodes, VerifierKey, entries_of, entries_path, grow, merkle,
 };
 use cutover_core::model::{Digest, Instant, Manifest};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     fetch::{Fetch, FetchError},
-    index::Index,
-    present::must,
-    publish::{PublishError, Publisher, Renew},
     sign::{MetadataKey, SigningError},
     state::State,
-    storage::{Storage, read},
 };
 
 /// The head of the log.
@@ -96,7 +89,7 @@ pub enum LogError {
     Note(#[from] NoteError),
 }
 
-fn in_log(path: &str) -> String {
+pub(crate) fn in_log(path: &str) -> String {
     format!("log/{path}")
 }
 
@@ -248,199 +241,4 @@ pub fn audit(fetch: &dyn Fetch, policy: &CheckpointPolicy) -> Result<Audit, LogE
 pub fn claimed_log_key(fetch: &dyn Fetch) -> Result<VerifierKey, LogError> {
     let bytes = get(fetch, LOG_KEY_PATH.to_owned(), 1024)?;
     Ok(str::from_utf8(&bytes).map_err(|_| NoteError::Key("it is no UTF-8"))?.parse()?)
-}
-
-/// Adds cosignatures to the present checkpoint; returns how many are new. A note of an earlier checkpoint is refused.
-///
-/// # Errors
-/// See [`PublishError`].
-pub fn add_cosignatures(storage: &dyn Storage, notes: &[Vec<u8>]) -> Result<usize, PublishError> {
-    let _lock = crate::publish::take_lock(storage)?;
-    let damaged = |error: NoteError| PublishError::Damaged(format!("`{CHECKPOINT_PATH}`: {error}"));
-    let mut note = Note::parse(&must(storage, CHECKPOINT_PATH)?).map_err(damaged)?;
-    let mut added = 0;
-    for other in notes {
-        let other = Note::parse(other).map_err(PublishError::Note)?;
-        added += note.merge(&other).map_err(PublishError::Note)?;
-    }
-    if added > 0 {
-        let replaced = storage.replace(CHECKPOINT_PATH, &note.to_bytes());
-        replaced.map_err(PublishError::storage("write", CHECKPOINT_PATH))?;
-    }
-    Ok(added)
-}
-
-/// The log of a repository as its publisher has it.
-#[derive(Clone, Debug)]
-pub(crate) struct OwnLog {
-    pub(crate) key: VerifierKey,
-    pub(crate) checkpoint: Checkpoint,
-}
-
-impl OwnLog {
-    /// Reads the log of a repository; `None` when it has none.
-    pub(crate) fn load(storage: &dyn Storage) -> Result<Option<Self>, PublishError> {
-        let failed = |path| PublishError::storage("read", path);
-        let Some(key) = read(storage, LOG_KEY_PATH, 1024).map_err(failed(LOG_KEY_PATH))? else {
-            return Ok(None);
-        };
-        let key: VerifierKey = String::from_utf8_lossy(&key).parse().map_err(PublishError::Note)?;
-        let note = must(storage, CHECKPOINT_PATH)?;
-        let policy = CheckpointPolicy::new(key.clone(), Vec::new(), 0).map_err(PublishError::Note)?;
-        let checkpoint = policy.verify(&note).map_err(PublishError::Log)?;
-        Ok(Some(Self { key, checkpoint }))
-    }
-
-    /// The files of the repository that belong to it.
-    pub(crate) fn files(&self) -> BTreeSet<String> {
-        let fixed = [LOG_KEY_PATH, CHECKPOINT_PATH].map(str::to_owned);
-        files_of_tree(self.checkpoint.size).map(|path| in_log(&path)).chain(fixed).collect()
-    }
-}
-
-/// A log that is about to grow.
-pub(crate) struct Growing {
-    /// Files to be written, by path in the repository.
-    pub(crate) files: Vec<(String, Vec<u8>)>,
-    pub(crate) superseded: Vec<String>,
-    /// The new `log/checkpoint`.
-    pub(crate) checkpoint: Vec<u8>,
-}
-
-impl Publisher<'_> {
-    /// Starts the log of the repository, named and signed by `key`, with every release that is there; or adds those that are
-    /// missing, where that was cut off.
-    ///
-    /// # Errors
-    /// See [`PublishError`]; [`PublishError::Exists`] when there is a log with another key.
-    pub fn start_log(&mut self, key: &VerifierKey) -> Result<Checkpoint, PublishError> {
-        match &self.log {
-            Some(log) if log.key != *key => return Err(PublishError::Exists),
-            Some(_) => {}
-            None => {
-                let (origin, root) = (key.name().to_owned(), merkle::empty_root());
-                let log = OwnLog { key: key.clone(), checkpoint: Checkpoint { origin, size: 0, root } };
-                let note = self.signed(&log, &log.checkpoint)?;
-                for (path, bytes) in
-                    [(CHECKPOINT_PATH, note), (LOG_KEY_PATH, format!("{key}\n").into_bytes())]
-                {
-                    self.storage.replace(path, &bytes).map_err(PublishError::storage("write", path))?;
-                }
-                self.log = Some(log);
-            }
-        }
-        let mut indexes = self.present.indexes(self.storage)?;
-        let lacks = |index: &Index| index.releases.iter().any(|entry| entry.log_index.is_none());
-        let changed: BTreeSet<String> =
-            indexes.iter().filter(|(_, index)| lacks(index)).map(|(path, _)| path.clone()).collect();
-        if !changed.is_empty() {
-            let growing = self.append_to_log(&mut indexes, &changed)?;
-            let changed: Vec<&Index> = changed.iter().filter_map(|path| indexes.get(path)).collect();
-            self.commit(&changed, Renew::All, growing)?;
-            self.collect()?;
-        }
-        let log = self.log.as_ref().expect("it was started");
-        Ok(log.checkpoint.clone())
-    }
-
-    /// Gives every release of `changed` that is not in the log a place there; `None` when there is no log, or nothing new.
-    pub(crate) fn append_to_log(
-        &self,
-        indexes: &mut BTreeMap<String, Index>,
-        changed: &BTreeSet<String>,
-    ) -> Result<Option<Growing>, PublishError> {
-        let Some(log) = &self.log else { return Ok(None) };
-        let mut known: BTreeMap<Digest, u64> = indexes
-            .values()
-            .flat_map(|index| &index.releases)
-            .filter_map(|entry| Some((entry.manifest.sha256, entry.log_index?)))
-            .collect();
-        let size = log.checkpoint.size;
-        // What a run that was cut off has added stands at the end.
-        for (entry, index) in self.tail_of_log(size)? {
-            known.entry(entry.manifest).or_insert(index);
-        }
-        let mut new = Vec::new();
-        for index in indexes.iter_mut().filter(|(path, _)| changed.contains(*path)).map(|(_, index)| index) {
-            let (package, platform) = (index.package.clone(), index.platform.clone());
-            for entry in index.releases.iter_mut().rev().filter(|entry| entry.log_index.is_none()) {
-                let manifest = entry.manifest.sha256;
-                let at = *known.entry(manifest).or_insert_with(|| {
-                    let (package, platform, version) =
-                        (package.clone(), platform.clone(), entry.version.clone());
-                    new.push(LogEntry { package, version, platform, manifest }.to_bytes());
-                    size + new.len() as u64 - 1
-                });
-                entry.log_index = Some(at);
-            }
-        }
-        if new.is_empty() {
-            return Ok(None);
-        }
-        let Growth { files, superseded, size, root } =
-            grow(size, &new, |path| must(self.storage, &in_log(path)))?;
-        let checkpoint = Checkpoint { origin: log.key.name().to_owned(), size, root };
-        Ok(Some(Growing {
-            files: files.into_iter().map(|(path, bytes)| (in_log(&path), bytes)).collect(),
-            superseded: superseded.into_iter().map(|path| in_log(&path)).collect(),
-            checkpoint: self.signed(log, &checkpoint)?,
-        }))
-    }
-
-    /// The last entries of the log, at least as many as a publication that was cut off is likely to have added.
-    fn tail_of_log(&self, size: u64) -> Result<Vec<(LogEntry, u64)>, PublishError> {
-        let mut tail = Vec::new();
-        let last = size.div_ceil(TILE_WIDTH);
-        for bundle in last.saturating_sub(2)..last {
-            let first = bundle * TILE_WIDTH;
-            let width = (size - first).min(TILE_WIDTH);
-            let path = entries_path(bundle, width);
-            let bytes = must(self.storage, &in_log(&path))?;
-            let entries = entries_of(&path, &bytes, width)?;
-            let parsed = (first..).zip(entries).filter_map(|(at, bytes)| Some((LogEntry::parse(bytes)?, at)));
-            tail.extend(parsed);
-        }
-        Ok(tail)
-    }
-
-    fn signed(&self, log: &OwnLog, checkpoint: &Checkpoint) -> Result<Vec<u8>, PublishError> {
-        let own = |key: &&MetadataKey| {
-            key.verifier_key(log.key.name(), KeyKind::Log).is_ok_and(|verifier| verifier == log.key)
-        };
-        let key = self.keys.iter().find(own);
-        let key = key.ok_or_else(|| PublishError::NoLogKey(log.key.name().to_owned()))?;
-        let mut note = Note::new(checkpoint.to_text()).map_err(PublishError::Note)?;
-        note.sign(&log.key, self.now, |message| key.sign(message))?;
-        Ok(note.to_bytes())
-    }
-}
-
-/// What a check of a repository says of its log.
-pub(crate) fn problems(
-    storage: &dyn Storage,
-    fetch: &dyn Fetch,
-    listed: &[(String, LogEntry, Option<u64>)],
-) -> Result<(Vec<String>, BTreeSet<String>), PublishError> {
-    let log = match OwnLog::load(storage) {
-        Ok(None) => return Ok((Vec::new(), BTreeSet::new())),
-        Ok(Some(log)) => log,
-        Err(error @ PublishError::Storage { .. }) => return Err(error),
-        Err(error) => return Ok((vec![format!("log: {error}")], BTreeSet::new())),
-    };
-    let files = log.files();
-    let policy = CheckpointPolicy::new(log.key, Vec::new(), 0).map_err(PublishError::Note)?;
-    let audit = match audit(fetch, &policy) {
-        Ok(audit) => audit,
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            return Ok((vec![format!("log: {error}{}", cause.unwrap_or_default())], files));
-        }
-    };
-    let is_there = |entry: &LogEntry, at: u64| {
-        let at = usize::try_from(at).ok();
-        at.and_then(|at| audit.entries.get(at)?.as_ref()) == Some(entry)
-    };
-    // One without a place was published before the log was begun, and its begin was cut off.
-    let missing = listed.iter().filter(|(_, entry, at)| at.is_some_and(|at| !is_there(entry, at)));
-    Ok((missing.map(|(name, ..)| format!("{name}: it is not where the log should have it")).collect(), files))
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, io};
 use cutover_core::model::{Instant, Name};
 
 use crate::{
-    index::{INDEX_BYTES_MAX, Index, IndexEntry},
-    publish::PublishError,
+    error::PublishError,
+    index::{FileRef, INDEX_BYTES_MAX, Index, IndexEntry, ObjectList, objects_path},
     storage::{Storage, read},
     tombstone,
     tuf::{
@@ -157,4 +157,24 @@ pub fn list(storage: &dyn Storage) -> Result<Vec<Listed>, PublishError> {
         }
     }
     Ok(listed)
+}
+
+/// Reads the list of a release's objects.
+pub(crate) fn read_objects(storage: &dyn Storage, entry: &IndexEntry) -> Result<ObjectList, PublishError> {
+    let bytes = read_named(storage, objects_path(entry.objects.sha256), &entry.objects)?;
+    Ok(ObjectList::parse(&bytes)?)
+}
+
+/// Reads a small file of the repository, which must be the one that is named.
+pub(crate) fn read_named(
+    storage: &dyn Storage,
+    path: String,
+    manifest: &FileRef,
+) -> Result<Vec<u8>, PublishError> {
+    let bytes = must(storage, &path)?;
+    if FileRef::of(&bytes) == *manifest {
+        Ok(bytes)
+    } else {
+        Err(PublishError::Damaged(format!("`{path}` is altered")))
+    }
 }

@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use cutover_core::model::{Digest, Name, Version};
 
 use crate::{
+    commit::Renew,
+    error::PublishError,
     index::{
         Index, IndexEntry, delta_path, manifest_path, object_path, objects_path, patch_path, signature_path,
     },
-    publish::{PublishError, Publisher, Renew, read_objects},
+    present::read_objects,
+    publisher::Publisher,
     sign::keys_of,
     storage::Storage,
     tombstone::{self, Removal, Tombstone},

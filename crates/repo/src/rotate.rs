@@ -4,7 +4,9 @@
 //! a root that lists the old keys and the new ones; metadata signed by the new ones; a root without the old ones.
 
 use crate::{
-    publish::{PublishError, Publisher, Renew},
+    commit::Renew,
+    error::PublishError,
+    publisher::Publisher,
     settings::days_after,
     sign::sign_metadata,
     tuf::{PublicKey, Refused, RoleKind, Root, metadata_path},

@@ -6,15 +6,15 @@ use cutover_bundle::{Limits, ObjectError, decode_object, tlog::LogEntry};
 use cutover_core::model::{Digest, Instant, Manifest, ObjectEntry};
 
 use crate::{
+    error::PublishError,
     fetch::{Fetch, FetchError, read_bounded},
     hash::{HashReader, HashWriter},
     index::{
         FileRef, IndexEntry, ObjectList, delta_path, manifest_path, object_path, objects_path, patch_path,
         signature_path,
     },
-    log,
+    own_log,
     present::{Present, must},
-    publish::PublishError,
     storage::{PRIVATE, Storage},
     tombstone,
 };
@@ -69,7 +69,7 @@ pub fn verify(
             check.logged.push((name, logged, entry.log_index));
         }
     }
-    let (problems, files) = log::problems(storage, &Whole(storage), &check.logged)?;
+    let (problems, files) = own_log::problems(storage, &Whole(storage), &check.logged)?;
     check.report.problems.extend(problems);
     check.named.extend(files);
     check.unreferenced()?;
