@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{BLOCK, Body, DirectoryBody, FileBody, FileSystem, Inode};
+use super::{
+    file_system::FileSystem,
+    inode::{BLOCK, Body, DirectoryBody, FileBody, Inode, ROOT},
+};
 use crate::random::Random;
 
 /// Which unsynced name changes reach the disk.
@@ -106,7 +109,7 @@ impl FileSystem {
     }
 
     fn count_links(&mut self) {
-        let mut links = BTreeMap::from([(super::ROOT, 1)]);
+        let mut links = BTreeMap::from([(ROOT, 1)]);
         for inode in self.inodes.values() {
             if let Body::Directory(DirectoryBody { cached, .. }) = &inode.body {
                 cached.values().for_each(|ino| *links.entry(*ino).or_insert(0) += 1);

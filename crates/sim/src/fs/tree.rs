@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, io, path::Path, sync::Arc};
 
-use super::{Body, FileSystem, Ino};
+use super::{
+    file_system::FileSystem,
+    inode::{Body, Ino},
+};
 
 /// What lies below a directory, by path relative to it. Two trees are equal when names, bytes, modes, owners and
 /// extended attributes are.
