@@ -8,6 +8,7 @@
 //! Read [`plan::Plan`] first, then [`execute::Execution`].
 
 pub mod admission;
+pub mod causes;
 pub mod event;
 pub mod execute;
 pub mod fetch;

@@ -6,7 +6,6 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod catalog;
-mod causes;
 pub mod clock;
 pub mod delta_payload;
 pub mod disk;

@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cutover_core::{
+    causes::chain,
     fetch::answer::{Head, Refusal},
     model::Instant,
 };
@@ -18,7 +19,6 @@ use super::{
     base::{Bucket, RelativePath},
     settings::{Token, read_small},
 };
-use crate::causes::chain;
 
 /// The most redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;

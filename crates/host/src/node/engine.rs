@@ -12,6 +12,7 @@ use std::{
 };
 
 use cutover_core::{
+    causes::chain,
     event::{Event, Observer},
     execute::{Direction, Execution, Next, Outcome, Record, StepState},
     lifecycle::State,
@@ -39,7 +40,6 @@ use super::{
 };
 use crate::{
     catalog::{Catalog, HistoryRow},
-    causes::chain,
     payload::Payload,
     probe::{Latency, ProbeContext, ProbeReport, Prober},
     schema::{Migration, SchemaManager},

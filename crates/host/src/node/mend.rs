@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use cutover_core::model::{SafePath, SeenKind};
+use cutover_core::{
+    causes::chain,
+    model::{SafePath, SeenKind},
+};
 
 use super::{
     error::NodeError,
@@ -10,7 +13,7 @@ use super::{
     store::Store,
     tree::{Difference, Expected, ExpectedTree},
 };
-use crate::{causes::chain, disk::EntryKind};
+use crate::disk::EntryKind;
 
 /// Makes the paths in `differences` below `base` as `expected` again. Returns what could not be had, and why; everything
 /// else is durable. New files are made below `scratch`.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use cutover_core::{
+    causes::chain,
     model::{Digest, RestorePoint, RestorePointError, RestorePointId, SafePath, SeenFile, SeenKind},
     plan::{KeptTree, Layout, PointSeen},
 };
@@ -118,7 +119,7 @@ pub(crate) fn see(
         other => PointError::File {
             id: id.clone(),
             path: place::point(id).display().to_string(),
-            problem: format!("cannot be used: {}", crate::causes::chain(&other)),
+            problem: format!("cannot be used: {}", chain(&other)),
         },
     };
     let kept = match (&point.from, layout) {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use cutover_core::{
+    causes::chain,
     execute::{Direction, Execution, Outcome, Record},
     lifecycle::State,
     model::{Instant, Name, RestorePointId, Version},
@@ -31,7 +32,7 @@ use super::{
     root::{Node, NodeLock},
     under_way::Mark,
 };
-use crate::{causes::chain, payload::Payload};
+use crate::payload::Payload;
 
 /// Journals of sets that are kept, for the history.
 const JOURNALS_KEPT: usize = 20;

@@ -19,6 +19,7 @@ use cutover_bundle::{
     delta::{DeltaError, Part},
 };
 use cutover_core::{
+    causes::chain,
     model::{
         DeltaFile, Digest, Encoding, ObjectEntry, ReleaseRef, RestorePoint, RestorePointId, SafePath,
         SeenFile, SeenKind, Symlink,
@@ -35,7 +36,6 @@ use super::{
     tree::{self, Difference, Expected, Hashes, Reading},
 };
 use crate::{
-    causes::chain,
     disk::{Copied, NewFile, OpenFile},
     payload::Payload,
 };

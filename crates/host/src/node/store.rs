@@ -9,14 +9,16 @@ use std::{
 };
 
 use cutover_bundle::{ObjectError, decode_object};
-use cutover_core::model::{Digest, ObjectEntry};
+use cutover_core::{
+    causes::chain,
+    model::{Digest, ObjectEntry},
+};
 
 use super::{
     files::{Attempt as _, Files, FsError},
     pack::{self, PackError, PackIndex, PackWriter, Window},
     place,
 };
-use crate::causes::chain;
 
 /// A sweep leaves a pack alone as long as no more than this part of it is of no use.
 const WASTE_MAX: u64 = 4;

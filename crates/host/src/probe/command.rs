@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cutover_core::causes::chain;
+
 use super::{CommandSettings, Finding, Probe, ProbeContext};
 use crate::service::command::{Bounded, Leftovers, release_env};
 
@@ -38,7 +40,7 @@ impl Probe for Command {
             leftovers: Leftovers::Kill,
         }
         .succeed()
-        .map_err(|error| crate::causes::chain(&error))?;
+        .map_err(|error| chain(&error))?;
         Ok(Finding { detail: format!("exited with 0 in {} ms", finished.took.as_millis()), latency: None })
     }
 }

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cutover_core::causes::chain;
+
 use super::{Finding, HttpSettings, Probe, ProbeContext};
 
 /// The pause between two tries.
@@ -26,14 +28,14 @@ impl Http {
 
     /// One request.
     fn ask(&self, client: &reqwest::blocking::Client) -> Result<u16, String> {
-        let answer = client.get(&self.settings.url).send().map_err(|error| crate::causes::chain(&error))?;
+        let answer = client.get(&self.settings.url).send().map_err(|error| chain(&error))?;
         let status = answer.status().as_u16();
         if status != self.settings.status {
             return Err(format!("status {status} instead of {}", self.settings.status));
         }
         if let Some(text) = &self.settings.contains {
             let mut body = Vec::new();
-            answer.take(BODY_MAX).read_to_end(&mut body).map_err(|error| crate::causes::chain(&error))?;
+            answer.take(BODY_MAX).read_to_end(&mut body).map_err(|error| chain(&error))?;
             let found = text.is_empty() || body.windows(text.len()).any(|window| window == text.as_bytes());
             if !found {
                 return Err(format!("the answer of {} bytes does not contain `{text}`", body.len()));

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use cutover_core::model::ReleaseRef;
+use cutover_core::{causes::chain, model::ReleaseRef};
 use serde::{Deserialize, Serialize};
 
-use crate::{causes::chain, service::ServiceManager};
+use crate::service::ServiceManager;
 
 pub(crate) mod bounded;
 mod command;

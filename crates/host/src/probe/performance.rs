@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cutover_core::causes::chain;
 use serde::{Deserialize, Serialize};
 
 use super::{Finding, PerformanceSettings, Probe, ProbeContext};
@@ -63,10 +64,10 @@ impl Performance {
                 return Err(format!("only {number} requests in {} s", self.timeout.as_secs_f32()));
             }
             let asked = Instant::now();
-            let answer = client.get(&settings.url).send().map_err(|error| crate::causes::chain(&error))?;
+            let answer = client.get(&settings.url).send().map_err(|error| chain(&error))?;
             let status = answer.status();
             let body = std::io::copy(&mut answer.take(BODY_MAX), &mut std::io::sink());
-            body.map_err(|error| crate::causes::chain(&error))?;
+            body.map_err(|error| chain(&error))?;
             if !status.is_success() {
                 return Err(format!("request {number} was answered with status {}", status.as_u16()));
             }

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cutover_core::causes::chain;
+
 use super::{Finding, Probe, ProbeContext, ProbeSettings};
 use crate::service::{ServiceManager, ServiceState, ServiceStatus};
 
@@ -26,7 +28,7 @@ impl Smoke {
 
     /// Looks once: a status worth watching, `None` when there is nothing to watch.
     fn look(&self, context: &ProbeContext) -> Result<Option<ServiceStatus>, String> {
-        let status = self.service.status().map_err(|error| crate::causes::chain(&error))?;
+        let status = self.service.status().map_err(|error| chain(&error))?;
         match status.state {
             ServiceState::Unmanaged | ServiceState::NoSupervisor | ServiceState::Unknown => Ok(None),
             ServiceState::Ready => match &status.release {

@@ -13,6 +13,7 @@ use std::{
 use cutover_bundle::episode::HostKey;
 use cutover_core::{
     admission::HostId,
+    causes::chain,
     model::Instant,
     ship::{Answer, Problem, Reach, Severity, UpdateGate, Verdict, Waiting, judge, next_to_start},
 };
@@ -29,7 +30,6 @@ use super::{
     worker::{Ended, Event, Job, Shared, remove_packed, work},
 };
 use crate::{
-    causes::chain,
     clock::Clock,
     disk::{Disk as _, Locked, RealDisk},
     fetch::{Timer, read_small},

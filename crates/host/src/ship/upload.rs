@@ -20,6 +20,7 @@ use std::{
 use bytes::Bytes;
 use cutover_core::{
     admission::{ATTESTATION_HEADER, CommitHash, EpisodeKey},
+    causes::chain,
     model::Digest,
     ship::Answer,
 };
@@ -41,10 +42,7 @@ use tokio::{
 };
 
 use super::{ShipError, settings::ShipSettings};
-use crate::{
-    causes::chain,
-    fetch::{FetchError, Limiter, Timer, Token},
-};
+use crate::fetch::{FetchError, Limiter, Timer, Token};
 
 /// Bodies up to this are sent at once: asking first would cost more than sending.
 const ASK_FIRST_FROM: u64 = 64 << 10;

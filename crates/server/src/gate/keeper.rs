@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cutover_core::admission::{Claim, Freshness, Known, Refusal, Switch, decide, freshness};
+use cutover_core::{
+    admission::{Claim, Freshness, Known, Refusal, Switch, decide, freshness},
+    causes::chain,
+};
 
 use super::{Ages, Source, SourceError};
 
@@ -247,7 +250,7 @@ enum Next {
 
 /// Logs a failure when it is new, and again after a while.
 fn tell(error: &SourceError, last: &mut Option<(String, Instant)>) {
-    let text = super::chain(error);
+    let text = chain(error);
     if last.as_ref().is_none_or(|(told, at)| *told != text || at.elapsed() >= REPEAT) {
         tracing::error!(
             "the accepted commits cannot be read; the last set is kept while it is not too old: {text}"

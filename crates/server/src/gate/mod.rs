@@ -109,18 +109,6 @@ impl Source for Both {
     }
 }
 
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// The claim in the headers of a request; `names` are the header and its aliases.
 pub fn claim_of(headers: &http::HeaderMap, names: &[http::HeaderName]) -> Claim {
     claim(names.iter().map(|name| headers.get_all(name).iter().map(http::HeaderValue::as_bytes)))

@@ -15,6 +15,7 @@ use std::{
 use cutover_bundle::{Limits, RevocationLists, TrustAnchor, verify_detached, verify_signature};
 use cutover_core::{
     admission::{CommitHash, Known},
+    causes::chain,
     model::{Digest, Instant, Manifest, ManifestLimits, Name, Version},
 };
 use cutover_repo::{
@@ -166,7 +167,7 @@ impl ReleaseTrust {
         match verify_detached(files.manifest, files.signature, anchor, lists, now, &Limits::default()) {
             Ok(verified) => Ok(commit_of(verified.manifest())),
             Err(error) => {
-                let causes = super::chain(&error);
+                let causes = chain(&error);
                 tracing::warn!(version = %entry.version, "a release is not trusted, and admits nothing: {causes}");
                 Ok(None)
             }
@@ -196,7 +197,7 @@ impl Source for ReleasesSource {
     fn read(&self) -> Result<Known, SourceError> {
         let releases = self.releases().map_err(|error| {
             let place = self.repository.display();
-            SourceError::Output(format!("failed to read `{place}`: {}", super::chain(error.as_ref())))
+            SourceError::Output(format!("failed to read `{place}`: {}", chain(error.as_ref())))
         })?;
         let known = Known::new(releases.iter().map(|(commit, _)| commit.clone()));
         let known = known.ok_or_else(|| SourceError::NoCommits { repository: self.repository.clone() })?;

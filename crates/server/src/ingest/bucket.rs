@@ -17,6 +17,7 @@ use std::{
 
 use cutover_core::{
     admission::{EpisodeKey, HostId},
+    causes::chain,
     model::{Digest, Hasher},
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -326,7 +327,7 @@ impl Mending {
                         return Err(error);
                     }
                     Err(error) => {
-                        let causes = crate::gate::chain(&error);
+                        let causes = chain(&error);
                         tracing::error!(
                             path,
                             "an episode without a row cannot be read, and gets none: {causes}"
@@ -346,7 +347,7 @@ impl Mending {
                 Ok(()) => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
                 Err(error) => {
-                    let causes = crate::gate::chain(&error);
+                    let causes = chain(&error);
                     tracing::warn!(
                         place = bucket.place(),
                         "failed to look for episodes without a row: {causes}"

@@ -9,6 +9,7 @@ use axum::{body::Body, extract::State};
 use bytes::Bytes;
 use cutover_core::{
     admission::{CommitHash, EpisodeKey},
+    causes::chain,
     model::Digest,
 };
 use http::{HeaderMap, Request, Response, StatusCode, header, request::Parts};
@@ -234,7 +235,7 @@ async fn take_in(app: &Arc<App>, live: &Live, ticket: Ticket, body: Body) -> Res
         }
         Ok(Stored::Conflict { stored }) => Err(conflict(&key, stored).keep_connection()),
         Err(error) => {
-            tracing::error!(%key, "not stored: {}", crate::gate::chain(&error));
+            tracing::error!(%key, "not stored: {}", chain(&error));
             Err(Problem::of_store(&error).keep_connection())
         }
     }
@@ -344,7 +345,7 @@ fn finished(
     match written {
         Ok(Ok(finished)) => Ok(finished),
         Ok(Err(error)) => {
-            tracing::error!("not stored: {}", crate::gate::chain(&error));
+            tracing::error!("not stored: {}", chain(&error));
             Err(Problem::of_store(&error))
         }
         Err(_) => Err(Problem::stopping()),
