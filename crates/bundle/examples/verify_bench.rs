@@ -20,8 +20,7 @@ use cutover_bundle::{
     verify_detached,
 };
 use cutover_core::model::{
-    Digest, Encoding, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, ObjectEntry,
-    Priority, Version,
+    Digest, Encoding, FileEntry, FileKind, FileMode, Instant, Manifest, ObjectEntry, Version,
 };
 
 const ROUNDS: usize = 200;
@@ -89,27 +88,7 @@ fn median<E>(mut work: impl FnMut() -> Result<(), E>) -> Result<Duration, E> {
 }
 
 fn manifest(files: usize, now: Instant) -> Result<Manifest, Box<dyn Error>> {
-    let mut manifest = Manifest {
-        format: MANIFEST_FORMAT,
-        package: "app".parse()?,
-        version: Version::new(1, 0, 0),
-        platform: "any".parse()?,
-        channel: "stable".parse()?,
-        released_at: now,
-        priority: Priority::Normal,
-        min_upgrade_from: None,
-        build: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
-        files: Vec::new(),
-        symlinks: Vec::new(),
-        shared: Vec::new(),
-        objects: Vec::new(),
-        documents: Vec::new(),
-        schema: None,
-        service: None,
-        notes: None,
-    };
+    let mut manifest = Manifest::new("app".parse()?, Version::new(1, 0, 0), now);
     for number in 0..files {
         let sha256 = Digest::of(&number.to_be_bytes());
         manifest.files.push(FileEntry {

@@ -18,9 +18,7 @@ use cutover_bundle::{
     sign_manifest,
     signer::{CertificateChain, FileSigner},
 };
-use cutover_core::model::{
-    FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Priority, Version,
-};
+use cutover_core::model::{FileEntry, FileKind, FileMode, Instant, Manifest, Version};
 use cutover_repo::{
     Catalogue, DirectoryStorage, Fetch, FetchError, MetadataKey, NewRelease, Publisher, RepositorySettings,
     State, Wanted,
@@ -133,25 +131,9 @@ fn bundle(pki: &Pki, package: &str, minor: u64, seed: u64) -> Result<VerifiedBun
     }
     let payload = writer.finish()?;
     let manifest = Manifest {
-        format: MANIFEST_FORMAT,
-        package: package.parse()?,
-        version: Version::new(1, minor, 0),
-        platform: "any".parse()?,
-        channel: "stable".parse()?,
-        released_at: pki.now,
-        priority: Priority::Normal,
-        min_upgrade_from: None,
-        build: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
         files,
-        symlinks: Vec::new(),
-        shared: Vec::new(),
         objects: payload.objects.clone(),
-        documents: Vec::new(),
-        schema: None,
-        service: None,
-        notes: None,
+        ..Manifest::new(package.parse()?, Version::new(1, minor, 0), pki.now)
     };
     let bytes = manifest.to_bytes()?;
     let signature = sign_manifest(&bytes, &[&pki.signer], pki.now)?;

@@ -9,8 +9,7 @@ use cutover_bundle::{
     signer::{CertificateChain, FileSigner},
 };
 use cutover_core::model::{
-    FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, ObjectEntry, Priority, SafePath,
-    Schema, Symlink,
+    FileEntry, FileKind, FileMode, Instant, Manifest, ObjectEntry, SafePath, Schema, Symlink,
 };
 
 use crate::fs::BLOCK;
@@ -115,19 +114,7 @@ impl Release {
 }
 
 fn manifest(spec: &Spec, files: Vec<FileEntry>, objects: Vec<ObjectEntry>) -> Manifest {
-    let name = |name: &str| name.parse().expect("a name");
     Manifest {
-        format: MANIFEST_FORMAT,
-        package: name("app"),
-        version: spec.version.parse().expect("a version"),
-        platform: name("any"),
-        channel: name("stable"),
-        released_at: now(),
-        priority: Priority::Normal,
-        min_upgrade_from: None,
-        build: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
         files,
         symlinks: spec
             .symlinks
@@ -139,10 +126,8 @@ fn manifest(spec: &Spec, files: Vec<FileEntry>, objects: Vec<ObjectEntry>) -> Ma
             .collect(),
         shared: spec.shared.iter().map(|path| path.parse().expect("a safe path")).collect(),
         objects,
-        documents: Vec::new(),
         schema: schema(spec),
-        service: None,
-        notes: None,
+        ..Manifest::new("app".parse().expect("a name"), spec.version.parse().expect("a version"), now())
     }
 }
 

@@ -9,9 +9,7 @@ use cutover_bundle::{
     sign_manifest,
     signer::{CertificateChain, FileSigner, Signer},
 };
-use cutover_core::model::{
-    FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Priority, Version,
-};
+use cutover_core::model::{FileEntry, FileKind, FileMode, Instant, Manifest, Version};
 
 /// The time of all tests.
 pub fn now() -> Instant {
@@ -74,25 +72,9 @@ pub fn release(version: Version, contents: &[(&str, Vec<u8>)]) -> (Vec<u8>, Vec<
         .collect();
     let payload = writer.finish().expect("in memory");
     let manifest = Manifest {
-        format: MANIFEST_FORMAT,
-        package: "app".parse().expect("a name"),
-        version,
-        platform: "any".parse().expect("a name"),
-        channel: "stable".parse().expect("a name"),
-        released_at: now(),
-        priority: Priority::Normal,
-        min_upgrade_from: None,
-        build: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
         files,
-        symlinks: Vec::new(),
-        shared: Vec::new(),
         objects: payload.objects.clone(),
-        documents: Vec::new(),
-        schema: None,
-        service: None,
-        notes: None,
+        ..Manifest::new("app".parse().expect("a name"), version, now())
     };
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut payload.into_reader(), &mut bytes).expect("in memory");

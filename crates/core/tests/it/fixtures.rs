@@ -7,8 +7,8 @@ use std::{
 
 use cutover_core::{
     model::{
-        Digest, Encoding, FileEntry, FileKind, FileMode, MANIFEST_FORMAT, Manifest, ObjectEntry, Priority,
-        ReleaseRef, RestorePoint, RestorePointId, SafePath, SeenFile, SeenKind, SeenTree, Version,
+        Digest, Encoding, FileEntry, FileKind, FileMode, Manifest, ObjectEntry, ReleaseRef, RestorePoint,
+        RestorePointId, SafePath, SeenFile, SeenKind, SeenTree, Version,
     },
     plan::{Installed, KeptTree, Layout, LocalChanges, Observation, OnProbeFailure, PointSeen, Policy},
 };
@@ -32,17 +32,6 @@ pub(crate) fn manifest(version: &str, files: &[Spec<'_>]) -> Manifest {
         }
     }
     Manifest {
-        format: MANIFEST_FORMAT,
-        package: "db".parse().expect("a name"),
-        version: version.parse().expect(version),
-        platform: "any".parse().expect("a name"),
-        channel: "stable".parse().expect("a name"),
-        released_at: "2026-01-02T03:04:05Z".parse().expect("a time"),
-        priority: Priority::Normal,
-        min_upgrade_from: None,
-        build: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
         files: files
             .iter()
             .map(|(path, kind, content)| FileEntry {
@@ -53,13 +42,12 @@ pub(crate) fn manifest(version: &str, files: &[Spec<'_>]) -> Manifest {
                 size: content.len() as u64,
             })
             .collect(),
-        symlinks: Vec::new(),
-        shared: Vec::new(),
         objects,
-        documents: Vec::new(),
-        schema: None,
-        service: None,
-        notes: None,
+        ..Manifest::new(
+            "db".parse().expect("a name"),
+            version.parse().expect(version),
+            "2026-01-02T03:04:05Z".parse().expect("a time"),
+        )
     }
 }
 

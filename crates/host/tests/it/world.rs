@@ -19,10 +19,7 @@ use cutover_bundle::{
 };
 use cutover_core::{
     event::{Event, Observer},
-    model::{
-        Digest, FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Priority, ReleaseRef,
-        Schema, Symlink, Version,
-    },
+    model::{Digest, FileEntry, FileKind, FileMode, Instant, Manifest, ReleaseRef, Schema, Symlink, Version},
     plan::{Layout, LocalChanges, OnProbeFailure, Plan, Policy, RollbackTarget, plan_rollback, plan_update},
 };
 use cutover_host::{
@@ -172,17 +169,6 @@ impl Release {
         }
         let payload = writer.finish().expect("in memory");
         let manifest = Manifest {
-            format: MANIFEST_FORMAT,
-            package: "app".parse().expect("a name"),
-            version: self.version.parse().expect("a version"),
-            platform: "any".parse().expect("a name"),
-            channel: "stable".parse().expect("a name"),
-            released_at: signing_time(),
-            priority: Priority::Normal,
-            min_upgrade_from: None,
-            build: None,
-            requires: Vec::new(),
-            conflicts: Vec::new(),
             files,
             symlinks: self
                 .links
@@ -191,13 +177,15 @@ impl Release {
                 .collect(),
             shared: self.shared.iter().map(|path| path.parse().expect(path)).collect(),
             objects: payload.objects.clone(),
-            documents: Vec::new(),
             schema: (!self.migrations.is_empty()).then(|| Schema {
                 version: self.migrations.len() as u64,
                 migrations: self.migrations.iter().map(|path| path.parse().expect(path)).collect(),
             }),
-            service: None,
-            notes: None,
+            ..Manifest::new(
+                "app".parse().expect("a name"),
+                self.version.parse().expect("a version"),
+                signing_time(),
+            )
         };
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut payload.into_reader(), &mut bytes).expect("in memory");

@@ -14,9 +14,7 @@ use cutover_bundle::{
     signer::{CertificateChain, FileSigner},
     tlog::{CheckpointPolicy, KeyKind, VerifierKey},
 };
-use cutover_core::model::{
-    FileEntry, FileKind, FileMode, Instant, MANIFEST_FORMAT, Manifest, Name, Priority, Version,
-};
+use cutover_core::model::{FileEntry, FileKind, FileMode, Instant, Manifest, Name, Version};
 use cutover_repo::{
     Catalogue, DirectoryStorage, Fetch, FetchError, FollowedLog, LOG_KEY_PATH, LogError, MetadataKey,
     NewRelease, PublishError, Published, Publisher, Report, RepositorySettings, State, Storage, Wanted,
@@ -85,25 +83,9 @@ pub(crate) fn bundle_of(package: &str, version: &str, files: &[(&str, &[u8])]) -
     }
     let payload = writer.finish().expect("in memory");
     let manifest = Manifest {
-        format: MANIFEST_FORMAT,
-        package: name(package),
-        version: self::version(version),
-        platform: name("any"),
-        channel: name("stable"),
-        released_at: at(0),
-        priority: Priority::Normal,
-        min_upgrade_from: None,
-        build: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
         files: entries,
-        symlinks: Vec::new(),
-        shared: Vec::new(),
         objects: payload.objects.clone(),
-        documents: Vec::new(),
-        schema: None,
-        service: None,
-        notes: None,
+        ..Manifest::new(name(package), self::version(version), at(0))
     };
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut payload.into_reader(), &mut bytes).expect("in memory");

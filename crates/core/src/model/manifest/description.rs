@@ -132,6 +132,32 @@ pub struct Schema {
 }
 
 impl Manifest {
+    /// A release without files, for any platform and in the channel `stable`: what a builder fills.
+    pub fn new(package: Name, version: Version, released_at: Instant) -> Self {
+        let name = |text: &str| text.parse().expect("it is a name");
+        Self {
+            format: MANIFEST_FORMAT,
+            package,
+            version,
+            platform: name("any"),
+            channel: name("stable"),
+            released_at,
+            priority: Priority::default(),
+            min_upgrade_from: None,
+            build: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
+            files: Vec::new(),
+            symlinks: Vec::new(),
+            shared: Vec::new(),
+            objects: Vec::new(),
+            documents: Vec::new(),
+            schema: None,
+            service: None,
+            notes: None,
+        }
+    }
+
     /// The bytes that all files take once they are laid down.
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
