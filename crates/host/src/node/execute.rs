@@ -11,13 +11,13 @@ use cutover_core::{
 };
 
 use super::{
-    engine::{Ports, Run, Start},
     error::NodeError,
     files::Attempt as _,
     journal::{self, Journal},
     place,
     report::{Driven, Observed, Report},
     root::{Node, NodeLock},
+    run::{Ports, Run, Start},
     state_log,
 };
 use crate::payload::Payload;

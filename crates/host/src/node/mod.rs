@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod execute;
 mod files;
+mod finish;
 mod garbage;
 mod history;
 mod journal;
@@ -22,10 +23,12 @@ mod recover;
 mod report;
 mod restore;
 mod root;
+mod run;
 mod sets;
 mod stage;
 mod state_log;
 mod status;
+mod steps;
 mod store;
 mod switch;
 mod tree;
@@ -34,7 +37,6 @@ mod verify;
 
 pub use self::{
     current::release_built_from,
-    engine::Ports,
     error::{NodeError, PointError, StageError},
     files::FsError,
     pack::{PackError, PackIndex},
@@ -43,6 +45,7 @@ pub use self::{
         StepReport, StepResult, Way,
     },
     root::{CatalogPort, Node, NodeLock, NodeOptions, NodePorts},
+    run::Ports,
     sets::{
         Member, Members, OpenSet, PartReport, PastSet, Perform, SetReport, coordinate, open_set, recover_set,
         sets, way_back,

@@ -6,13 +6,13 @@ use cutover_core::{execute::Record, lifecycle::State};
 
 use super::{
     current,
-    engine::{Ports, Run, Start},
     error::NodeError,
     garbage,
     journal::{self, Journal},
     place,
     report::Report,
     root::{Node, NodeLock},
+    run::{Ports, Run, Start},
     state_log,
 };
 

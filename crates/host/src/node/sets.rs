@@ -4,12 +4,7 @@
 //! recorded and handed to the engine of each root. Every root is marked while its set is open, so that nothing else
 //! changes it and nothing that going back needs is pruned. Read [`coordinate`] first.
 
-use std::{
-    collections::BTreeSet,
-    io::Write,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, io::Write, path::PathBuf, sync::Arc};
 
 use cutover_core::{
     causes::chain,
@@ -23,13 +18,13 @@ use serde::Serialize;
 
 use super::{
     current,
-    engine::{Ports, Run, Start},
     error::NodeError,
     journal::{self, Journal},
     place,
     report::{Driven, Observed, Report, StepReport},
     restore,
     root::{Node, NodeLock},
+    run::{Ports, Run, Start},
     under_way::Mark,
 };
 use crate::payload::Payload;
