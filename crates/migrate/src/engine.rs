@@ -310,7 +310,7 @@ pub trait Engine: Sql {
     /// which writes the new phase into state.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// [`Error::Locked`] while rows that were set aside wait for approval; see [`Error`].
     fn swap(
         &mut self,
         task: &Task<'_>,

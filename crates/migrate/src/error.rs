@@ -206,7 +206,7 @@ pub enum Error {
         /// The SHA-256 of what is there now.
         found: String,
     },
-    /// Contract, or an acceptance of loss, is locked for these reasons.
+    /// Contract, a rollback, or a swap with rows that were set aside, waits for somebody to decide, for these reasons.
     #[error("not yet: {}", list(.0))]
     Locked(Vec<Refusal>),
     /// The deadline of the migration passed; it is paused where it was.

@@ -54,6 +54,12 @@ pub fn text(status: &Status) -> String {
         of(|migration| u64::from(migration.paused)),
     );
     metric(
+        "cutover_schema_rows_waiting",
+        "Rows that do not fit, were set aside, and wait for approval.",
+        "gauge",
+        of(|migration| migration.set_aside.waiting),
+    );
+    metric(
         "cutover_schema_grace_passed_ms",
         "Milliseconds of grace that have passed.",
         "gauge",

@@ -3,6 +3,7 @@
 //! Recovery and normal running are one path: `apply` reads the record, asks the catalog what is done, and goes on. Read
 //! [`Migrator`] first.
 
+mod approval;
 mod pace;
 mod rehearse;
 
@@ -31,6 +32,7 @@ use crate::{
         history::{self, Event},
         lease,
         record::{self, Column, LedgerLine, Passed, Record},
+        reject::{self, SetAside},
         sql::{Sql, Value, in_transaction},
     },
 };
@@ -115,7 +117,14 @@ impl Report {
         )];
         for line in self.ledger.iter().filter(|line| line.kind != "cookie") {
             let word = if line.kind == "verify" { "verified" } else { "copied" };
-            lines.push(format!("  {}: {} rows {word} in {} chunks", line.table, line.seen, line.chunks));
+            let aside = match line.rejected {
+                0 => String::new(),
+                rows => format!(", {rows} of them set aside"),
+            };
+            lines.push(format!(
+                "  {}: {} rows {word}{aside} in {} chunks",
+                line.table, line.seen, line.chunks
+            ));
         }
         if self.resynced > 0 {
             lines.push(format!("  {} keys synced again that clients wrote meanwhile", self.resynced));
@@ -176,6 +185,8 @@ pub struct Progress {
     pub rate: Option<u64>,
     /// Rows copied and verified.
     pub ledger: Vec<LedgerLine>,
+    /// Rows that do not fit and were set aside; none of a migration that was rolled back.
+    pub set_aside: SetAside,
     /// Rows that there are to copy, by the estimate of the plan's time.
     pub rows_expected: u64,
     /// Rows per second of the copy so far.
@@ -396,6 +407,10 @@ impl<'a> Migrator<'a> {
                 .iter()
                 .filter(|line| line.kind == "copy")
                 .fold((0, 0), |sum, line| (sum.0 + line.seen, sum.1 + line.took_ms));
+            let set_aside = match record.phase {
+                Phase::RolledBack => SetAside::default(),
+                _ => reject::count(&mut *self.engine, record.id(), None)?,
+            };
             let rows_per_s = (copied.1 > 0).then(|| copied.0 * 1000 / copied.1);
             let left = rows_expected.saturating_sub(copied.0);
             migrations.push(Progress {
@@ -417,6 +432,7 @@ impl<'a> Migrator<'a> {
                     .then(|| rows_per_s.filter(|rate| *rate > 0).map(|rate| left * 1000 / rate))
                     .flatten(),
                 ledger,
+                set_aside,
             });
         }
         Ok(Status { version: version(&records), holder, migrations })
@@ -949,7 +965,8 @@ impl Run<'_> {
         let stays = match &error {
             Error::Fenced { .. } | Error::Held { .. } => return error,
             Error::Sql(sql) if sql.kind == crate::error::SqlErrorKind::Connection => return error,
-            Error::Deadline { .. } => true,
+            // Somebody has to decide first, about rows that were set aside.
+            Error::Deadline { .. } | Error::Locked(_) => true,
             Error::Sql(_) if error.is_busy() => true,
             Error::Cancelled => false,
             _ => self.migration.rollback == Undo::Manual,

@@ -40,6 +40,21 @@ pub(crate) enum Schema {
     Pause(SchemaId),
     /// Makes a paused migration go on.
     Resume(SchemaId),
+    /// Lists the rows that do not fit and were set aside (`on_reject = "quarantine"`), with their values and why.
+    Rejects {
+        /// The migration.
+        id: String,
+        /// The database.
+        #[command(flatten)]
+        at: AtDatabase,
+        /// How many to list at most.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
+    /// Approves that the rows which were set aside stay out of the new schema; `apply` goes on then.
+    ///
+    /// They stay in the old schema until `complete`, and in the list after it.
+    Approve(SchemaId),
     /// Limits how many rows per second a migration copies.
     SetRate {
         /// The migration.

@@ -17,7 +17,7 @@ use cutover_migrate::{
     metrics, open,
     plugin::{self, Plugin},
     run::{Applied, Migrator, Settings as RunSettings},
-    state::{Phase, history::Head, sql::Value},
+    state::{Phase, history::Head, reject::Reject, sql::Value},
 };
 
 use super::{Context, schema_head::KeptHead};
@@ -54,8 +54,12 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
                 let on = on.as_deref().map(open).transpose()?;
                 let rehearsal = migrator.rehearse(&migration, on)?;
                 said(context, &rehearsal, || {
+                    let aside = match rehearsal.set_aside {
+                        0 => String::new(),
+                        rows => format!(" ({rows} of them do not fit and would have to be approved)"),
+                    };
                     format!(
-                        "rehearsed {} on {}: {} rows in {} ms, swap held its lock {} us",
+                        "rehearsed {} on {}: {} rows{aside} in {} ms, swap held its lock {} us",
                         migration.id,
                         rehearsal.place,
                         rehearsal.rows,
@@ -80,6 +84,20 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
         Schema::Resume(command) => with(&command.at, context, |migrator, _| {
             migrator.pause(&command.id, false)?;
             said(context, &serde_json::json!({ "resumed": command.id }), || format!("{} goes on", command.id))
+        }),
+        Schema::Rejects { id, at, limit } => with(&at, context, |migrator, _| {
+            let rejects = migrator.rejects(&id, limit.into())?;
+            said(context, &serde_json::json!({ "rejects": rejects }), || rejects_text(&rejects))
+        }),
+        Schema::Approve(command) => with(&command.at, context, |migrator, _| {
+            let rows = migrator.approve(&command.id)?;
+            said(context, &serde_json::json!({ "approved": command.id, "rows": rows }), || match rows {
+                0 => format!("no row of {} waits for approval", command.id),
+                _ => format!(
+                    "{rows} rows of {} stay out of the new schema; run `schema apply` again",
+                    command.id
+                ),
+            })
         }),
         Schema::SetRate { id, rate, at } => {
             let rate = match rate.as_str() {
@@ -388,8 +406,29 @@ fn status_text(status: &cutover_migrate::run::Status) -> String {
         if let Some(failed) = &migration.failed {
             lines.push(format!("      because: {failed}"));
         }
+        let aside = migration.set_aside;
+        if aside.rows > 0 {
+            lines.push(format!(
+                "      {} rows that do not fit are set aside (`schema rejects`); {} wait for `schema approve`",
+                aside.rows, aside.waiting
+            ));
+        }
     }
     lines.join("\n")
+}
+
+fn rejects_text(rejects: &[Reject]) -> String {
+    let line = |reject: &Reject| {
+        format!(
+            "{} {}  {}: {}  {}",
+            reject.table,
+            reject.key,
+            if reject.approved { "approved" } else { "waits" },
+            reject.reason,
+            reject.row.as_deref().unwrap_or_default()
+        )
+    };
+    rejects.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Progress of a migration on stderr: a line per phase, and at most one per second for rows.

@@ -19,6 +19,8 @@ impl Classify for Error {
             | Self::Locked(_) => Exit::Policy,
             Self::Held { .. } | Self::Fenced { .. } => Exit::InProgress,
             Self::History { .. } | Self::Damaged(_) => Exit::Damaged,
+            // Nothing failed: somebody has to decide first.
+            Self::Stopped { cause, .. } if matches!(**cause, Self::Locked(_)) => Exit::Policy,
             Self::Stopped { .. } => Exit::RestoreFailed,
             Self::Io { .. }
             | Self::Rejected { .. }
@@ -58,6 +60,7 @@ impl Classify for Error {
                  `.cutover/schema-head.json` in the root)"
                     .to_owned()
             }
+            Self::Stopped { cause, .. } if matches!(**cause, Self::Locked(_)) => return cause.hints(),
             Self::Stopped { id, .. } => format!(
                 "`cutover schema apply` tries again from where it stopped, `cutover schema rollback {id}` undoes it"
             ),

@@ -155,12 +155,10 @@ pub fn plan(migration: &Migration, position: u64, catalog: &Catalog, policy: &Po
         refusals.extend(tactic::obstacles(change, table, catalog.dialect));
         warnings.extend(tactic::warnings(change, table, catalog.dialect));
     }
-    if changes.iter().any(|change| change.on_reject == OnReject::Quarantine)
-        && catalog.dialect == Dialect::Sqlite
-    {
-        refusals.push(Refusal::new(
-            "`on_reject = \"quarantine\"` is not available on SQLite",
-            "Mend the rows first, or write an `up` expression that maps them.",
+    for change in changes.iter().filter(|change| change.on_reject == OnReject::Quarantine) {
+        warnings.push(format!(
+            "rows of `{}` that do not fit are set aside; the swap waits until they are approved",
+            change.table
         ));
     }
     if !refusals.is_empty() {

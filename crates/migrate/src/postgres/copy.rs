@@ -19,6 +19,7 @@ use std::{
 use super::{
     PostgresEngine,
     polite::{fence, unfence},
+    rejects::{KEEP_APPROVAL, sets_aside},
     session::{Row, Session, kind, literal},
     shape::Shape,
     sync::Sync as Dual,
@@ -27,7 +28,6 @@ use super::{
 use crate::{
     engine::{ChunkDone, Go, Pace, Task, Work},
     error::{Error, SqlErrorKind},
-    ir::OnReject,
 };
 
 /// Fixed for workers: keyset scans, whatever the statistics say. A chunk and its line in the ledger may be lost together by
@@ -363,6 +363,9 @@ pub(crate) fn copy(
                 task.point("backfill.after");
                 Ok((done, ended == Ended::AtEnd))
             }
+            Err(error) if kind(&error) == Some(SqlErrorKind::Data) && sets_aside(shape) => {
+                moved(range, copy_each(engine, task, shape, range, go.rows))
+            }
             Err(error) if matches!(kind(&error), Some(SqlErrorKind::Unique | SqlErrorKind::Data)) => {
                 let around = match kind(&error) {
                     Some(SqlErrorKind::Unique) => Around::Anything,
@@ -477,27 +480,22 @@ fn copy_chunk(
                 Some(SqlErrorKind::Unique) if around == Around::Nothing => {
                     copy_chunk(engine, task, shape, range, rows, Around::Anything)
                 }
+                Some(SqlErrorKind::Data | SqlErrorKind::Unique) if sets_aside(shape) => {
+                    copy_each(engine, task, shape, range, rows)
+                }
                 // A row does not fit: find it by halves.
                 Some(SqlErrorKind::Data | SqlErrorKind::Unique) if rows > 1 => {
                     copy_chunk(engine, task, shape, range, rows.div_ceil(2).min(rows - 1), around)
                 }
-                Some(SqlErrorKind::Data | SqlErrorKind::Unique) => {
-                    reject_one(engine, task, shape, range, &error)
-                }
+                Some(SqlErrorKind::Data | SqlErrorKind::Unique) => reject_one(engine, shape, range, &error),
                 _ => Err(error),
             }
         }
     }
 }
 
-/// The next row of the range does not fit: listed, and passed by when the migration says so.
-fn reject_one(
-    engine: &mut PostgresEngine,
-    task: &Task<'_>,
-    shape: &Shape<'_>,
-    range: &Range,
-    cause: &Error,
-) -> Stepped {
+/// The next row of the range does not fit, and may not be set aside.
+fn reject_one(engine: &mut PostgresEngine, shape: &Shape<'_>, range: &Range, cause: &Error) -> Stepped {
     let dual = Dual::new(shape, super::sync::Way::Forward);
     let low = range.at.as_deref().or(range.low.as_deref());
     let filter = dual.between("s", false, low, range.high.as_deref());
@@ -512,38 +510,109 @@ fn reject_one(
         Error::Sql(error) => error.message.clone(),
         other => other.to_string(),
     };
-    if shape.change.on_reject == OnReject::Abort {
-        return Err(Error::Rejected {
-            table: shape.change.table.clone(),
-            count: 1,
-            sample: vec![format!("{} = {}: {reason}", shape.key.join(", "), key.join(", "))],
-        });
-    }
+    Err(Error::Rejected {
+        table: shape.change.table.clone(),
+        count: 1,
+        sample: vec![format!("{} = {}: {reason}", shape.key.join(", "), key.join(", "))],
+    })
+}
+
+/// Rows that are synced one by one in one transaction, their rows of S locked.
+const EACH_AT_ONCE: u64 = 200;
+
+/// A chunk in which a row does not fit: each row by itself, as dual write does it; those that do not fit are set aside.
+fn copy_each(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    range: &Range,
+    rows: u64,
+) -> Stepped {
+    let rows = rows.min(EACH_AT_ONCE);
+    let dual = Dual::new(shape, super::sync::Way::Forward);
+    let low = range.at.as_deref().or(range.low.as_deref());
+    let columns: Vec<String> =
+        dual.source_key.iter().enumerate().map(|(at, name)| format!("s.{name} AS k{}", at + 1)).collect();
+    let parts = |suffix: &str| -> Vec<String> {
+        (1..=dual.source_key.len()).map(|at| format!("d.k{at}{suffix}")).collect()
+    };
+    let same: Vec<String> =
+        dual.source_key.iter().enumerate().map(|(at, name)| format!("s.{name} = d.k{}", at + 1)).collect();
+    let count = |condition: &str| format!("(SELECT count(*) FROM done AS d WHERE {condition})");
     let line = ledger(
         task,
         shape,
         Walk::Copy,
         range.number,
-        "1, 0, 0, 1",
+        &[
+            count("d.there"),
+            count("d.there AND d.reason IS NULL"),
+            "0".to_owned(),
+            count("d.reason IS NOT NULL"),
+        ]
+        .join(", "),
         &low_text(range),
-        &literal(&key_json(&key)),
+        &format!(
+            "(SELECT json_build_array({})::text FROM done AS d ORDER BY {} LIMIT 1)",
+            parts("::text").join(", "),
+            parts(" DESC").join(", ")
+        ),
     );
-    engine
-        .session
-        .transaction(&format!(
-            "{}; INSERT INTO cutover.reject (migration, table_name, row_key, reason, row_text, approved) \
-               SELECT {}, {}, {}, {}, s::text, 0 FROM {} AS s WHERE {} ON CONFLICT DO NOTHING; {line}; {}",
-            fence(task.epoch),
-            literal(task.migration),
-            literal(shape.change.table.as_str()),
-            literal(&key_json(&key)),
-            literal(&reason),
-            dual.source,
-            dual.between("s", false, low, Some(&key)),
-            advance(shape, Walk::Copy, range, Some(&key), false),
-        ))
-        .map_err(unfence(task.epoch))?;
-    Ok((ChunkDone { seen: 1, rejected: 1, ..ChunkDone::default() }, Some(key)))
+    let (cursor, ended) = Walk::Copy.columns();
+    // The keys are those of one snapshot: a row whose key a client changes just now must not take the chunk's end along. Each row
+    // is locked before it is synced, so that whoever writes it has ended or comes after us.
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '{timeout}ms'; {fence}; \
+         WITH src AS MATERIALIZED (SELECT {columns} FROM {source} AS s WHERE {filter} ORDER BY {order} LIMIT {rows}), \
+         locked AS MATERIALIZED (SELECT d.*, (SELECT true FROM {source} AS s WHERE {same} FOR SHARE) AS there FROM src AS d), \
+         done AS MATERIALIZED (SELECT d.*, CASE WHEN d.there THEN {one} END AS reason FROM locked AS d), \
+         aside AS (INSERT INTO cutover.reject (migration, table_name, row_key, reason, row_text, approved) \
+           SELECT {migration}, {table}, json_build_array({key})::text, d.reason, (SELECT s::text FROM {source} AS s WHERE {same}), 0 \
+           FROM done AS d WHERE d.reason IS NOT NULL {KEEP_APPROVAL}), \
+         line AS ({line} RETURNING high, seen, rejected), \
+         moved AS (UPDATE {range_table} SET {cursor} = coalesce((SELECT high FROM line), {cursor}), {ended} = (SELECT count(*) < {rows} FROM src) WHERE number = {number}) \
+         SELECT high, seen, rejected, (SELECT count(*) FROM src) FROM line; COMMIT",
+        timeout = task.policy.lock_timeout_ms,
+        fence = fence(task.epoch),
+        columns = columns.join(", "),
+        source = dual.source,
+        filter = dual.between("s", false, low, range.high.as_deref()),
+        order = dual.order("s"),
+        one = dual.one_of("d"),
+        migration = literal(task.migration),
+        table = literal(shape.change.table.as_str()),
+        key = parts("::text").join(", "),
+        same = same.join(" AND "),
+        range_table = shape.artefacts.own("range"),
+        number = range.number,
+    );
+    task.point("backfill.before");
+    let since = Instant::now();
+    let outcome = engine.session.run(&sql);
+    let held_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    match outcome {
+        Ok(found) => {
+            task.point("backfill.after");
+            let row = found.into_iter().next().unwrap_or_default();
+            let (seen, rejected) = (number(&row, 1), number(&row, 2));
+            let place =
+                if number(&row, 3) < rows { None } else { key_of(row.first().and_then(Option::as_ref)) };
+            Ok((
+                ChunkDone {
+                    seen,
+                    copied: seen - rejected.min(seen),
+                    rejected,
+                    held_us,
+                    ..ChunkDone::default()
+                },
+                place,
+            ))
+        }
+        Err(error) => {
+            engine.session.roll_back();
+            Err(unfence(task.epoch)(error))
+        }
+    }
 }
 
 /// Keys synced in one transaction.

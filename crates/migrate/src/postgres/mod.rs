@@ -16,6 +16,7 @@ mod in_place;
 mod observe;
 mod polite;
 mod port;
+mod rejects;
 mod relation;
 mod session;
 mod shape;
@@ -38,7 +39,7 @@ use crate::{
     error::{Error, Refusal, SqlError},
     ir::{Dialect, Ident},
     state::{
-        Phase,
+        Phase, reject,
         sql::{Sql, Value},
     },
 };
@@ -254,47 +255,9 @@ impl PostgresEngine {
         }
     }
 
-    /// Misfits that dual write remembered: an error, or set aside.
-    fn settle_misfits(&mut self, task: &Task<'_>, shape: &Shape<'_>, dual: &Dual<'_>) -> Result<(), Error> {
-        let columns: Vec<String> = (1..=dual.types.len()).map(|at| format!("k{at}::text")).collect();
-        let rows = self.session.run(&format!(
-            "SELECT json_build_array({})::text, min(reason) FROM {} WHERE reason IS NOT NULL GROUP BY 1 LIMIT {}",
-            columns.join(", "),
-            dual.dirty(),
-            task.policy.sample
-        ))?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        if shape.change.on_reject == crate::ir::OnReject::Quarantine {
-            let sql = format!(
-                "{}; INSERT INTO cutover.reject (migration, table_name, row_key, reason, row_text, approved) \
-                 SELECT {}, {}, json_build_array({})::text, min(reason), NULL, 0 FROM {} WHERE reason IS NOT NULL GROUP BY 3 ON CONFLICT DO NOTHING; \
-                 DELETE FROM {} WHERE reason IS NOT NULL",
-                fence(task.epoch),
-                literal(task.migration),
-                literal(shape.change.table.as_str()),
-                columns.join(", "),
-                dual.dirty(),
-                dual.dirty(),
-            );
-            return self.session.transaction(&sql).map(drop).map_err(unfence(task.epoch));
-        }
-        let count = rows.len() as u64;
-        let part = |row: &session::Row, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
-        Err(Error::Rejected {
-            table: shape.change.table.clone(),
-            count,
-            sample: rows
-                .iter()
-                .map(|row| format!("{} = {}: {}", shape.key.join(", "), part(row, 0), part(row, 1)))
-                .collect(),
-        })
-    }
-
     /// New checks and foreign keys hold for every row as it will be.
     fn check_new_constraints(&mut self, task: &Task<'_>, shape: &Shape<'_>) -> Result<(), Error> {
-        let kept = verify::not_rejected(task, shape, &Dual::new(shape, Way::Forward));
+        let kept = rejects::not_rejected(task, shape, &Dual::new(shape, Way::Forward));
         let rows =
             shape.forward(&format!("(SELECT s.* FROM {} AS s WHERE true{kept}) AS s", shape.name_now()));
         let mut conditions: Vec<String> =
@@ -495,6 +458,7 @@ impl Engine for PostgresEngine {
         }
         let dual = Dual::new(&shape, Way::Forward);
         let mut work = Work { resynced: drain(self, task, &dual, true)?, ..Work::default() };
+        work.resynced += self.retry_rejects(task, &shape)?;
         let target = read_note(&mut self.session, &shape.artefacts, "target")?.unwrap_or_default();
         let target = Relation::read(&mut self.session, &target)?;
         let ranges = open_ranges(&mut self.session, &shape, Walk::Verify)?;
@@ -515,7 +479,7 @@ impl Engine for PostgresEngine {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.settle_misfits(task, &shape, &dual)?;
+        self.settle_misfits(task, &shape, Way::Forward)?;
         self.check_new_constraints(task, &shape)?;
         Ok(work)
     }
@@ -530,6 +494,13 @@ impl Engine for PostgresEngine {
         for change in changes {
             shapes.push(self.shape(task, change)?);
         }
+        let mut resynced = 0;
+        for (shape, source) in &shapes {
+            if let (true, Some(source)) = (is_shadow(shape.change), source) {
+                resynced += self.retry_rejects(task, shape)?;
+                self.check_rejects(task, shape, source)?;
+            }
+        }
         let mut locks = Locks::default();
         for (shape, _) in &shapes {
             for view in views::existing(&mut self.session, task.versions, shape.change)? {
@@ -537,7 +508,6 @@ impl Engine for PostgresEngine {
             }
         }
         let mut tables = Vec::new();
-        let mut resynced = 0;
         for (shape, source) in &shapes {
             let Some(source) = source else { continue };
             locks.gentle.push(shape.name_now());
@@ -795,14 +765,16 @@ impl PostgresEngine {
                 for change in changes {
                     let Ok((shape, _)) = self.shape(task, change) else { continue };
                     let way = if self.is_swapped(&shape).unwrap_or(false) { Way::Back } else { Way::Forward };
-                    let dual = Dual::new(&shape, way);
-                    if let Err(rejected) = self.settle_misfits(task, &shape, &dual) {
-                        return rejected;
+                    let settled = self.settle_misfits(task, &shape, way).and_then(|()| {
+                        reject::demand_approval(self, task.migration, &change.table, task.policy.sample)
+                    });
+                    if let Err(error) = settled {
+                        return error;
                     }
                 }
                 Error::Locked(vec![Refusal::new(
-                    "rows were set aside and nobody has approved that",
-                    "Look at them with `cutover schema status`, and approve or mend them.",
+                    "rows came in that did not fit, and went again",
+                    "Run `cutover schema apply` again.",
                 )])
             }
             Some("CUT04") => Error::refused(

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     build::{constraints_using_indexes, keeps},
+    rejects::{set_misfits_aside, sets_aside, some_wait},
     relation::{Dependent, Relation, TriggerDef, dependents, rules, trappings, triggers},
     session::{MOVED, Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
@@ -65,16 +66,23 @@ fn guard(
         ),
         Loss::Accept => String::new(),
     };
-    let rejects = format!(
-        "IF EXISTS (SELECT 1 FROM cutover.reject WHERE migration = {} AND table_name = {} AND approved = 0) THEN RAISE EXCEPTION 'rows were set aside and nobody has approved that' USING ERRCODE = 'CUT03'; END IF;",
-        literal(task.migration),
-        literal(shape.change.table.as_str())
-    );
+    // What was set aside on the way to T is approved, or the exchange waits.
+    let rejects = match dual.way() {
+        Way::Back => String::new(),
+        Way::Forward => format!(
+            "IF {} THEN RAISE EXCEPTION 'rows were set aside and nobody has approved that' USING ERRCODE = 'CUT03'; END IF;",
+            some_wait(task, shape)
+        ),
+    };
+    let aside = match dual.way() == Way::Forward && sets_aside(shape) {
+        true => format!("{};", set_misfits_aside(task, shape, dual)),
+        false => String::new(),
+    };
     let _ = session;
     Ok(format!(
         "DO $cutover$ DECLARE _n bigint; BEGIN \
            IF NOT ({triggers}) THEN RAISE EXCEPTION 'somebody removed or disabled a trigger of the migration' USING ERRCODE = 'CUT04'; END IF; \
-           {rejects} {more} _n := ({drain}); {misfits} END $cutover$",
+           {more} _n := ({drain}); {aside} {misfits} {rejects} END $cutover$",
         triggers = dual.has_triggers(oid),
         drain = dual.drain(limit, true),
         more = moved(

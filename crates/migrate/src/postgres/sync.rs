@@ -125,6 +125,11 @@ impl<'a> Sync<'a> {
         }
     }
 
+    /// Which way.
+    pub(crate) fn way(&self) -> Way {
+        self.way
+    }
+
     /// Parameters `_k1`, `_k2` ... as conditions on a table's key.
     fn is(&self, alias: &str, key: &[String], types: &[String]) -> String {
         let parts = key.iter().zip(types).enumerate().map(|(at, (name, kind))| match *types == *self.types {
@@ -377,6 +382,12 @@ impl<'a> Sync<'a> {
     /// Syncs at most `limit` remembered keys; a query of how many. `again`: those too that did not fit before.
     pub(crate) fn drain(&self, limit: u64, again: bool) -> String {
         format!("SELECT {}({limit}, {again})", self.shape.artefacts.own(&self.way.function("drain")))
+    }
+
+    /// Syncs the key in the columns `k1`, `k2` ... of `alias`: an expression that is why it does not fit, or NULL.
+    pub(crate) fn one_of(&self, alias: &str) -> String {
+        let keys: Vec<String> = (1..=self.types.len()).map(|at| format!("{alias}.k{at}")).collect();
+        format!("{}({})", self.shape.artefacts.own(&self.way.function("one")), keys.join(", "))
     }
 
     /// Syncs one key, given as literals; a query of why it does not fit, or NULL.

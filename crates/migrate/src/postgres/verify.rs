@@ -10,6 +10,7 @@ use super::{
     PostgresEngine,
     copy::{Range, Stepped, Walk, advance, each_chunk, key_json, key_of, ledger, low_text, moved},
     polite::{fence, unfence},
+    rejects::not_rejected,
     relation::Relation,
     session::{ident, literal},
     shape::Shape,
@@ -20,7 +21,6 @@ use crate::{
     change::RowStep,
     engine::{ChunkDone, Pace, Task, Work},
     error::Error,
-    ir::OnReject,
 };
 
 /// Types whose hash functions tell everything apart that their output tells apart.
@@ -278,19 +278,6 @@ fn repair(
         }
     }
     Ok(repaired)
-}
-
-/// Rows that were set aside are not compared: their new values cannot even be computed.
-pub(crate) fn not_rejected(task: &Task<'_>, shape: &Shape<'_>, dual: &Dual<'_>) -> String {
-    if shape.change.on_reject == OnReject::Abort {
-        return String::new();
-    }
-    format!(
-        " AND NOT EXISTS (SELECT 1 FROM cutover.reject AS r WHERE r.migration = {} AND r.table_name = {} AND r.row_key = json_build_array({})::text)",
-        literal(task.migration),
-        literal(shape.change.table.as_str()),
-        dual.key_text("s")
-    )
 }
 
 fn key_is(dual: &Dual<'_>, key: &[String]) -> String {

@@ -1,5 +1,7 @@
 //! Rehearsals: the whole migration on a copy of the database first.
 
+use std::time::Instant;
+
 use serde::Serialize;
 use serde_json::json;
 
@@ -9,7 +11,7 @@ use crate::{
     error::Error,
     ir::Migration,
     plan::Plan,
-    state::{self, sql::in_transaction},
+    state::{self, reject, sql::in_transaction},
 };
 
 /// A copy of a database, made for a rehearsal.
@@ -41,8 +43,21 @@ pub struct Rehearsal {
     pub took_ms: u64,
     /// Rows copied.
     pub rows: u64,
+    /// Rows that do not fit and were set aside. On the copy they were approved; on the database somebody has to.
+    pub set_aside: u64,
     /// How long the swap held its lock, in microseconds.
     pub swap_hold_us: u64,
+}
+
+/// Applies on the copy, and approves there what would have to be approved.
+fn apply_approving(there: &mut Migrator<'_>, migration: &Migration) -> Result<Applied, Error> {
+    loop {
+        match there.apply(migration, None) {
+            Err(Error::Stopped { cause, .. })
+                if matches!(*cause, Error::Locked(_)) && there.approve(&migration.id)? > 0 => {}
+            other => return other,
+        }
+    }
 }
 
 impl Migrator<'_> {
@@ -70,14 +85,17 @@ impl Migrator<'_> {
             staging.as_ref().map_or_else(|| "the copy that was given".to_owned(), |staging| staging.place());
         let mut there =
             Migrator::new(engine, Settings { head: None, ..self.settings.clone() }, self.watch, self.make);
-        let run = |there: &mut Migrator<'_>| -> Result<Option<super::Report>, Error> {
-            let report = match there.apply(migration, None)? {
+        let began = Instant::now();
+        let run = |there: &mut Migrator<'_>| -> Result<Option<(super::Report, u64)>, Error> {
+            let mut report = match apply_approving(there, migration)? {
                 Applied::Already => return Ok(None),
                 Applied::Done(report) => *report,
             };
+            report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let set_aside = reject::count(&mut *there.engine, &migration.id, None)?.rows;
             there.rollback(&migration.id, Loss::Accept)?;
-            there.apply(migration, None)?;
-            Ok(Some(report))
+            apply_approving(there, migration)?;
+            Ok(Some((report, set_aside)))
         };
         let report = match run(&mut there) {
             Ok(report) => report,
@@ -86,7 +104,7 @@ impl Migrator<'_> {
                 return Err(error);
             }
         };
-        let report = report.ok_or_else(|| {
+        let (report, set_aside) = report.ok_or_else(|| {
             Error::refused(
                 "the copy has this migration already",
                 "Rehearse on a copy of the present database.",
@@ -98,6 +116,7 @@ impl Migrator<'_> {
             place,
             took_ms: report.took_ms,
             rows: report.ledger.iter().filter(|line| line.kind == "copy").map(|line| line.seen).sum(),
+            set_aside,
             swap_hold_us: report.swap_hold_us,
         };
         if let Some(staging) = staging {

@@ -107,6 +107,35 @@ pub(super) fn indexes(connection: &Connection, table: &str) -> Result<Vec<IndexI
     Ok(found)
 }
 
+/// A foreign key that points to a table: whose it is, and its columns with those they point to.
+pub(super) struct ReferenceTo {
+    pub(super) table: String,
+    pub(super) columns: Vec<(String, String)>,
+}
+
+/// The foreign keys that point to a table, of itself and of others that are not ours.
+pub(super) fn references_to(connection: &Connection, table: &str) -> Result<Vec<ReferenceTo>, Error> {
+    let rows = texts(
+        connection,
+        "SELECT m.name, f.id, f.\"from\", coalesce(f.\"to\", (SELECT name FROM pragma_table_info(?1) WHERE pk = f.seq + 1)) \
+         FROM main.sqlite_schema AS m JOIN pragma_foreign_key_list(m.name) AS f WHERE m.type = 'table' \
+         AND m.name NOT LIKE '\\_cutover\\_%' ESCAPE '\\' AND lower(f.\"table\") = lower(?1) ORDER BY m.name, f.id, f.seq",
+        &[table],
+    )?;
+    let mut found: Vec<(Option<String>, ReferenceTo)> = Vec::new();
+    for row in rows {
+        let [Some(child), id, Some(from), Some(to)] = &row[..] else { continue };
+        let column = (from.clone(), to.clone());
+        match found.last_mut() {
+            Some((last, reference)) if *last == *id && reference.table == *child => {
+                reference.columns.push(column);
+            }
+            _ => found.push((id.clone(), ReferenceTo { table: child.clone(), columns: vec![column] })),
+        }
+    }
+    Ok(found.into_iter().map(|(_, reference)| reference).collect())
+}
+
 /// The name by which people know an index: copies carry `__c` and the position of the migration that copied them.
 pub(super) fn logical(name: &str) -> &str {
     match name.rfind("__c") {

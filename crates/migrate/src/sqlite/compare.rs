@@ -40,6 +40,7 @@ impl Sqlite {
                 work.add(&copied);
             }
             work.resynced += self.drain_all(task, &shape, pace)?;
+            work.resynced += self.retry_aside(task, &shape, pace)?;
             let (seen, differing) = self.compare_once(task, &shape, pace)?;
             work.seen = seen;
             work.done = seen;
@@ -184,16 +185,14 @@ impl Sqlite {
             .iter()
             .map(|key| print_key(key))
             .collect();
+        let expected = limited(&shape.key_now) + &Self::is_settled(shape);
         let mut computed = None;
         if !change.functions().is_empty() {
-            computed = Some(self.computed(task, shape, &limited(&shape.key_now), &parameters)?.into_iter());
+            computed = Some(self.computed(task, shape, &expected, &parameters)?.into_iter());
         }
         let up = format!(
             "{} ORDER BY {order}",
-            change.up_query(
-                &shape.source_now(&change.table.quoted(), &limited(&shape.key_now)),
-                &shape.passed()
-            )
+            change.up_query(&shape.source_now(&change.table.quoted(), &expected), &shape.passed())
         );
         let then = quoted(change.written_then());
         let new = format!(

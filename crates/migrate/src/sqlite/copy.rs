@@ -6,13 +6,13 @@ use rusqlite::types::Value as Cell;
 
 use super::{
     Sqlite,
-    keys::{parse_key, placeholders, print_key, shown},
+    keys::{parse_key, placeholders, print_key},
     shape::{Names, Shape, key_name, quote},
 };
 use crate::{
     change::{RowStep, TableChange},
     engine::{ChunkDone, Pace, RowChunk, Task, Work},
-    error::{Error, SqlErrorKind},
+    error::Error,
     ir::Ident,
     state::{
         clock_ms, fence,
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Rows per statement inside a chunk.
-const BATCH: u64 = 256;
+pub(super) const BATCH: u64 = 256;
 /// How long a chunk holds the write lock: beats any configured number of rows.
 const HOLD: Duration = Duration::from_millis(4);
 
@@ -93,7 +93,7 @@ impl Sqlite {
         let sql = format!(
             "INSERT INTO {} (migration, table_name, kind, part, number, high, seen, copied, present, rejected, at_ms) \
              VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (migration, table_name, kind, part, number) DO UPDATE \
-             SET high = excluded.high, seen = excluded.seen, copied = excluded.copied, at_ms = excluded.at_ms",
+             SET high = excluded.high, seen = excluded.seen, copied = excluded.copied, rejected = excluded.rejected, at_ms = excluded.at_ms",
             state_table(self.dialect(), "chunk")
         );
         let values = [
@@ -191,7 +191,9 @@ impl Sqlite {
                     more = false;
                     break;
                 };
-                done.copied += engine.copy_range(task, shape, low.as_deref(), &high)?;
+                let (copied, rejected) = engine.copy_range(task, shape, low.as_deref(), &high)?;
+                done.copied += copied;
+                done.rejected += rejected;
                 done.seen += count;
                 more = count == BATCH;
                 low = Some(high);
@@ -254,54 +256,79 @@ impl Sqlite {
     }
 
     fn range(shape: &Shape<'_>, low: Option<&[Cell]>, high: &[Cell]) -> (String, Vec<Cell>) {
-        let width = shape.key_now.len();
-        let mut condition = Shape::compare(&shape.key_now, "<=", &placeholders(1, width));
+        Self::range_of(&shape.key_now, low, high)
+    }
+
+    /// The condition `low < key <= high`, and its parameters.
+    fn range_of(key: &[String], low: Option<&[Cell]>, high: &[Cell]) -> (String, Vec<Cell>) {
+        let width = key.len();
+        let mut condition = Shape::compare(key, "<=", &placeholders(1, width));
         let mut values = high.to_vec();
         if let Some(low) = low {
-            condition.push_str(&format!(
-                " AND {}",
-                Shape::compare(&shape.key_now, ">", &placeholders(width + 1, width))
-            ));
+            condition
+                .push_str(&format!(" AND {}", Shape::compare(key, ">", &placeholders(width + 1, width))));
             values.extend_from_slice(low);
         }
         (condition, values)
     }
 
+    /// Copies a range; how many rows were written, and how many set aside.
     fn copy_range(
         &mut self,
         task: &Task<'_>,
         shape: &Shape<'_>,
         low: Option<&[Cell]>,
         high: &[Cell],
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, u64), Error> {
         let (condition, values) = Self::range(shape, low, high);
         self.run("SAVEPOINT _cutover_batch")?;
-        let first = self.insert_where(task, shape, &condition, &values);
-        let count = match first {
-            Ok(count) => count,
-            Err(Error::Sql(error)) if matches!(error.kind, SqlErrorKind::Unique | SqlErrorKind::Data) => {
-                // A row copied earlier may have given up what this one has now; after a drain the copy is S as it is.
+        let done = match self.insert_fitting(task, shape, &condition, &values)? {
+            Some(copied) => (copied, 0),
+            None => {
                 self.run("ROLLBACK TO _cutover_batch")?;
-                self.drain(task, shape, None, low)?;
-                match self.insert_where(task, shape, &condition, &values) {
-                    Ok(count) => count,
-                    Err(Error::Sql(error))
-                        if matches!(error.kind, SqlErrorKind::Unique | SqlErrorKind::Data) =>
-                    {
-                        self.run("ROLLBACK TO _cutover_batch")?;
-                        return Err(self.rejected(task, shape, &condition, &values)?);
-                    }
-                    Err(error) => return Err(error),
-                }
+                self.copy_range_again(task, shape, low, high)?
             }
-            Err(error) => return Err(error),
         };
         self.run("RELEASE _cutover_batch")?;
-        Ok(count)
+        Ok(done)
+    }
+
+    /// Copies a range of which a row does not fit as things are.
+    fn copy_range_again(
+        &mut self,
+        task: &Task<'_>,
+        shape: &Shape<'_>,
+        low: Option<&[Cell]>,
+        high: &[Cell],
+    ) -> Result<(u64, u64), Error> {
+        let (condition, values) = Self::range(shape, low, high);
+        // A row copied earlier may have given up what this one has now; after a drain the copy is S as it is. Who sets rows
+        // aside tries them again when all is drained, so the log may wait.
+        if !shape.sets_aside() {
+            self.drain(task, shape, None, low)?;
+        }
+        // Rows above the last chunk are there when a run that was cut off had drained already.
+        let (copies, _) = Self::range_of(&shape.key_then, low, high);
+        self.change_rows(&format!("DELETE FROM {} WHERE {copies}", quote(&shape.names.shadow)), &values)?;
+        self.run("SAVEPOINT _cutover_again")?;
+        let copied = self.insert_fitting(task, shape, &condition, &values)?;
+        if copied.is_none() {
+            self.run("ROLLBACK TO _cutover_again")?;
+        }
+        self.run("RELEASE _cutover_again")?;
+        if let Some(copied) = copied {
+            return Ok((copied, 0));
+        }
+        let done = self.insert_each(task, shape, &condition, &values)?;
+        if !shape.sets_aside() {
+            return Err(Self::rejected(task, shape, &done.misfits));
+        }
+        self.set_aside(task, shape, &done.misfits)?;
+        Ok((done.copied, done.misfits.len() as u64))
     }
 
     /// Copies the rows of the old table that satisfy a condition: in the database, or through row functions.
-    fn insert_where(
+    pub(super) fn insert_where(
         &self,
         task: &Task<'_>,
         shape: &Shape<'_>,
@@ -354,39 +381,8 @@ impl Sqlite {
         Ok(rows)
     }
 
-    /// Finds the rows of a range that do not fit, one by one, up to the sample.
-    fn rejected(
-        &mut self,
-        task: &Task<'_>,
-        shape: &Shape<'_>,
-        condition: &str,
-        values: &[Cell],
-    ) -> Result<Error, Error> {
-        let keys = shape.key_now.join(", ");
-        let all = self
-            .rows(&format!("SELECT {keys} FROM {} WHERE {condition}", shape.change.table.quoted()), values)?;
-        let one = Shape::compare(&shape.key_now, "=", &placeholders(1, shape.key_now.len()));
-        let (mut count, mut sample) = (0, Vec::new());
-        for key in all {
-            self.run("SAVEPOINT _cutover_row")?;
-            match self.insert_where(task, shape, &one, &key) {
-                Ok(_) => {}
-                Err(Error::Sql(error)) => {
-                    self.run("ROLLBACK TO _cutover_row")?;
-                    count += 1;
-                    if sample.len() < task.policy.sample {
-                        sample.push(format!("{}: {}", shown(&key), error.message));
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-            self.run("RELEASE _cutover_row")?;
-        }
-        Ok(Error::Rejected { table: shape.change.table.clone(), count, sample })
-    }
-
     /// Works off touched keys: at most `limit` entries of the log, all without one. Rows above `upto` are left to the copy. In the
-    /// caller's transaction. Returns how many keys were synced.
+    /// caller's transaction. Returns how many keys were synced; rows that do not fit are an error, or set aside.
     pub(super) fn drain(
         &mut self,
         task: &Task<'_>,
@@ -436,20 +432,23 @@ impl Sqlite {
                 Shape::compare(&shape.key_now, "<=", &placeholders(1, upto.len()))
             ));
         }
-        match self.insert_where(task, shape, &condition, &values) {
-            Ok(_) => {}
-            Err(Error::Sql(error)) if matches!(error.kind, SqlErrorKind::Unique | SqlErrorKind::Data) => {
-                self.run("ROLLBACK TO _cutover_drain")?;
-                if limit.is_some() {
-                    // Another touched key, not in this batch, still has what this row has now: all at once.
-                    self.run("RELEASE _cutover_drain")?;
-                    return self.drain(task, shape, None, upto);
-                }
-                self.run(&gone)?;
-                return Err(self.rejected(task, shape, &condition, &values)?);
+        let before = self.aside_of(shape, batch)?;
+        let mut misfits = Vec::new();
+        if self.insert_fitting(task, shape, &condition, &values)?.is_none() {
+            self.run("ROLLBACK TO _cutover_drain")?;
+            if limit.is_some() && !shape.sets_aside() {
+                // Another touched key, not in this batch, still has what this row has now: all at once.
+                self.run("RELEASE _cutover_drain")?;
+                return self.drain(task, shape, None, upto);
             }
-            Err(error) => return Err(error),
+            self.run(&gone)?;
+            misfits = self.insert_each(task, shape, &condition, &values)?.misfits;
+            if !shape.sets_aside() {
+                return Err(Self::rejected(task, shape, &misfits));
+            }
+            self.set_aside(task, shape, &misfits)?;
         }
+        self.take_back(task, shape, &before, &misfits)?;
         self.run("RELEASE _cutover_drain")?;
         self.change_rows(&format!("DELETE FROM {log} WHERE rowid <= ?1"), &[last])?;
         Ok(count)

@@ -195,6 +195,12 @@ impl TableDef {
             .collect()
     }
 
+    /// The columns that are written: all but generated ones.
+    pub(super) fn stored_columns(&self) -> impl Iterator<Item = &str> {
+        let stored = |column: &&ColumnDef| !column.rules.iter().any(|rule| rule.rule == Rule::Generated);
+        self.columns.iter().filter(stored).map(|column| column.name.as_str())
+    }
+
     /// Whether it has foreign keys.
     pub(super) fn has_references(&self) -> bool {
         let of_columns = self.columns.iter().flat_map(|column| &column.rules);

@@ -4,6 +4,7 @@
 //! The database must be in WAL mode. Our connection has `foreign_keys` off and `legacy_alter_table` on, so that renames leave
 //! references of other tables alone. Read [`Sqlite`] first, then `shape.rs` for the SQL.
 
+mod aside;
 mod catalog;
 mod compare;
 mod copy;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags,
+    CachedStatement, Connection, ErrorCode, OpenFlags,
     types::{Value as Cell, ValueRef},
 };
 
@@ -72,21 +73,25 @@ impl Sqlite {
         self.connection.execute_batch(sql).map_err(|error| Error::Sql(sql_error(error, sql)))
     }
 
+    fn prepare_cached(&self, sql: &str) -> Result<CachedStatement<'_>, Error> {
+        self.connection.prepare_cached(sql).map_err(|error| Error::Sql(sql_error(error, sql)))
+    }
+
     fn rows(&self, sql: &str, parameters: &[Cell]) -> Result<Vec<Vec<Cell>>, Error> {
-        let run = || -> rusqlite::Result<Vec<Vec<Cell>>> {
-            let mut statement = self.connection.prepare_cached(sql)?;
-            let width = statement.column_count();
+        let mut statement = self.prepare_cached(sql)?;
+        let width = statement.column_count();
+        let mut run = || -> rusqlite::Result<Vec<Vec<Cell>>> {
             let rows = statement.query_map(rusqlite::params_from_iter(parameters), |row| {
                 (0..width).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<Cell>>>()
             })?;
             rows.collect()
         };
-        run().map_err(|error| Error::Sql(sql_error(error, sql)))
+        run().map_err(|error| Error::Sql(evaluation_error(error, sql)))
     }
 
     fn change_rows(&self, sql: &str, parameters: &[Cell]) -> Result<u64, Error> {
-        let run = || self.connection.prepare_cached(sql)?.execute(rusqlite::params_from_iter(parameters));
-        run().map(|count| count as u64).map_err(|error| Error::Sql(sql_error(error, sql)))
+        let done = self.prepare_cached(sql)?.execute(rusqlite::params_from_iter(parameters));
+        done.map(|count| count as u64).map_err(|error| Error::Sql(evaluation_error(error, sql)))
     }
 
     fn exists(&self, kind: &str, name: &str) -> Result<bool, Error> {
@@ -151,6 +156,15 @@ fn sql_error(error: rusqlite::Error, statement: &str) -> SqlError {
         _ => (SqlErrorKind::Other, String::new()),
     };
     SqlError::new(kind, code, error.to_string(), statement)
+}
+
+/// What SQLite said of a statement that could be prepared: where it has no code of its own for it, a function was given a value
+/// that it has no result for, such as `json` text that is none.
+fn evaluation_error(error: rusqlite::Error, statement: &str) -> SqlError {
+    let of_a_value = matches!(&error, rusqlite::Error::SqliteFailure(failure, _)
+        if failure.extended_code == rusqlite::ffi::SQLITE_ERROR || failure.code == ErrorCode::TooBig);
+    let error = sql_error(error, statement);
+    if of_a_value { SqlError { kind: SqlErrorKind::Data, ..error } } else { error }
 }
 
 fn bind(value: &Value) -> Cell {
@@ -276,7 +290,8 @@ impl Engine for Sqlite {
                 engine.run(&statement)?;
             }
             let keys: Vec<String> = (0..shape.key_now.len()).map(shape::key_name).collect();
-            engine.run(&format!("CREATE TABLE {} ({})", quote(&names.log), keys.join(", ")))
+            engine.run(&format!("CREATE TABLE {} ({})", quote(&names.log), keys.join(", ")))?;
+            engine.make_aside(&shape)
         })?;
         task.point("expand.after");
         Ok(())

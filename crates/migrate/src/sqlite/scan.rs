@@ -1,7 +1,10 @@
 //! Looking for rows that the new shape cannot hold, before anything is changed.
 
+use rusqlite::types::Value as Cell;
+
 use super::{
     Sqlite,
+    aside::{WOULD_CHANGE, is_misfit},
     keys::shown,
     shape::{Shape, key_name},
 };
@@ -9,23 +12,45 @@ use crate::{
     change::{ColumnFate, Fate, NewConstraint, RowStep, TableChange, Tactic, quoted},
     engine::Task,
     error::Error,
-    ir::Ident,
+    ir::{Ident, OnReject},
 };
 
 impl Sqlite {
-    pub(super) fn scan(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
+    pub(super) fn scan(&self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         if change.fate != Fate::Alter {
             return Ok(());
         }
-        let table = change.table.quoted();
-        let reject = |engine: &Self, sql: &str, why: &str| -> Result<(), Error> {
-            let rows = engine.rows(&format!("{sql} LIMIT {}", task.policy.sample + 1), &[])?;
-            if rows.is_empty() {
-                return Ok(());
+        match self.scan_rows(task, change) {
+            // The new values of a row cannot even be computed.
+            Err(error) if is_misfit(&error) && change.on_reject == OnReject::Quarantine => {
+                task.watch.says(&format!("rows of `{}` will be set aside: {error}", change.table));
+                Ok(())
             }
-            let sample =
-                rows.iter().take(task.policy.sample).map(|row| format!("{}: {why}", shown(row))).collect();
-            Err(Error::Rejected { table: change.table.clone(), count: rows.len() as u64, sample })
+            other => other,
+        }
+    }
+
+    fn scan_rows(&self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
+        let table = change.table.quoted();
+        let rejected = |found: Vec<String>| {
+            let count = found.len() as u64;
+            let sample = found.into_iter().take(task.policy.sample).collect();
+            match count {
+                0 => Ok(()),
+                _ => Err(Error::Rejected { table: change.table.clone(), count, sample }),
+            }
+        };
+        let look = |sql: &str, why: &str| -> Result<Vec<String>, Error> {
+            let rows = self.rows(&format!("{sql} LIMIT {}", task.policy.sample + 1), &[])?;
+            Ok(rows.iter().map(|row| format!("{}: {why}", shown(row))).collect())
+        };
+        // What is wrong with single rows stops it, or is told: the copy sets them aside.
+        let not_fitting = |found: Vec<String>| match (change.on_reject, found.first()) {
+            (OnReject::Quarantine, Some(first)) => {
+                task.watch.says(&format!("rows of `{}` will be set aside, such as {first}", change.table));
+                Ok(())
+            }
+            _ => rejected(found),
         };
         // Duplicates for what becomes unique. Row functions may still change the columns; then the copy finds out.
         let computed: Vec<&Ident> = change
@@ -58,7 +83,7 @@ impl Sqlite {
                 "SELECT {names} FROM ({up}) WHERE {}{filter} GROUP BY {names} HAVING count(*) > 1",
                 given.join(" AND ")
             );
-            reject(self, &sql, "more than one row has it")?;
+            rejected(look(&sql, "more than one row has it")?)?;
         }
         if change.tactic != Tactic::Shadow {
             return Ok(());
@@ -74,47 +99,24 @@ impl Sqlite {
                 && !computed.contains(&then)
             {
                 let sql = format!("SELECT {keys} FROM ({up}) WHERE {} IS NULL", then.quoted());
-                reject(self, &sql, &format!("`{then}` would be NULL"))?;
+                not_fitting(look(&sql, &format!("`{then}` would be NULL"))?)?;
             }
         }
         for constraint in &change.add_constraints {
             if let NewConstraint::Check { name, expr } = constraint {
-                reject(
-                    self,
-                    &format!("SELECT {keys} FROM ({up}) WHERE NOT coalesce(({expr}), 1)"),
-                    &format!("`{name}` does not hold"),
-                )?;
+                let sql = format!("SELECT {keys} FROM ({up}) WHERE NOT coalesce(({expr}), 1)");
+                not_fitting(look(&sql, &format!("`{name}` does not hold"))?)?;
             }
         }
-        // Values that would not come back: what the migration says about them must be true, or a cast loses something.
-        let lossy: Vec<_> = change
-            .columns
-            .iter()
-            .filter(|column| {
-                column.fate == ColumnFate::Alter && column.down.is_some() && column.then.is_some()
-            })
-            .filter(|column| {
-                column.reversible || column.up.as_deref().is_some_and(|up| up.starts_with("CAST("))
-            })
-            .filter_map(|column| column.now.as_ref())
-            .collect();
-        if lossy.is_empty() || !change.rows.is_empty() {
-            return Ok(());
-        }
-        let down = change.down_query(&format!("({up}) AS _cutover_up"), &shape.passed());
-        let here: Vec<String> = (0..shape.key_now.len())
-            .map(|at| format!("_cutover_s.{} IS _cutover_d.{}", shape.key_now[at], key_name(at)))
-            .collect();
-        for column in lossy {
-            let name = column.quoted();
-            let shown =
-                shape.key_now.iter().map(|key| format!("_cutover_s.{key}")).collect::<Vec<_>>().join(", ");
-            let sql = format!(
-                "SELECT {shown} FROM {table} AS _cutover_s JOIN ({down}) AS _cutover_d ON {} WHERE _cutover_s.{name} IS NOT NULL AND \
-                 _cutover_d.{name} IS NOT _cutover_s.{name}",
-                here.join(" AND ")
-            );
-            reject(self, &sql, &format!("`{column}` would not come back as it was"))?;
+        if let Some(lossy) = shape.lossy("1") {
+            let found = self.rows(&format!("{lossy} LIMIT {}", task.policy.sample + 1), &[])?;
+            let says = |row: &Vec<Cell>| match row.split_last() {
+                Some((column, key)) => {
+                    format!("{}: `{}` {WOULD_CHANGE}", shown(key), shown(std::slice::from_ref(column)))
+                }
+                None => String::new(),
+            };
+            not_fitting(found.iter().map(says).collect())?;
         }
         Ok(())
     }

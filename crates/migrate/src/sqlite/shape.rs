@@ -13,7 +13,7 @@ use crate::{
     change::{ColumnFate, NewConstraint, TableChange, quoted},
     engine::Task,
     error::Error,
-    ir::Ident,
+    ir::{Ident, OnReject},
     state::artefact,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Names {
     pub(super) old: String,
     pub(super) log: String,
     pub(super) back: String,
+    /// Keys of rows that were set aside.
+    pub(super) aside: String,
     pub(super) trash: String,
     parts: [String; 2],
 }
@@ -42,6 +44,7 @@ impl Names {
             old: name("old"),
             log: name("log"),
             back: name("back"),
+            aside: name("aside"),
             trash: name("trash"),
             parts: parts.clone(),
         }
@@ -184,6 +187,54 @@ impl<'c> Shape<'c> {
             .map(|(key, value)| format!("{key} IS {value}"))
             .collect::<Vec<_>>()
             .join(" AND ")
+    }
+
+    /// Whether rows that do not fit are set aside.
+    pub(super) fn sets_aside(&self) -> bool {
+        self.change.on_reject == OnReject::Quarantine
+    }
+
+    /// A query of the rows of the old table that satisfy `condition` and that hold a value which would not come back from the
+    /// new table: what the migration says about them is not true, or a cast loses something. Keys, then the column's name.
+    /// `None` when there is no such column, or when row steps change values on purpose.
+    pub(super) fn lossy(&self, condition: &str) -> Option<String> {
+        if !self.change.rows.is_empty() {
+            return None;
+        }
+        let columns: Vec<&Ident> = self
+            .change
+            .columns
+            .iter()
+            .filter(|column| {
+                column.fate == ColumnFate::Alter && column.down.is_some() && column.then.is_some()
+            })
+            .filter(|column| {
+                column.reversible || column.up.as_deref().is_some_and(|up| up.starts_with("CAST("))
+            })
+            .filter_map(|column| column.now.as_ref())
+            .collect();
+        if columns.is_empty() {
+            return None;
+        }
+        let was: Vec<String> = (0..columns.len()).map(|at| format!("_cutover_was{}", at + 1)).collect();
+        let (mut over_source, mut over_up) = (self.passed(), self.passed());
+        over_source.extend(columns.iter().zip(&was).map(|(now, was)| (now.quoted(), was.clone())));
+        over_up.extend(was.iter().map(|was| (was.clone(), was.clone())));
+        let source = self.source_now(&self.change.table.quoted(), condition);
+        let up = self.change.up_query(&source, &over_source);
+        let down = self.change.down_query(&format!("({up}) AS _cutover_up"), &over_up);
+        let changed: Vec<String> = columns
+            .iter()
+            .zip(&was)
+            .map(|(now, was)| format!("({was} IS NOT NULL AND {} IS NOT {was})", now.quoted()))
+            .collect();
+        let which: String = changed
+            .iter()
+            .zip(&columns)
+            .map(|(changed, now)| format!(" WHEN {changed} THEN '{}'", now.as_str().replace('\'', "''")))
+            .collect();
+        let keys = (0..self.key_now.len()).map(key_name).collect::<Vec<_>>().join(", ");
+        Some(format!("SELECT {keys}, CASE{which} END FROM ({down}) WHERE {}", changed.join(" OR ")))
     }
 
     /// The columns of an INSERT into the new table, and how they are called in the projection.
@@ -511,6 +562,17 @@ impl<'c> Shape<'c> {
             self.key_then.join(", ")
         );
         let sync_new = block(self.back_one(table, &new_key, &old));
+        // A new row with the key of one that was set aside is not that row: nothing of it is kept but what the list has.
+        let anew = |and: &str| match self.sets_aside() {
+            true => format!(
+                "DELETE FROM {old} WHERE {} AND EXISTS (SELECT 1 FROM {} WHERE {}){and};",
+                Self::equal(&self.key_now, &new_key),
+                quote(&self.names.aside),
+                Self::equal(&(0..new_key.len()).map(key_name).collect::<Vec<_>>(), &new_key),
+            ),
+            false => String::new(),
+        };
+        let another_key = format!("NOT ({})", Self::equal(&new_key, &old_key));
         let collides = self.collisions(uniques_then);
         let pushed = if collides.is_some() { pushed } else { String::new() };
         // A key that changes takes the values along that only the old table has.
@@ -520,7 +582,7 @@ impl<'c> Shape<'c> {
                 self.key_now[0],
                 new_key[0],
                 Self::equal(&self.key_now, &old_key),
-                format_args!("NOT ({})", Self::equal(&new_key, &old_key)),
+                another_key,
                 Self::equal(&self.key_now, &new_key),
                 Self::equal(&self.key_then, &old_key),
             ),
@@ -528,13 +590,19 @@ impl<'c> Shape<'c> {
         };
         let sync_old = block(self.back_one(table, &old_key, &old));
         let mut triggers = vec![
-            self.trigger("back_insert", "AFTER INSERT", table, "", &format!("{pushed} {sync_new}")),
+            self.trigger(
+                "back_insert",
+                "AFTER INSERT",
+                table,
+                "",
+                &format!("{pushed} {} {sync_new}", anew("")),
+            ),
             self.trigger(
                 "back_update",
                 "AFTER UPDATE",
                 table,
                 "",
-                &format!("{pushed} {moved} {sync_old} {sync_new}"),
+                &format!("{pushed} {} {moved} {sync_old} {sync_new}", anew(&format!(" AND {another_key}"))),
             ),
             self.trigger("back_delete", "AFTER DELETE", table, "", &sync_old),
         ];

@@ -26,6 +26,15 @@ impl Pace for NoPace {
     }
 }
 
+/// How an attempt at the swap ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The new shape is in use.
+    Swapped,
+    /// Clients had written more than can be settled under the lock: they go first.
+    ComeAgain,
+}
+
 impl Sqlite {
     pub(super) fn swap_all(
         &mut self,
@@ -38,6 +47,8 @@ impl Sqlite {
             for change in changes.iter().filter(|change| change.tactic == Tactic::Shadow) {
                 let shape = Shape::read(&self.connection, task, change, change.table.as_str())?;
                 work.resynced += self.drain_all(task, &shape, &NoPace)?;
+                work.resynced += self.retry_aside(task, &shape, &NoPace)?;
+                self.check_aside(task, &shape)?;
             }
             task.point("swap.before");
             let mut held = Instant::now();
@@ -46,9 +57,10 @@ impl Sqlite {
                 for change in changes.iter().filter(|change| change.tactic == Tactic::Shadow) {
                     // More than can be drained under the lock came in between: let the clients go first.
                     if engine.log_length(&Names::of(task, change))? > task.policy.drain_under_lock {
-                        return Ok(None);
+                        return Ok((0, Ended::ComeAgain));
                     }
                 }
+                let mut synced = 0;
                 for change in changes.iter().filter(|change| change.tactic == Tactic::Shadow) {
                     let shape = Shape::read(&engine.connection, task, change, change.table.as_str())?;
                     if shape.unstable && engine.cookie_changed(task, change)? {
@@ -57,17 +69,23 @@ impl Sqlite {
                             "Run `cutover schema apply` again.",
                         ));
                     }
+                    synced += engine.drain(task, &shape, None, None)?;
+                    match engine.check_aside(task, &shape) {
+                        Ok(()) => {}
+                        // A row was set aside just now: it goes on the list before anybody is told.
+                        Err(Error::Locked(_)) => return Ok((synced, Ended::ComeAgain)),
+                        Err(error) => return Err(error),
+                    }
                 }
-                let mut synced = 0;
                 for change in changes {
-                    synced += engine.swap_one(task, change)?;
+                    engine.swap_one(task, change)?;
                 }
                 record(engine)?;
                 task.point("swap.commit");
-                Ok(Some(synced))
+                Ok((synced, Ended::Swapped))
             })?;
-            if let Some(synced) = swapped {
-                work.resynced += synced;
+            work.resynced += swapped.0;
+            if swapped.1 == Ended::Swapped {
                 work.longest_hold_us = u64::try_from(held.elapsed().as_micros()).unwrap_or(u64::MAX);
                 task.point("swap.after");
                 return Ok(work);
@@ -75,20 +93,16 @@ impl Sqlite {
         }
     }
 
-    fn swap_one(&mut self, task: &Task<'_>, change: &TableChange) -> Result<u64, Error> {
+    fn swap_one(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
         let table = change.table.quoted();
         let view = shape::view_name(&change.table, &task.versions.old);
         match (change.fate, change.tactic) {
-            (Fate::Create, _) => {
-                self.create_table(change)?;
-                Ok(0)
-            }
+            (Fate::Create, _) => self.create_table(change),
             (Fate::Drop, _) => {
                 self.run(&format!("DROP VIEW IF EXISTS {}", quote(&view)))?;
                 self.run(&format!("ALTER TABLE {table} RENAME TO {}", quote(&names.old)))?;
-                self.old_view(change, &view, &quote(&names.old), None)?;
-                Ok(0)
+                self.old_view(change, &view, &quote(&names.old), None)
             }
             (Fate::Alter, Tactic::Shadow) => self.swap_shadow(task, change, &view),
             (Fate::Alter, _) => {
@@ -102,17 +116,17 @@ impl Sqlite {
                         self.old_view(change, change.table.as_str(), &then, None)?;
                     }
                 }
-                Ok(0)
+                Ok(())
             }
         }
     }
 
-    fn swap_shadow(&mut self, task: &Task<'_>, change: &TableChange, view: &str) -> Result<u64, Error> {
+    /// Exchanges the tables; the log is empty.
+    fn swap_shadow(&mut self, task: &Task<'_>, change: &TableChange, view: &str) -> Result<(), Error> {
         let names = Names::of(task, change);
         let table = change.table.quoted();
         let (old, shadow, back) = (quote(&names.old), quote(&names.shadow), quote(&names.back));
         let shape = Shape::read(&self.connection, task, change, change.table.as_str())?;
-        let synced = self.drain(task, &shape, None, None)?;
         self.run(&format!("DROP VIEW IF EXISTS {}", quote(view)))?;
         let triggers = self.user_triggers(change.table.as_str())?;
         for (name, _) in &triggers {
@@ -154,7 +168,7 @@ impl Sqlite {
                 statements.iter().try_for_each(|statement| self.run(statement))?;
             }
         }
-        Ok(synced)
+        Ok(())
     }
 
     fn uniques(&self, table: &str) -> Result<Vec<Vec<(String, String)>>, Error> {
@@ -358,6 +372,7 @@ impl Sqlite {
             // A run that goes on instead of undoing has to copy it all again.
             let forget = "DELETE FROM _cutover_chunk WHERE migration = $1 AND table_name = $2";
             engine.execute(forget, &[task.migration.into(), change.table.as_str().into()])?;
+            engine.forget_aside(task, change)?;
             engine.run(&format!(
                 "DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}",
                 quote(&view),
@@ -403,6 +418,7 @@ impl Sqlite {
                 quote(&view),
                 quote(&names.back)
             ))?;
+            engine.drop_aside(&names)?;
             if change.rename_to.is_some() && engine.exists("view", change.table.as_str())? {
                 engine.run(&format!("DROP VIEW {}", change.table.quoted()))?;
             }
@@ -612,6 +628,7 @@ impl Sqlite {
                     self.take_counter(change.table.as_str(), &names.old)?;
                 }
                 self.run(&format!("DROP TABLE IF EXISTS {}", quote(&names.back)))?;
+                self.drop_aside(&names)?;
                 self.discard(change.table.as_str(), &names.trash)?;
                 self.run(&format!("ALTER TABLE {} RENAME TO {table}", quote(&names.old)))?;
                 triggers.iter().try_for_each(|(_, sql)| self.run(sql))

@@ -26,6 +26,8 @@ pub enum Event {
     Contracted,
     /// Its file was accepted in another form.
     Rebaselined,
+    /// Rows that do not fit were approved to stay out of the new shape.
+    Approved,
 }
 
 impl Event {
@@ -38,6 +40,7 @@ impl Event {
             Self::Failed => "failed",
             Self::Contracted => "contracted",
             Self::Rebaselined => "rebaselined",
+            Self::Approved => "approved",
         }
     }
 }

@@ -82,14 +82,16 @@ pub fn acquire(sql: &mut dyn Sql, owner: &str, ttl_ms: u64) -> Result<u64, Error
     Ok(epoch)
 }
 
-/// Prolongs the lease.
+/// Prolongs the lease. One that was given back stays given back: whoever renews it by the clock may be a moment late.
 ///
 /// # Errors
 /// [`Error::Fenced`] when it is no longer ours.
 pub fn renew(sql: &mut dyn Sql, epoch: u64, ttl_ms: u64) -> Result<(), Error> {
     let expires = clock_ms(sql)? + i64::try_from(ttl_ms).unwrap_or(i64::MAX / 2);
-    let update =
-        format!("UPDATE {} SET expires_ms = $1 WHERE one = 1 AND epoch = $2", table(sql.dialect(), "lease"));
+    let update = format!(
+        "UPDATE {} SET expires_ms = $1 WHERE one = 1 AND epoch = $2 AND expires_ms > 0",
+        table(sql.dialect(), "lease")
+    );
     match sql.execute(&update, &[expires.into(), epoch.into()])? {
         0 => Err(Error::Fenced { epoch }),
         _ => Ok(()),

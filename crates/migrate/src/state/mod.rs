@@ -6,6 +6,7 @@
 pub mod history;
 pub mod lease;
 pub mod record;
+pub mod reject;
 pub mod sql;
 
 use std::{fmt, str::FromStr};

@@ -18,6 +18,7 @@ use cutover_migrate::{
 };
 
 use crate::{
+    quarantine::{NUMBERS, apply_approving, listed, to_numbers},
     sqlite::{Database, MONEY, ORDERS},
     support::{Recorder, chain, done, migration, migrator},
 };
@@ -43,6 +44,7 @@ fn act(path: &Path, action: &str, watch: &dyn Watch) {
     let mut migrator = migrator(Box::new(Sqlite::open(path).unwrap()), watch);
     match action {
         "apply" => drop(done(migrator.apply(&migration("0001", None, MONEY), None))),
+        "set aside" => drop(apply_approving(&mut migrator, &to_numbers("quarantine"))),
         "rollback" => {
             migrator.rollback("0001", Loss::Refuse).unwrap_or_else(|error| panic!("{}", chain(&error)))
         }
@@ -163,5 +165,46 @@ fn rollback_and_contract_killed_anywhere_are_finished_by_the_next_run() {
             assert_eq!(database.texts("SELECT amount FROM orders WHERE id = 10"), [amount], "{point}");
             assert_eq!(database.artefacts(), Vec::<String>::new(), "{point}");
         }
+    }
+}
+
+#[test]
+fn apply_killed_anywhere_sets_the_same_rows_aside() {
+    let fresh = || Database::new(NUMBERS);
+    let places: BTreeSet<String> = points(fresh, "set aside").into_iter().collect();
+    for at in 0.. {
+        let database = fresh();
+        if !kill_at(&database.path, "set aside", at) {
+            assert!(at >= places.len(), "killed {at} times only, for {places:?}");
+            break;
+        }
+        let point = format!("killed at place {at}");
+        // One is mended meanwhile, and one that fitted does not any more.
+        let client = database.client();
+        let swapped = database.texts("SELECT typeof(v) FROM t WHERE id = 1") == ["integer"];
+        if !swapped {
+            client
+                .execute_batch("UPDATE t SET v = '7' WHERE id = 700; UPDATE t SET v = 'y' WHERE id = 5")
+                .unwrap();
+        }
+        let mut migrator = migrator(database.engine(), &Unwatched);
+        let applied = apply_approving(&mut migrator, &to_numbers("quarantine"));
+        let aside: BTreeSet<i64> = if swapped { [300, 700].into() } else { [5, 300].into() };
+        assert_eq!(listed(&mut migrator), aside, "{point}");
+        if let Applied::Done(report) = applied {
+            let line = report.ledger.iter().find(|line| line.kind == "copy").unwrap();
+            assert_eq!((line.seen, line.copied + line.present + line.rejected), (1000, 1000), "{point}");
+        }
+        assert_eq!(
+            database.texts("SELECT id FROM t WHERE id IN (5, 300, 700)").len(),
+            3 - aside.len(),
+            "{point}"
+        );
+        assert_eq!(database.texts("SELECT count(*) FROM t"), ["998"], "{point}");
+        migrator.rollback("0001", Loss::Refuse).unwrap_or_else(|error| panic!("{point}: {}", chain(&error)));
+        assert_eq!(database.texts("SELECT count(*) FROM t"), ["1000"], "{point}");
+        migrator.tidy().unwrap();
+        assert_eq!(database.artefacts(), Vec::<String>::new(), "{point}");
+        assert_eq!(database.texts("PRAGMA integrity_check"), ["ok"], "{point}");
     }
 }

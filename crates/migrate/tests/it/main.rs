@@ -7,5 +7,6 @@ mod crash;
 mod oracle;
 mod plugins;
 mod postgres;
+mod quarantine;
 mod sqlite;
 mod support;

@@ -13,7 +13,7 @@ use rusqlite::Connection;
 
 use crate::{
     oracle::{self, Writers},
-    support::{Recorder, chain, done, migration, migrator},
+    support::{At, Recorder, chain, done, migration, migrator},
 };
 
 pub(crate) struct Database {
@@ -208,6 +208,24 @@ fn contract_leaves_only_the_new_shape() {
     assert_eq!(database.artefacts(), Vec::<String>::new());
     assert_eq!(database.texts("SELECT count(*), sum(amount > 0) FROM orders"), ["1000|1000"]);
     assert!(matches!(migrator.rollback("0001_money", Loss::Refuse), Err(Error::Phase { .. })));
+}
+
+#[test]
+fn a_run_that_goes_on_finds_rows_that_came_after_its_last_chunk() {
+    let database = Database::new(ORDERS);
+    let client = database.client();
+    client.execute_batch("INSERT INTO orders (id, country) VALUES (2000, 'XX')").unwrap();
+    let steps = "rollback = \"manual\"\n[[step]]\nop = \"sql\"\ntable = \"orders\"\nset = { region = \"country\" }\ncheck = \"region <> 'XX'\"\n";
+    // The copy is at its end; the comparison drains this row, and then stops at the other one.
+    let insert = At::new("drain.after", || {
+        database.client().execute_batch("INSERT INTO orders (id, country) VALUES (5000, 'FR')").unwrap();
+    });
+    let change = migration("0001", None, steps);
+    let stopped = migrator(database.engine(), &insert).apply(&change, None);
+    assert!(matches!(stopped, Err(Error::Stopped { phase: Phase::ConsistencyCheck, .. })), "{stopped:?}");
+    client.execute_batch("DELETE FROM orders WHERE id = 2000").unwrap();
+    done(migrator(database.engine(), &Unwatched).apply(&change, None));
+    assert_eq!(database.texts("SELECT count(*), max(id), max(region) FROM orders"), ["1001|5000|US"]);
 }
 
 fn sweep(seed: u64) {

@@ -642,26 +642,6 @@ fn a_new_unique_constraint_never_swallows_rows() {
     );
 }
 
-#[test]
-fn rows_that_do_not_fit_are_named_or_set_aside() {
-    if !have_server() {
-        return;
-    }
-    let database = Database::with(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, g::text FROM generate_series(1, 1000) g; UPDATE t SET v = 'x' WHERE id IN (300, 700); ANALYZE t",
-    );
-    let steps = |reject: &str| {
-        format!(
-            "[[step]]\nop = \"alter_column\"\ntable = \"t\"\ncolumn = \"v\"\ntype = \"integer\"\nup = \"v::pg_catalog.int4\"\ndown = \"v::text\"\non_reject = \"{reject}\"\n"
-        )
-    };
-    let error = apply(&database, "0001_v", None, &steps("abort")).map(drop).expect_err("a misfit");
-    assert!(chain(&error).contains("invalid input syntax"), "{}", chain(&error));
-    let error =
-        apply(&database, "0002_v", None, &steps("quarantine")).map(drop).expect_err("nobody approved");
-    assert!(chain(&error).contains("approved"), "{}", chain(&error));
-}
-
 // schema-2.
 #[test]
 fn clients_do_not_queue_behind_our_ddl() {

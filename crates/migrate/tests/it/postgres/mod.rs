@@ -6,5 +6,5 @@ mod crashes;
 mod harness;
 mod oracle;
 mod preserving;
-mod server;
+pub(crate) mod server;
 mod tls;
