@@ -18,7 +18,7 @@ pub struct Attestation<'a> {
     pub release: Option<Digest>,
     /// Grows with every upload of a host; none is used for two episodes.
     pub sequence: u64,
-    /// The signature over [`attested`], in base64.
+    /// The signature over [`Statement::bytes`], in base64.
     pub signature: &'a str,
 }
 
