@@ -1,9 +1,10 @@
 //! Dependencies: which packages of a host have to change, and in which order, so that a release can be installed.
 //!
-//! The search is PubGrub's (crate `pubgrub`), because it explains in sentences why there is no answer (`solve`). What is ours
-//! are the rules: nothing is downgraded, nothing is removed, what is installed stays as long as it will do, and of several
-//! versions that will do the [`Preference`] decides; and the [`Way`]: the order of steps, and the versions between that a
-//! release demands (`way`). Values in, values out; who offers what is found elsewhere.
+//! The search is PubGrub's (crate `pubgrub`), because it explains why there is no answer (`solve`, `explain`). When packages get in
+//! each other's way, what nothing can help is ruled out before they are weighed (`ruled`): that is quick, and a chain of who needs
+//! what is easier to follow. What is ours are the rules: nothing is downgraded, nothing is removed, what is installed stays as long
+//! as it will do, and of several versions that will do the [`Preference`] decides; and the [`Way`]: the order of steps, and the
+//! versions between that a release demands (`way`). Values in, values out; who offers what is found elsewhere.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use self::way::Search;
 use crate::model::{Conflict, Constraint, Name, Requirement, Version};
 
+mod explain;
+mod node;
+mod ruled;
 mod solve;
 mod way;
 

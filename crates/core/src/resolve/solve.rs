@@ -1,36 +1,45 @@
 //! The search for a consistent set of versions: the question of a host as PubGrub wants it asked.
 
 use std::{
+    cell::Cell,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
-    fmt,
 };
 
 use pubgrub::{
-    DefaultStringReporter, Dependencies, DependencyConstraints, DependencyProvider,
-    PackageResolutionStatistics, PubGrubError, Ranges, Reporter as _,
+    Dependencies, DependencyConstraints, DependencyProvider, PackageResolutionStatistics, PubGrubError,
 };
 
-use super::{Candidate, Packages, Preference, Question, Unresolvable};
+use super::{
+    Candidate, Packages, Preference, Question, Unresolvable,
+    explain::explain,
+    node::{Package, Range, Ranked},
+    ruled::Ruled,
+};
 use crate::model::{Constraint, Name, Operator, Requirement, Version};
 
 /// A consistent set of versions. Where several will do, that of `goal` is taken if there is one.
 pub(super) fn solve(question: &Question<'_>, goal: &Packages) -> Result<Packages, Unresolvable> {
+    let is_beyond_help = || Ruled::out(question).reason().map_or(Ok(()), Err);
+    let mut is_weighing = false;
     // Optional requirements and conflicts only bind packages that are there. Which ones are is known when the search is over,
     // so it is repeated until no more come; there are finitely many.
     let mut present: BTreeSet<Name> =
         question.installed.keys().chain(question.wanted.keys()).cloned().collect();
     loop {
-        let host = Host { question, goal, present: &present };
+        let host = Host { question, goal, present: &present, is_weighing, is_in_trouble: Cell::new(false) };
         let solution = pubgrub::resolve(&host, Package::Host, Ranked(Version::new(0, 0, 0)));
         let versions = match solution {
             Ok(versions) => versions,
-            Err(PubGrubError::NoSolution(mut tree)) => {
-                if let Some(error) = no_lower_bound(question) {
-                    return Err(error);
-                }
-                tree.collapse_no_versions();
-                return Err(Unresolvable::Contradiction(DefaultStringReporter::report(&tree)));
+            Err(PubGrubError::ErrorInShouldCancel(Trouble)) => {
+                is_beyond_help()?;
+                is_weighing = true;
+                continue;
+            }
+            Err(PubGrubError::NoSolution(tree)) => {
+                is_beyond_help()?;
+                let contradiction = || Unresolvable::Contradiction(explain(tree));
+                return Err(no_lower_bound(question).unwrap_or_else(contradiction));
             }
             Err(error) => return Err(Unresolvable::Contradiction(error.to_string())),
         };
@@ -93,61 +102,14 @@ fn no_lower_bound(question: &Question<'_>) -> Option<Unresolvable> {
                 Some(_) | None => {
                     let offered = question.offered.get(package).into_iter().flatten();
                     let fits = offered.filter(|candidate| constraint.allows(&candidate.version));
-                    open.extend(fits.map(|candidate| (package, candidate)));
+                    let new = fits.filter(|candidate| !seen.contains(&(package, &candidate.version)));
+                    open.extend(new.map(|candidate| (package, candidate)));
                 }
             }
         }
     }
     None
 }
-
-/// A node of the search: the host itself, or a package on it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Package {
-    Host,
-    Named(Name),
-}
-
-impl fmt::Display for Package {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Host => f.write_str("this host"),
-            Self::Named(name) => name.fmt(f),
-        }
-    }
-}
-
-/// A version ordered by precedence alone, as constraints compare.
-#[derive(Clone, Debug)]
-struct Ranked(Version);
-
-impl PartialEq for Ranked {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Ranked {}
-
-impl PartialOrd for Ranked {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Ranked {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.cmp_precedence(&other.0)
-    }
-}
-
-impl fmt::Display for Ranked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-type Range = Ranges<Ranked>;
 
 fn range(constraint: &Constraint) -> Range {
     constraint.comparisons().fold(Range::full(), |range, (operator, version)| {
@@ -169,7 +131,15 @@ struct Host<'a> {
     goal: &'a Packages,
     /// Packages that optional requirements and conflicts apply to.
     present: &'a BTreeSet<Name>,
+    /// Whether the search goes on when packages are in each other's way; else it ends there.
+    is_weighing: bool,
+    is_in_trouble: Cell<bool>,
 }
+
+/// Packages are in each other's way, or one has no version that would do: perhaps nothing can help.
+#[derive(Debug, thiserror::Error)]
+#[error("packages are in each other's way")]
+struct Trouble;
 
 impl<'a> Host<'a> {
     /// What stands for this version: what is installed before what is offered.
@@ -219,7 +189,7 @@ impl DependencyProvider for Host<'_> {
     type V = Ranked;
     type VS = Range;
     type M = String;
-    type Err = std::convert::Infallible;
+    type Err = Trouble;
     /// Packages that made trouble first, then by name, so that the answer never depends on chance.
     type Priority = (u32, std::cmp::Reverse<String>);
 
@@ -229,13 +199,27 @@ impl DependencyProvider for Host<'_> {
         _: &Range,
         statistics: &PackageResolutionStatistics,
     ) -> Self::Priority {
-        (statistics.conflict_count(), std::cmp::Reverse(package.to_string()))
+        let conflicts = statistics.conflict_count();
+        if conflicts > 0 {
+            self.is_in_trouble.set(true);
+        }
+        (conflicts, std::cmp::Reverse(package.to_string()))
+    }
+
+    fn should_cancel(&self) -> Result<(), Trouble> {
+        if self.is_in_trouble.get() && !self.is_weighing { Err(Trouble) } else { Ok(()) }
     }
 
     fn choose_version(&self, package: &Package, range: &Range) -> Result<Option<Ranked>, Self::Err> {
         Ok(match package {
             Package::Host => Some(Ranked(Version::new(0, 0, 0))),
-            Package::Named(name) => self.best(name, range).cloned().map(Ranked),
+            Package::Named(name) => {
+                let best = self.best(name, range);
+                if best.is_none() {
+                    self.is_in_trouble.set(true);
+                }
+                best.cloned().map(Ranked)
+            }
         })
     }
 
