@@ -17,7 +17,9 @@ type Tree = DerivationTree<Package, Range, String>;
 /// Says why no set of versions satisfies everybody.
 pub(super) fn explain(tree: Tree) -> String {
     let tree = without_absent_versions(&Arc::new(tree), &mut BTreeMap::new());
-    let report = DefaultStringReporter::report(&tree);
+    // How a range says that a package has to be there, and which version the host has.
+    let report = DefaultStringReporter::report(&tree).replace(">absent, <", "<").replace(" >absent", "");
+    let report = report.replace("this host absent", "this host");
     abridged(&report.lines().map(str::to_owned).collect::<Vec<_>>())
 }
 

@@ -4,7 +4,7 @@ use std::{cmp::Ordering, fmt};
 
 use pubgrub::Ranges;
 
-use crate::model::{Name, Version};
+use crate::model::{Constraint, Name, Operator, Version};
 
 /// A node of the search: the host itself, or a package on it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,9 +22,18 @@ impl fmt::Display for Package {
     }
 }
 
-/// A version ordered by precedence alone, as constraints compare.
+/// A version ordered by precedence alone, as constraints compare; or none, below all of them, when the package is not there.
 #[derive(Clone, Debug)]
-pub(super) struct Ranked(pub(super) Version);
+pub(super) struct Ranked(pub(super) Option<Version>);
+
+/// That a package is not there.
+pub(super) const ABSENT: Ranked = Ranked(None);
+
+impl From<&Version> for Ranked {
+    fn from(version: &Version) -> Self {
+        Self(Some(version.clone()))
+    }
+}
 
 impl PartialEq for Ranked {
     fn eq(&self, other: &Self) -> bool {
@@ -42,14 +51,35 @@ impl PartialOrd for Ranked {
 
 impl Ord for Ranked {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.cmp_precedence(&other.0)
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => one.cmp_precedence(other),
+            (one, other) => one.is_some().cmp(&other.is_some()),
+        }
     }
 }
 
 impl fmt::Display for Ranked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match &self.0 {
+            Some(version) => version.fmt(f),
+            None => f.write_str("absent"),
+        }
     }
 }
 
 pub(super) type Range = Ranges<Ranked>;
+
+/// The versions that a constraint allows.
+pub(super) fn range(constraint: &Constraint) -> Range {
+    constraint.comparisons().fold(Range::strictly_higher_than(ABSENT), |range, (operator, version)| {
+        let version = Ranked::from(version);
+        range.intersection(&match operator {
+            Operator::AtLeast => Range::higher_than(version),
+            Operator::AtMost => Range::lower_than(version),
+            Operator::Above => Range::strictly_higher_than(version),
+            Operator::Below => Range::strictly_lower_than(version),
+            Operator::Equal => Range::singleton(version),
+            Operator::NotEqual => Range::singleton(version).complement(),
+        })
+    })
+}

@@ -18,7 +18,10 @@ type Place = usize;
 pub(super) struct Ruled<'a> {
     question: &'a Question<'a>,
     places: BTreeMap<&'a Name, Place>,
+    /// Those that are wanted or installed first.
     packages: Vec<Package<'a>>,
+    /// How many are wanted or installed.
+    starts: usize,
 }
 
 struct Package<'a> {
@@ -40,10 +43,11 @@ struct Choice<'a> {
 impl<'a> Ruled<'a> {
     /// Rules out what can be, the shortest chains first.
     pub(super) fn out(question: &'a Question<'a>) -> Self {
-        let mut ruled = Self { question, places: BTreeMap::new(), packages: Vec::new() };
+        let mut ruled = Self { question, places: BTreeMap::new(), packages: Vec::new(), starts: 0 };
         for start in question.wanted.keys().chain(question.installed.keys()) {
             ruled.place_of(start);
         }
+        ruled.starts = ruled.packages.len();
         let mut next = 0;
         while next < ruled.packages.len() {
             ruled.fill(next);
@@ -117,10 +121,9 @@ impl<'a> Ruled<'a> {
 
     /// Why nothing will do, if something that is wanted or installed is ruled out: the chain from there to what is not to be had.
     pub(super) fn reason(&self) -> Option<Unresolvable> {
-        let starts = self.question.wanted.len() + self.question.installed.len();
         let is_lost =
             |place: &Place| self.packages[*place].choices.iter().all(|choice| choice.unmet.is_some());
-        let start = (0..starts.min(self.packages.len())).find(is_lost)?;
+        let start = (0..self.starts).find(is_lost)?;
         let count = self.packages[start].choices.len();
         if count == 0 {
             return Some(Unresolvable::Contradiction(self.absence_of(start)));

@@ -13,28 +13,31 @@ use pubgrub::{
 use super::{
     Candidate, Packages, Preference, Question, Unresolvable,
     explain::explain,
-    node::{Package, Range, Ranked},
+    node::{ABSENT, Package, Range, Ranked, range},
     ruled::Ruled,
 };
-use crate::model::{Constraint, Name, Operator, Requirement, Version};
+use crate::model::{Name, Requirement, Version};
 
 /// A consistent set of versions. Where several will do, that of `goal` is taken if there is one.
 pub(super) fn solve(question: &Question<'_>, goal: &Packages) -> Result<Packages, Unresolvable> {
     let is_beyond_help = || Ruled::out(question).reason().map_or(Ok(()), Err);
     let mut is_weighing = false;
-    // Optional requirements and conflicts only bind packages that are there. Which ones are is known when the search is over,
-    // so it is repeated until no more come; there are finitely many.
-    let mut present: BTreeSet<Name> =
-        question.installed.keys().chain(question.wanted.keys()).cloned().collect();
     loop {
-        let host = Host { question, goal, present: &present, is_weighing, is_in_trouble: Cell::new(false) };
-        let solution = pubgrub::resolve(&host, Package::Host, Ranked(Version::new(0, 0, 0)));
-        let versions = match solution {
-            Ok(versions) => versions,
+        let host = Host { question, goal, is_weighing, is_in_trouble: Cell::new(false) };
+        match pubgrub::resolve(&host, Package::Host, ABSENT) {
+            Ok(versions) => {
+                let candidate = |(package, version)| match (package, version) {
+                    (Package::Named(name), Ranked(Some(version))) => {
+                        let candidate = host.candidate(&name, &version)?.clone();
+                        Some((name, candidate))
+                    }
+                    (Package::Host, _) | (Package::Named(_), Ranked(None)) => None,
+                };
+                return Ok(versions.into_iter().filter_map(candidate).collect());
+            }
             Err(PubGrubError::ErrorInShouldCancel(Trouble)) => {
                 is_beyond_help()?;
                 is_weighing = true;
-                continue;
             }
             Err(PubGrubError::NoSolution(tree)) => {
                 is_beyond_help()?;
@@ -42,36 +45,8 @@ pub(super) fn solve(question: &Question<'_>, goal: &Packages) -> Result<Packages
                 return Err(no_lower_bound(question).unwrap_or_else(contradiction));
             }
             Err(error) => return Err(Unresolvable::Contradiction(error.to_string())),
-        };
-        let mut chosen = BTreeMap::new();
-        for (package, version) in versions {
-            if let Package::Named(name) = package
-                && let Some(candidate) = host.candidate(&name, &version.0)
-            {
-                chosen.insert(name, candidate.clone());
-            }
-        }
-        let more: Vec<Name> = chosen.keys().filter(|name| !present.contains(*name)).cloned().collect();
-        if more.is_empty() {
-            return Ok(needed(question, chosen));
-        }
-        present.extend(more);
-    }
-}
-
-/// What is installed or wanted, and what these need; an earlier round may have brought more.
-fn needed(question: &Question<'_>, chosen: Packages) -> Packages {
-    let mut needed = BTreeSet::new();
-    let mut open: Vec<Name> = question.installed.keys().chain(question.wanted.keys()).cloned().collect();
-    while let Some(name) = open.pop() {
-        if let Some(candidate) = chosen.get(&name)
-            && needed.insert(name)
-        {
-            let requires = candidate.requires.iter().filter(|requirement| !requirement.optional);
-            open.extend(requires.map(|requirement| requirement.package.clone()));
         }
     }
-    chosen.into_iter().filter(|(name, _)| needed.contains(name)).collect()
 }
 
 /// A requirement of something wanted, or of what that needs, that only an older version would meet.
@@ -111,26 +86,10 @@ fn no_lower_bound(question: &Question<'_>) -> Option<Unresolvable> {
     None
 }
 
-fn range(constraint: &Constraint) -> Range {
-    constraint.comparisons().fold(Range::full(), |range, (operator, version)| {
-        let version = Ranked(version.clone());
-        range.intersection(&match operator {
-            Operator::AtLeast => Range::higher_than(version),
-            Operator::AtMost => Range::lower_than(version),
-            Operator::Above => Range::strictly_higher_than(version),
-            Operator::Below => Range::strictly_lower_than(version),
-            Operator::Equal => Range::singleton(version),
-            Operator::NotEqual => Range::singleton(version).complement(),
-        })
-    })
-}
-
 /// The question as PubGrub wants it asked.
 struct Host<'a> {
     question: &'a Question<'a>,
     goal: &'a Packages,
-    /// Packages that optional requirements and conflicts apply to.
-    present: &'a BTreeSet<Name>,
     /// Whether the search goes on when packages are in each other's way; else it ends there.
     is_weighing: bool,
     is_in_trouble: Cell<bool>,
@@ -149,9 +108,17 @@ impl<'a> Host<'a> {
         self.question.installed.get(package).filter(is_it).or_else(offered)
     }
 
-    /// The version in a range that a package should get, if it can have any.
-    fn best(&self, package: &Name, range: &Range) -> Option<&'a Version> {
-        let fits = |version: &Version| range.contains(&Ranked(version.clone()));
+    /// The version in a range that a package should get, or that it should stay absent; `None` when nothing will do.
+    fn best(&self, package: &Name, range: &Range) -> Option<Ranked> {
+        // What is installed or wanted has no such range: the host itself needs it.
+        if range.contains(&ABSENT) {
+            return Some(ABSENT);
+        }
+        self.best_version(package, range).map(Ranked::from)
+    }
+
+    fn best_version(&self, package: &Name, range: &Range) -> Option<&'a Version> {
+        let fits = |version: &Version| range.contains(&Ranked::from(version));
         let present = self.question.installed.get(package).map(|present| &present.version);
         if let Some(present) = present.filter(|version| fits(version)) {
             return Some(present);
@@ -190,20 +157,21 @@ impl DependencyProvider for Host<'_> {
     type VS = Range;
     type M = String;
     type Err = Trouble;
-    /// Packages that made trouble first, then by name, so that the answer never depends on chance.
-    type Priority = (u32, std::cmp::Reverse<String>);
+    /// Packages that have to be there first, so that others stay absent unless somebody needs them; of these, those that made
+    /// trouble; then by name, so that the answer never depends on chance.
+    type Priority = (bool, u32, std::cmp::Reverse<String>);
 
     fn prioritize(
         &self,
         package: &Package,
-        _: &Range,
+        range: &Range,
         statistics: &PackageResolutionStatistics,
     ) -> Self::Priority {
         let conflicts = statistics.conflict_count();
         if conflicts > 0 {
             self.is_in_trouble.set(true);
         }
-        (conflicts, std::cmp::Reverse(package.to_string()))
+        (!range.contains(&ABSENT), conflicts, std::cmp::Reverse(package.to_string()))
     }
 
     fn should_cancel(&self) -> Result<(), Trouble> {
@@ -212,13 +180,13 @@ impl DependencyProvider for Host<'_> {
 
     fn choose_version(&self, package: &Package, range: &Range) -> Result<Option<Ranked>, Self::Err> {
         Ok(match package {
-            Package::Host => Some(Ranked(Version::new(0, 0, 0))),
+            Package::Host => Some(ABSENT),
             Package::Named(name) => {
                 let best = self.best(name, range);
                 if best.is_none() {
                     self.is_in_trouble.set(true);
                 }
-                best.cloned().map(Ranked)
+                best
             }
         })
     }
@@ -236,25 +204,25 @@ impl DependencyProvider for Host<'_> {
         match package {
             Package::Host => {
                 for (name, present) in self.question.installed {
-                    add(name, Range::higher_than(Ranked(present.version.clone())));
+                    add(name, Range::higher_than(Ranked::from(&present.version)));
                 }
                 for (name, version) in self.question.wanted {
-                    add(name, Range::singleton(Ranked(version.clone())));
+                    add(name, Range::singleton(Ranked::from(version)));
                 }
             }
             Package::Named(name) => {
-                let Some(candidate) = self.candidate(name, &version.0) else {
+                let Ranked(Some(version)) = version else {
+                    return Ok(Dependencies::Available(DependencyConstraints::default()));
+                };
+                let Some(candidate) = self.candidate(name, version) else {
                     return Ok(Dependencies::Unavailable("it cannot be had".to_owned()));
                 };
-                for requirement in &candidate.requires {
-                    if !requirement.optional || self.present.contains(&requirement.package) {
-                        add(&requirement.package, range(&requirement.constraint));
-                    }
+                for Requirement { package, constraint, optional } in &candidate.requires {
+                    let fits = range(constraint);
+                    add(package, if *optional { fits.union(&Range::singleton(ABSENT)) } else { fits });
                 }
                 for conflict in &candidate.conflicts {
-                    if self.present.contains(&conflict.package) {
-                        add(&conflict.package, range(&conflict.constraint).complement());
-                    }
+                    add(&conflict.package, range(&conflict.constraint).complement());
                 }
             }
         }

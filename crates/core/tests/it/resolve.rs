@@ -420,6 +420,17 @@ fn a_thousand_packages_of_fifty_versions_are_resolved_the_same_way_every_time() 
     assert!(steps.len() == 1000, "{}", steps.len());
 }
 
+#[test]
+fn what_nothing_can_help_is_no_reason_where_something_else_will_do() {
+    let world = World::default()
+        .has("a", "1.0.0")
+        .has("b", "1.0.0")
+        .offers("a", &["2.0.0 ! b <1.5.0"])
+        .offers("b", &["1.5.0", "2.0.0: c"]);
+    let world = World { preference: Preference::Newest, ..world };
+    assert!(world.wanting("a", "2.0.0").contains(&"b 1.0.0 -> 1.5.0".to_owned()));
+}
+
 /// Four packages in three versions each, of which some need or refuse later ones, and some are installed.
 fn small_world() -> impl Strategy<Value = World> {
     let part = || (0..4_usize, 1..4_u64, 1..4_u64, any::<bool>());
@@ -515,6 +526,30 @@ fn requirement_far_away_that_nobody_meets_is_explained_by_the_chain_to_it() {
     let last = "All 20 versions of p150 that could be taken, 1.0.0 to 1.19.0, need p299 >=2.0.0. Only p299 1.0.0 to \
                 1.19.0 are to be had.";
     assert_eq!(*sentences.last().unwrap(), last, "{error}");
+}
+
+#[test]
+fn packages_that_cannot_be_had_together_are_explained_in_sentences() {
+    let world = World::default()
+        .offers("a", &["1.0.0: b; c"])
+        .offers("b", &["1.0.0: d >=2.0.0"])
+        .offers("c", &["1.0.0: d <2.0.0"])
+        .offers("d", &["1.0.0", "2.0.0"]);
+    assert_eq!(
+        world.refused("a", "1.0.0").to_string(),
+        "Because b depends on d >=2.0.0 and c 1.0.0 depends on d <2.0.0, b, c 1.0.0 are incompatible.\n\
+         And because a 1.0.0 depends on b, c, a 1.0.0 are incompatible.\n\
+         And because a 1.0.0 depends on c and this host depends on a 1.0.0, this host is forbidden."
+    );
+}
+
+#[test]
+fn package_is_brought_only_where_nothing_else_will_do() {
+    let world = World::default()
+        .offers("a", &["1.0.0: b ! c"])
+        .offers("b", &["1.0.0: c", "2.0.0"])
+        .offers("c", &["1.0.0"]);
+    assert_eq!(world.wanting("a", "1.0.0"), ["b 2.0.0", "a 1.0.0"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cutover_core::causes::chain;
 use serde_json::json;
 
 use super::{
@@ -231,15 +232,4 @@ impl Run<'_> {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+pub(crate) use cutover_core::causes::chain;
 use cutover_migrate::{
     Error, engine::Engine, engine::Watch, file, ir::Migration, run::Applied, run::Migrator, run::Report,
     run::Settings, run::no_functions, state::Phase,
@@ -50,17 +51,6 @@ pub(crate) fn done(applied: Result<Applied, Error>) -> Report {
         Ok(Applied::Already) => panic!("it had been applied before"),
         Err(error) => panic!("{}", chain(&error)),
     }
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 /// A row function from a closure over one row.

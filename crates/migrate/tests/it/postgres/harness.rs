@@ -1,5 +1,6 @@
 //! Running migrations in tests.
 
+pub(crate) use cutover_core::causes::chain;
 use cutover_migrate::{
     Error,
     engine::{Loss, Policy, Unwatched, Watch},
@@ -49,17 +50,6 @@ pub(crate) fn rollback(database: &Database<'_>, id: &str) -> Result<(), Error> {
 pub(crate) fn complete(database: &Database<'_>, id: &str) -> Result<Applied, Error> {
     let everywhere = Floor { lowest: "99.0.0".parse().expect("a version"), rollback_open: false };
     with_migrator(database, &Unwatched, |migrator| migrator.complete(id, &everywhere, 1_000_000))
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 /// The dump of a database without our state and without what pg_dump says at random.
