@@ -5,6 +5,7 @@
 //! what is easier to follow. What is ours are the rules: nothing is downgraded, nothing is removed, what is installed stays as long
 //! as it will do, and of several versions that will do the [`Preference`] decides; and the [`Way`]: the order of steps, and the
 //! versions between that a release demands (`way`). Values in, values out; who offers what is found elsewhere.
+//! Decision: `docs/decisions/0053-the-search-knows-absence-and-what-nothing-can-help.md`.
 
 use std::{collections::BTreeMap, fmt};
 
