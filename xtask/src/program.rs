@@ -20,22 +20,17 @@ pub(crate) enum Profile {
 }
 
 impl Profile {
-    /// What is selected, and how it is built. Cargo builds a crate once for each set of features that a selection wants of it, so
-    /// the development build selects what the tests do: the whole workspace, and an example, since it looks at the features
-    /// that tests want only when something is built that is for development.
-    fn arguments(self, package: &str) -> Vec<&str> {
+    fn arguments(self) -> &'static [&'static str] {
         match self {
-            Profile::Dev => vec!["--workspace", "--features", TESTED_FEATURES, "--example", EXAMPLE],
-            Profile::Release => vec!["--package", package, "--release"],
+            // What `cargo xtask test` has built already.
+            Profile::Dev => &["--features", TESTED_FEATURES],
+            Profile::Release => &["--release"],
         }
     }
 }
 
 /// Features that are off by default and tested all the same; with them in every part of the tests, nothing is built twice.
 pub(crate) const TESTED_FEATURES: &str = "cutover/s3";
-
-/// An example that the tests need, too.
-const EXAMPLE: &str = "gated_app";
 
 /// Builds `cutover` and says where the binary is.
 pub(crate) fn build(root: &Path, profile: Profile) -> Result<PathBuf> {
@@ -45,8 +40,8 @@ pub(crate) fn build(root: &Path, profile: Profile) -> Result<PathBuf> {
 /// Builds one program of a package and says where the binary is.
 pub(crate) fn build_one(root: &Path, profile: Profile, package: &str, name: &str) -> Result<PathBuf> {
     let mut cargo = Command::new(cargo());
-    cargo.current_dir(root).args(["build", "--quiet", "--bin", name]).args(profile.arguments(package));
-    cargo.args(["--message-format", "json-render-diagnostics"]);
+    cargo.current_dir(root).args(["build", "--quiet", "--package", package, "--bin", name]);
+    cargo.args(profile.arguments()).args(["--message-format", "json-render-diagnostics"]);
     cargo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = cargo.spawn().context("failed to run cargo build")?;
     let mut messages = String::new();
