@@ -62,6 +62,20 @@ pub struct Question<'a> {
     pub preference: Preference,
 }
 
+impl Question<'_> {
+    /// The refusal of a requirement that only an older version than the installed one would meet, if it is such a one.
+    fn downgrade(&self, by: &Name, package: &Name, constraint: &Constraint) -> Option<Unresolvable> {
+        let installed = &self.installed.get(package)?.version;
+        let is_one = !constraint.allows(installed) && constraint.lower_bound().is_none();
+        is_one.then(|| Unresolvable::NoLowerBound {
+            by: by.clone(),
+            package: package.clone(),
+            constraint: constraint.clone(),
+            installed: installed.clone(),
+        })
+    }
+}
+
 /// One package changes its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {

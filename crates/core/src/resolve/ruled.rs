@@ -156,32 +156,16 @@ impl<'a> Ruled<'a> {
             let rest: Vec<usize> = (0..package.choices.len()).filter(is_asked_for).collect();
             let mut sentence = sentence(by.name, &needs, package.name);
             if rest.is_empty() {
-                self.has_lower_bound(by.name, &needs, package.name)?;
+                let downgrade = |(_, constraint): &(_, &Constraint)| {
+                    self.question.downgrade(by.name, package.name, constraint)
+                };
+                needs.iter().find_map(downgrade).map_or(Ok(()), Err)?;
                 sentence = format!("{sentence} {}", self.absence_of(on));
             }
             chain.sentences.push(sentence);
             chain.open.push((on, rest));
         }
         Ok(())
-    }
-
-    /// Fails when only an older version than the installed one would do.
-    fn has_lower_bound(
-        &self,
-        by: &Name,
-        needs: &[(&Version, &Constraint)],
-        on: &Name,
-    ) -> Result<(), Unresolvable> {
-        let Some(installed) = self.question.installed.get(on) else { return Ok(()) };
-        match needs.iter().find(|(_, constraint)| constraint.lower_bound().is_none()) {
-            Some((_, constraint)) => Err(Unresolvable::NoLowerBound {
-                by: by.clone(),
-                package: on.clone(),
-                constraint: (*constraint).clone(),
-                installed: installed.version.clone(),
-            }),
-            None => Ok(()),
-        }
     }
 
     /// Says what there is of a package, when that is not enough.

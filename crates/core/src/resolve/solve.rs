@@ -64,22 +64,16 @@ fn no_lower_bound(question: &Question<'_>) -> Option<Unresolvable> {
             continue;
         }
         for Requirement { package, constraint, .. } in &candidate.requires {
-            match question.installed.get(package) {
-                Some(present) if constraint.allows(&present.version) => {}
-                Some(present) if constraint.lower_bound().is_none() => {
-                    return Some(Unresolvable::NoLowerBound {
-                        by: by.clone(),
-                        package: package.clone(),
-                        constraint: constraint.clone(),
-                        installed: present.version.clone(),
-                    });
-                }
-                Some(_) | None => {
-                    let offered = question.offered.get(package).into_iter().flatten();
-                    let fits = offered.filter(|candidate| constraint.allows(&candidate.version));
-                    let new = fits.filter(|candidate| !seen.contains(&(package, &candidate.version)));
-                    open.extend(new.map(|candidate| (package, candidate)));
-                }
+            let downgrade = question.downgrade(by, package, constraint);
+            if downgrade.is_some() {
+                return downgrade;
+            }
+            let present = question.installed.get(package);
+            if present.is_none_or(|present| !constraint.allows(&present.version)) {
+                let offered = question.offered.get(package).into_iter().flatten();
+                let fits = offered.filter(|candidate| constraint.allows(&candidate.version));
+                let new = fits.filter(|candidate| !seen.contains(&(package, &candidate.version)));
+                open.extend(new.map(|candidate| (package, candidate)));
             }
         }
     }

@@ -544,6 +544,13 @@ fn packages_that_cannot_be_had_together_are_explained_in_sentences() {
 }
 
 #[test]
+fn requirement_of_what_another_wish_rules_out_is_no_downgrade() {
+    let world = World::default().has("b", "1.0.0").offers("a", &["1.0.0: b <2.0.0"]).offers("b", &["2.0.0"]);
+    let refused = world.try_wanting(&[("a", "1.0.0"), ("b", "2.0.0")]).expect_err("no answer");
+    assert_eq!(refused.to_string(), "a 1.0.0 needs b <2.0.0. b is to be 2.0.0.");
+}
+
+#[test]
 fn package_is_brought_only_where_nothing_else_will_do() {
     let world = World::default()
         .offers("a", &["1.0.0: b ! c"])
