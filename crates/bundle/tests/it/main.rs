@@ -7,6 +7,7 @@ mod container;
 mod delta;
 mod episode;
 mod hostile;
+mod not_run;
 mod openssl;
 mod payload;
 mod pkcs11;

@@ -11,6 +11,8 @@ use cutover_bundle::{
 };
 use cutover_core::model::{FileEntry, FileKind, FileMode, Instant, Manifest, Version};
 
+use crate::not_run::not_run;
+
 /// The time of all tests.
 pub fn now() -> Instant {
     "2026-03-01T12:00:00Z".parse().expect("a time")
@@ -103,13 +105,7 @@ pub fn verify(bytes: &[u8], anchor: &TrustAnchor) -> Result<VerifiedBundle<Vec<u
 pub fn have(tool: &str, package: &str, found: bool) -> bool {
     if !found {
         let test = std::thread::current().name().unwrap_or("?").to_owned();
-        let line = format!("{test}: {tool} is not installed (Debian: apt-get install {package})\n");
-        eprint!("not run: {line}");
-        if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            let mut file = file.expect("the list of tests that were not run");
-            std::io::Write::write_all(&mut file, line.as_bytes()).expect("written");
-        }
+        not_run(&format!("{test}: {tool} is not installed (Debian: apt-get install {package})"));
     }
     found
 }

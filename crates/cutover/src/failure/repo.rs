@@ -270,9 +270,13 @@ impl Classify for BootstrapError {
     }
 
     fn hints(&self) -> Vec<String> {
-        vec![
-            "the repository may be older than that, or unsigned: give its first root with --trusted-root"
-                .to_owned(),
-        ]
+        let hint = match self {
+            Self::Fetch { source: FetchError::NotFound, .. } => {
+                "is this the address of a repository? One without a signer needs its first root: --trusted-root"
+            }
+            Self::Fetch { .. } => return Vec::new(),
+            Self::Malformed(_) => "give the first root of the repository with --trusted-root",
+        };
+        vec![hint.to_owned()]
     }
 }

@@ -17,6 +17,7 @@ use cutover::core::model::Digest;
 use serde_json::Value;
 
 use crate::{
+    not_run::not_run,
     repo::Repository,
     world::{PLAIN, Release, World, command, run, sweep_time, text},
 };
@@ -369,11 +370,4 @@ fn full_disk_is_said_leaves_nothing_behind_and_is_over_when_there_is_room() {
     std::fs::remove_file(seen.join("mounted")).expect("removed");
     assert_eq!(status("h/after", 10), 201);
     assert_eq!(rows(&seen).len(), stored + 1);
-}
-
-pub(crate) fn not_run(line: &str) {
-    if let Ok(path) = std::env::var("XTASK_NOT_RUN") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file");
-        writeln!(file, "{line}").expect("written");
-    }
 }

@@ -1,12 +1,18 @@
-//! The guides say what works: blocks of the first one are run as they stand, keys of another are read.
+//! The guides say what works: blocks of the README and of the first guide are run as they stand, keys of others are read.
 
-use std::{fs, path::Path};
+use std::{fs, net::TcpListener, path::Path};
 
 use crate::world::{PLAIN, Release, World, command, finish, stamped, text};
 
-fn guide(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides").join(name);
+const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+fn page(path: &str) -> String {
+    let path = Path::new(PROJECT).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn guide(name: &str) -> String {
+    page(&format!("docs/guides/{name}"))
 }
 
 /// The contents of the guide's code blocks in `language`.
@@ -16,12 +22,52 @@ fn blocks(guide: &str, language: &str) -> Vec<String> {
     parts.map(|part| part.split("```").next().unwrap_or_default().to_owned()).collect()
 }
 
+/// Puts `cutover` in a new directory.
+fn program_in(directory: &Path) {
+    fs::create_dir_all(directory).expect("made");
+    std::os::unix::fs::symlink(PLAIN, directory.join("cutover")).expect("linked");
+}
+
+#[test]
+fn readme_works_as_written() {
+    let world = World::new();
+    program_in(&world.path("checkout/target/release"));
+    std::os::unix::fs::symlink(Path::new(PROJECT).join("docs"), world.path("checkout/docs")).expect("linked");
+    // Only the ports are others, for they may be taken here.
+    let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [site, gate] = ports.map(|free| free.local_addr().expect("bound").port());
+    let script = blocks(&page("README.md"), "sh")
+        .join("\n")
+        .replace("127.0.0.1 8000", &format!("127.0.0.1 {site}"))
+        .replace("127.0.0.1:8000", &format!("127.0.0.1:{site}"))
+        .replace("127.0.0.1:8440", &format!("127.0.0.1:{gate}"))
+        .replace("cutover gate serve", &format!("cutover gate serve --listen tcp:127.0.0.1:{gate}"));
+    let script = format!("set -eu\ntrap 'kill $(jobs -p)' EXIT\n{script}");
+    let script = world.write("readme.sh", script);
+    let mut shell = command(Path::new("/bin/bash"), &[text(&script)]);
+    shell.current_dir(world.path("checkout"));
+    for who in ["GIT_AUTHOR", "GIT_COMMITTER"] {
+        shell.env(format!("{who}_NAME"), "A").env(format!("{who}_EMAIL"), "a@example.org");
+    }
+    let ran = finish(shell).must(0);
+    for said in [
+        "\nhello\n",
+        "rolled back from hello 1.1.0 to hello 1.0.0",
+        "updated from an empty root to hello 1.1.0",
+        "0042_contact is applied: schema version 2",
+        "0042_contact is rolled back",
+        "commit-not-accepted: ",
+        "\"status\":\"stored\"",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}: {}{}", ran.stdout, ran.stderr);
+    }
+}
+
 #[test]
 fn first_update_works_as_written() {
     let world = World::new();
     let bin = world.path("bin");
-    fs::create_dir(&bin).expect("made");
-    std::os::unix::fs::symlink(PLAIN, bin.join("cutover")).expect("linked");
+    program_in(&bin);
     let guide = guide("first-update.md");
     let script = format!("set -eu\n{}", blocks(&guide, "sh").join("\n"));
     let script = world.write("work/guide.sh", script);

@@ -18,6 +18,8 @@ mod log;
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 #[path = "../../../s3/tests/it/moto.rs"]
 mod moto;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 #[cfg(feature = "s3")]
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 #[path = "../../../s3/tests/it/proxy.rs"]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    gate::not_run,
+    not_run::not_run,
     world::{Ran, Release, World, command, finish, stamped, text},
 };
 

@@ -11,7 +11,7 @@ use std::{
 use cutover_core::model::Digest;
 
 use crate::{
-    gate::not_run,
+    not_run::not_run,
     repo::Repository,
     world::{Ran, World, command, finish, stamped, text},
 };

@@ -97,7 +97,7 @@ where
     let mut excluded = BTreeSet::new();
     let mut tries: BTreeMap<_, Tries> = BTreeMap::new();
     let mut own_wait = Duration::ZERO;
-    let mut last = None;
+    let mut failed = BTreeMap::new();
     while let Some(choice) = shared.choose(&excluded) {
         let id = choice.mirror;
         let wait = choice.wait.max(own_wait);
@@ -107,8 +107,9 @@ where
         let started = shared.timer.now();
         let error = match once(shared, &shared.bases[id.0], target, known).await {
             Ok(Got::Missing) => {
-                // Another place may be further than this one; it is no failure of it.
+                // Another place may be further than this one; it is no failure of it, and makes up for those before.
                 excluded.insert(id);
+                failed.remove(&id);
                 continue;
             }
             Ok(got) => {
@@ -142,9 +143,9 @@ where
         let pause = if next == Next::TooLong { None } else { asked.flatten() };
         let now = shared.timer.now();
         shared.mirrors.lock().expect("no holder panics").failed(id, now, pause.unwrap_or_default());
-        last = Some(error);
+        failed.insert(id, error);
     }
-    last.map_or(Ok(Got::Missing), Err)
+    failed.into_values().next().map_or(Ok(Got::Missing), Err)
 }
 
 async fn once<F>(

@@ -75,6 +75,18 @@ fn missing_file_is_no_error_and_looked_for_in_every_place() {
 }
 
 #[test]
+fn place_that_answers_in_the_end_has_not_failed() {
+    let starting = || Server::start(|request| Reply::status(if request.number == 0 { 503 } else { 404 }));
+    let (first, second) = (starting(), starting());
+    assert_eq!(get(&World::new(), &[first.url(), second.url()], None).unwrap(), Got::Missing);
+    assert_eq!((first.asked().len(), second.asked().len()), (2, 2));
+    // It does not speak for another one.
+    let broken = Server::start(|_| Reply::status(500));
+    let error = get(&World::new(), &[broken.url(), starting().url()], None).unwrap_err();
+    assert!(matches!(&error, FetchError::Answer { url, .. } if url.starts_with(&broken.url())), "{error}");
+}
+
+#[test]
 fn compressed_partial_and_cut_answers_are_no_content() {
     let server = Server::start(|_| Reply::ok(b"x").with("content-encoding", "br"));
     let error = get(&World::new(), &[server.url()], None).unwrap_err();

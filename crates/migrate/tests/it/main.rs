@@ -4,6 +4,8 @@
 
 mod cases;
 mod crash;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 mod oracle;
 mod plugins;
 mod postgres;

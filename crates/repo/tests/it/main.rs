@@ -8,6 +8,8 @@ mod attacks;
 mod client;
 mod crash;
 mod log;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 mod publish;
 mod pypi;
 mod python;

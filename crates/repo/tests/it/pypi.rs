@@ -1,11 +1,12 @@
 //! Programs from PyPI that tests run beside ours, in a virtual environment that is made once for each build directory.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::Write as _,
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
+
+use crate::not_run::not_run;
 
 /// The directory of an environment with `packages`, in which `python -c check` succeeds. `None`, and a line among those
 /// that `cargo xtask test` prints at its end, when it cannot be had here.
@@ -27,11 +28,6 @@ pub(crate) fn environment(name: &str, packages: &[&str], check: &str) -> Option<
     if made {
         return Some(directory);
     }
-    let note = format!("tests with {}: python3 with venv and PyPI cannot be had", packages[0]);
-    if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
-        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("a file");
-        writeln!(file, "{note}").expect("written");
-    }
-    eprintln!("not run: {note}");
+    not_run(&format!("tests with {}: python3 with venv and PyPI cannot be had", packages[0]));
     None
 }

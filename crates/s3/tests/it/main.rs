@@ -3,6 +3,8 @@
 
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]
 mod moto;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 mod objects;
 mod port;
 #[allow(dead_code, reason = "each of the two crates uses what it needs")]

@@ -34,8 +34,8 @@ use crate::{
     settings::{GateSettings, SettingError, TokenHolder},
 };
 
-/// Most bytes of small bodies held in memory, in KiB; more wait with their connection.
-const SMALL_BODIES_KIB: usize = 12 << 10;
+/// Most bytes of bodies that are gathered in memory, in KiB; what comes above that goes to the disk as it comes.
+const BODIES_KIB: usize = 32 << 10;
 /// Most episodes in one page of a list.
 const PAGE_MAX: usize = 1000;
 
@@ -68,7 +68,8 @@ pub(crate) struct App {
     pub(crate) live: RwLock<Arc<Live>>,
     pub(crate) rates: Rates,
     pub(crate) room: Mutex<Room>,
-    pub(crate) small_bodies: Arc<Semaphore>,
+    /// Memory for bodies, in KiB.
+    pub(crate) bodies: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) stopping: AtomicBool,
 }
@@ -81,7 +82,7 @@ impl App {
             live: RwLock::new(Arc::new(live)),
             rates: Rates::default(),
             room: Mutex::default(),
-            small_bodies: Arc::new(Semaphore::new(SMALL_BODIES_KIB)),
+            bodies: Arc::new(Semaphore::new(BODIES_KIB)),
             metrics: Metrics::new(),
             stopping: AtomicBool::new(false),
         }

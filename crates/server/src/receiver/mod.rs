@@ -7,6 +7,7 @@ mod access;
 mod answer;
 mod app;
 mod attest;
+mod body;
 mod metrics;
 mod put;
 mod room;

@@ -3,40 +3,31 @@
 //! Everything that can be refused is refused before the body is asked for: no `100 Continue` is sent and nothing is read
 //! (RFC 9110, 10.1.1), and the connection is closed.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{body::Body, extract::State};
-use bytes::Bytes;
 use cutover_core::{
     admission::{CommitHash, EpisodeKey},
     causes::chain,
     model::Digest,
 };
 use http::{HeaderMap, Request, Response, StatusCode, header, request::Parts};
-use http_body_util::BodyExt as _;
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::{Duration, timeout_at},
-};
 
 use super::{
     access::authorize,
     answer::{Problem, stored},
     app::{App, EPISODES, Live, peer_of},
+    body::{Incoming, to_disk},
     room::{Reserved, reserve},
     socket::Wire,
 };
 use crate::{
     gate::{claim_of, outcome_of},
-    ingest::{Finished, Origin, StoreError, Stored},
+    ingest::{Origin, Stored},
 };
-
-/// Up to this size, a body is collected and written in one go.
-const SMALL: u64 = 256 << 10;
-/// Pieces of a larger body that may wait for the disk.
-const PIECES: usize = 4;
-/// A body that brings less than this within the time limit is stalled.
-const PROGRESS: u64 = 1 << 10;
 
 /// What is known of an upload before its body.
 struct Ticket {
@@ -191,12 +182,8 @@ fn conflict(key: &EpisodeKey, stored: Digest) -> Problem {
 /// Takes the body, makes it durable, and says what became of it.
 async fn take_in(app: &Arc<App>, live: &Live, ticket: Ticket, body: Body) -> Result<Response<Body>, Problem> {
     let stall = Duration::from_secs(live.settings.limits.stall_timeout_s.max(1));
-    let source = Incoming { body, left: ticket.length, window: 0, deadline: deadline(stall), stall };
-    let finished = if ticket.length <= SMALL {
-        small(app, &ticket, source).await?
-    } else {
-        large(app, &ticket, source).await?
-    };
+    let source = Incoming::new(body, ticket.length, stall);
+    let finished = to_disk(&app.store, ticket.key.clone(), source, &app.bodies).await?;
     app.metrics.bytes.inc_by(finished.size);
     if ticket.wire.as_ref().is_some_and(|wire| wire.body_ended(ticket.length)) {
         let detail = format!("More than the declared {} bytes came.", ticket.length);
@@ -238,117 +225,6 @@ async fn take_in(app: &Arc<App>, live: &Live, ticket: Ticket, body: Body) -> Res
             tracing::error!(%key, "not stored: {}", chain(&error));
             Err(Problem::of_store(&error).keep_connection())
         }
-    }
-}
-
-/// A body as it comes in, with its deadline.
-struct Incoming {
-    body: Body,
-    left: u64,
-    /// Bytes since the deadline was set.
-    window: u64,
-    deadline: tokio::time::Instant,
-    stall: Duration,
-}
-
-fn deadline(stall: Duration) -> tokio::time::Instant {
-    tokio::time::Instant::now() + stall
-}
-
-impl Incoming {
-    /// The next piece; `None` at the end, which is where the declared length says.
-    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let cut =
-            || Problem::new(StatusCode::BAD_REQUEST, "cut", "The body ended before its declared length.");
-        loop {
-            let frame = match timeout_at(self.deadline, self.body.frame()).await {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(_))) => return Err(cut()),
-                Ok(None) if self.left == 0 => return Ok(None),
-                Ok(None) => return Err(cut()),
-                Err(_) => {
-                    let detail = format!("Less than {PROGRESS} bytes came in {} s.", self.stall.as_secs());
-                    return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "stalled", detail));
-                }
-            };
-            let Ok(bytes) = frame.into_data() else { continue };
-            if bytes.is_empty() {
-                continue;
-            }
-            self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(cut)?;
-            self.window += bytes.len() as u64;
-            if self.window >= PROGRESS {
-                (self.window, self.deadline) = (0, deadline(self.stall));
-            }
-            return Ok(Some(bytes));
-        }
-    }
-}
-
-/// Collects the body, then writes it in one go on a thread that may block.
-async fn small(app: &Arc<App>, ticket: &Ticket, mut source: Incoming) -> Result<Finished, Problem> {
-    let kib = u32::try_from(ticket.length.div_ceil(1024)).unwrap_or(u32::MAX).max(1);
-    let permit = Arc::clone(&app.small_bodies).acquire_many_owned(kib).await;
-    let permit: OwnedSemaphorePermit = permit.map_err(|_| Problem::stopping())?;
-    source.deadline = deadline(source.stall);
-    let mut pieces = Vec::new();
-    while let Some(piece) = source.next().await? {
-        pieces.push(piece);
-    }
-    let (store, key) = (Arc::clone(&app.store), ticket.key.clone());
-    let written = tokio::task::spawn_blocking(move || {
-        let mut upload = store.begin(key)?;
-        for piece in &pieces {
-            upload.write(piece)?;
-        }
-        drop(permit);
-        upload.finish()
-    });
-    finished(written.await)
-}
-
-/// Writes the body piece by piece on a thread that may block, beside the network.
-async fn large(app: &Arc<App>, ticket: &Ticket, mut source: Incoming) -> Result<Finished, Problem> {
-    let (pieces, mut queue) = mpsc::channel::<Option<Bytes>>(PIECES);
-    let (store, key) = (Arc::clone(&app.store), ticket.key.clone());
-    let written = tokio::task::spawn_blocking(move || {
-        let mut upload = store.begin(key)?;
-        loop {
-            match queue.blocking_recv() {
-                Some(Some(piece)) => upload.write(&piece)?,
-                Some(None) => return upload.finish(),
-                // The body broke off; what was written goes with the upload.
-                None => return Err(StoreError::Stopping),
-            }
-        }
-    });
-    let fed = async {
-        while let Some(piece) = source.next().await? {
-            if pieces.send(Some(piece)).await.is_err() {
-                // The writer has failed and says why.
-                return Ok(());
-            }
-        }
-        let _ = pieces.send(None).await;
-        Ok::<(), Problem>(())
-    };
-    let fed = fed.await;
-    drop(pieces);
-    let written = written.await;
-    fed?;
-    finished(written)
-}
-
-fn finished(
-    written: Result<Result<Finished, StoreError>, tokio::task::JoinError>,
-) -> Result<Finished, Problem> {
-    match written {
-        Ok(Ok(finished)) => Ok(finished),
-        Ok(Err(error)) => {
-            tracing::error!("not stored: {}", chain(&error));
-            Err(Problem::of_store(&error))
-        }
-        Err(_) => Err(Problem::stopping()),
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Read at a time from a connection at most, so that a thousand uploads take megabytes and not gigabytes.
-const READ_BUFFER: usize = 128 << 10;
+const READ_BUFFER: usize = 256 << 10;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the first set of commits is waited for before sockets are opened.

@@ -4,7 +4,10 @@ use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use cutover_server::gate::Owner;
 
-use crate::world::{REMEDIATION, Repository, World, request, sha256};
+use crate::{
+    not_run::not_run,
+    world::{REMEDIATION, Repository, World, request, sha256},
+};
 
 // I1
 #[test]
@@ -302,15 +305,6 @@ fn give_away(path: &Path) {
         std::os::unix::fs::lchown(entry.path(), Some(65534), Some(65534)).unwrap();
     }
     std::os::unix::fs::lchown(path, Some(65534), Some(65534)).unwrap();
-}
-
-pub(crate) fn not_run(line: &str) {
-    use std::io::Write as _;
-    if let Ok(path) = std::env::var("XTASK_NOT_RUN") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
-    eprintln!("not run: {line}");
 }
 
 // gate-4

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    admission::not_run,
+    not_run::not_run,
     pypi,
     world::{Answer, REMEDIATION, World, request},
 };

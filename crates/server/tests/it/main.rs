@@ -8,6 +8,8 @@ mod bodies;
 mod bucket;
 mod concurrency;
 mod fronts;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 #[path = "../../../repo/tests/it/pypi.rs"]
 mod pypi;
 mod tls;

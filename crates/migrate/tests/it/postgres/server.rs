@@ -16,6 +16,8 @@ use std::{
 use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::not_run::not_run;
+
 /// Where the programs are: `pg_config`, `PATH`, Debian's place, newest first.
 pub(crate) fn bindir() -> Option<PathBuf> {
     let has = |directory: &PathBuf| directory.join("initdb").exists() && directory.join("postgres").exists();
@@ -46,16 +48,7 @@ pub(crate) fn have_server() -> bool {
     let found = bindir().is_some();
     if !found {
         let test = std::thread::current().name().unwrap_or("?").to_owned();
-        let line = format!("{test}: postgres is not installed (Debian: apt-get install postgresql)\n");
-        eprint!("not run: {line}");
-        if let Some(path) = std::env::var_os("XTASK_NOT_RUN") {
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            std::io::Write::write_all(
-                &mut file.expect("the list of tests that were not run"),
-                line.as_bytes(),
-            )
-            .expect("written");
-        }
+        not_run(&format!("{test}: postgres is not installed (Debian: apt-get install postgresql)"));
         assert!(std::env::var_os("CI").is_none(), "in CI the server has to be there");
     }
     found
