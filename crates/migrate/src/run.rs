@@ -33,6 +33,7 @@ use crate::{
     },
 };
 use line::{leaves_something, place, versions};
+pub use orders::Cancelled;
 use phases::Run;
 pub use rehearse::{Rehearsal, Staging};
 pub use report::{Applied, Report};

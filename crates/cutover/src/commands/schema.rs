@@ -16,7 +16,7 @@ use cutover_migrate::{
     lint::{self, Severity},
     metrics, open,
     plugin::{self, Plugin},
-    run::{Applied, Migrator, Settings as RunSettings},
+    run::{Applied, Cancelled, Migrator, Settings as RunSettings},
     state::{Phase, history::Head, reject::Reject, sql::Value},
 };
 
@@ -124,12 +124,19 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
         }),
         Schema::Complete { id, at, floor } => complete(&id, &at, floor, context),
         Schema::Cancel(command) => with(&command.at, context, |migrator, _| {
-            migrator.cancel(&command.id)?;
-            let exit = said(context, &serde_json::json!({ "cancelled": command.id }), || {
-                format!("{} is cancelled", command.id)
-            })?;
-            tidy(migrator);
-            Ok(exit)
+            let id = &command.id;
+            match migrator.cancel(id)? {
+                Cancelled::Asked => said(context, &serde_json::json!({ "cancelling": id }), || {
+                    format!("{id} is asked to stop: its run undoes what it did and says so")
+                }),
+                Cancelled::Undone => {
+                    let exit = said(context, &serde_json::json!({ "cancelled": id }), || {
+                        format!("{id} is cancelled")
+                    })?;
+                    tidy(migrator);
+                    Ok(exit)
+                }
+            }
         }),
         Schema::History(at) => with(&at, context, |migrator, _| {
             let entries = migrator.history()?;

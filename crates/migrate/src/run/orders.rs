@@ -1,4 +1,5 @@
-//! Orders to a migration that is under way: wait, go on, so fast, stop.
+//! Orders to a migration that is under way: wait, go on, so fast, stop. One that comes before the swap commits is obeyed,
+//! one that comes later is refused: both hold the record.
 
 use super::Migrator;
 use crate::{
@@ -29,28 +30,46 @@ impl Migrator<'_> {
     }
 
     fn wish(&mut self, id: &str, column: Column, value: Value) -> Result<(), Error> {
-        let record = self.record(id)?;
-        if !record.is_unfinished() {
-            return Err(Error::Phase {
-                id: id.to_owned(),
-                phase: record.phase,
-                says: "it is not under way".to_owned(),
-            });
-        }
-        in_transaction(&mut *self.engine, |sql| record::set(sql, id, column, value))
+        self.record(id)?;
+        in_transaction(&mut *self.engine, |sql| {
+            let record = record::hold(sql, id)?;
+            if !record.is_unfinished() {
+                return Err(Error::Phase {
+                    id: id.to_owned(),
+                    phase: record.phase,
+                    says: "it is not under way".to_owned(),
+                });
+            }
+            record::set(sql, id, column, value)
+        })
     }
 
-    /// Cancels: one under way stops between chunks and is undone, one that waits for contract is rolled back.
+    /// Cancels: one under way is asked to stop and is undone by its run, one that waits for contract is rolled back here.
     ///
     /// # Errors
     /// As [`rollback`](Self::rollback).
-    pub fn cancel(&mut self, id: &str) -> Result<(), Error> {
-        let record = self.record(id)?;
-        if record.is_unfinished() && lease::holder(&mut *self.engine)?.is_some() {
-            return in_transaction(&mut *self.engine, |sql| {
-                record::set(sql, id, Column::Cancelled, true.into())
-            });
+    pub fn cancel(&mut self, id: &str) -> Result<Cancelled, Error> {
+        self.record(id)?;
+        let is_asked = in_transaction(&mut *self.engine, |sql| {
+            let is_at_work = record::hold(sql, id)?.is_unfinished() && lease::holder(sql)?.is_some();
+            if is_at_work {
+                record::set(sql, id, Column::Cancelled, true.into())?;
+            }
+            Ok(is_at_work)
+        })?;
+        if is_asked {
+            return Ok(Cancelled::Asked);
         }
-        self.rollback(id, Loss::Refuse)
+        self.rollback(id, Loss::Refuse)?;
+        Ok(Cancelled::Undone)
     }
+}
+
+/// What [`Migrator::cancel`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// A run is at work: it stops, and undoes what it did, before it would swap.
+    Asked,
+    /// Nobody was at work, and the old shape serves again.
+    Undone,
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    engine::{ChunkDone, Go, Pace, Task},
+    engine::{ChunkDone, Go, Pace, Task, Watch},
     error::Error,
     ir::{Dialect, Ident, Migration},
     plan::Plan,
@@ -88,6 +88,46 @@ pub(super) fn probe(sql: &mut dyn Sql, stop: &AtomicBool, probed: &Probed) {
     }
 }
 
+/// What a run obeys between chunks and at the swap: the deadline of its migration, and what operators ask for.
+pub(super) struct Orders<'r> {
+    task: &'r str,
+    watch: &'r dyn Watch,
+    deadline: Option<Duration>,
+    started: Instant,
+}
+
+impl<'r> Orders<'r> {
+    pub(super) fn new(task: &Task<'r>, migration: &Migration, started: Instant) -> Self {
+        let deadline = migration.run.deadline_s.map(Duration::from_secs);
+        Self { task: task.migration, watch: task.watch, deadline, started }
+    }
+
+    /// The rate that is asked for; waits while paused, and fails when cancelled or late.
+    pub(super) fn obey(&self, sql: &mut dyn Sql, phase: Phase) -> Result<Option<u64>, Error> {
+        let mut said = false;
+        loop {
+            if let Some(deadline) = self.deadline
+                && self.started.elapsed() > deadline
+            {
+                return Err(Error::Deadline { seconds: deadline.as_secs(), phase });
+            }
+            let wishes = record::wishes_of(sql, self.task)?;
+            if wishes.cancelled {
+                return Err(Error::Cancelled);
+            }
+            if !wishes.paused {
+                return Ok(wishes.rate);
+            }
+            if !said {
+                self.watch.says("paused");
+                self.watch.point("paused");
+                said = true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
 struct Inner {
     phase: Phase,
     throttle: Throttle,
@@ -102,11 +142,9 @@ struct Inner {
 
 /// The pace of one run.
 pub(super) struct Pacer<'r> {
-    task: &'r str,
     plan: &'r Plan,
-    watch: &'r dyn crate::engine::Watch,
-    deadline: Option<Duration>,
-    started: Instant,
+    watch: &'r dyn Watch,
+    orders: Orders<'r>,
     hold: Duration,
     probed: &'r Probed,
     inner: Mutex<Inner>,
@@ -126,11 +164,9 @@ impl<'r> Pacer<'r> {
             throttle.set_baseline(baseline);
         }
         Self {
-            task: task.migration,
             plan,
             watch: task.watch,
-            deadline: migration.run.deadline_s.map(Duration::from_secs),
-            started,
+            orders: Orders::new(task, migration, started),
             hold: Duration::from_millis(task.policy.hold_ms),
             probed,
             inner: Mutex::new(Inner {
@@ -153,30 +189,10 @@ impl<'r> Pacer<'r> {
         Ok(())
     }
 
-    /// Obeys wishes and the deadline; waits while paused.
-    pub(super) fn check<S: Sql + ?Sized>(&self, sql: &mut S) -> Result<Option<u64>, Error> {
-        let mut said = false;
-        loop {
-            if let Some(deadline) = self.deadline
-                && self.started.elapsed() > deadline
-            {
-                let phase = self.inner.lock().map_err(|_| Error::Cancelled)?.phase;
-                return Err(Error::Deadline { seconds: deadline.as_secs(), phase });
-            }
-            let wishes = record::wishes_of(sql, self.task)?;
-            if wishes.cancelled {
-                return Err(Error::Cancelled);
-            }
-            if !wishes.paused {
-                return Ok(wishes.rate);
-            }
-            if !said {
-                self.watch.says("paused");
-                self.watch.point("paused");
-                said = true;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+    /// Obeys what is asked for now.
+    pub(super) fn check(&self, sql: &mut dyn Sql) -> Result<Option<u64>, Error> {
+        let phase = self.inner.lock().map_err(|_| Error::Cancelled)?.phase;
+        self.orders.obey(sql, phase)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One run of a migration through its phases, up to the swap; and what becomes of it when it fails.
 
 use std::{
+    cell::Cell,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -10,7 +11,7 @@ use serde_json::json;
 
 use super::{
     Report, Settings,
-    pace::{self, Pacer},
+    pace::{self, Orders, Pacer},
 };
 use crate::{
     change::Tactic,
@@ -134,8 +135,13 @@ impl Run<'_> {
         let detail =
             json!({ "position": self.task.position, "hash": self.plan.hash, "plan": self.plan.approval() });
         let is_last = self.is_instant();
+        let is_ordered = Cell::new(false);
         let mut record = |sql: &mut dyn Sql| {
-            let record = record::find(sql, id)?.ok_or_else(|| Error::Unknown(format!("`{id}`")))?;
+            let record = record::hold(sql, id)?;
+            if record.cancelled || record.paused {
+                is_ordered.set(true);
+                return Err(Error::Cancelled);
+            }
             let passed = |phase: Phase| record.trail.iter().any(|passed| passed.phase == phase);
             // What a change in one transaction did not need to enter one by one is passed here.
             let phases: Vec<Phase> =
@@ -148,7 +154,14 @@ impl Run<'_> {
             if is_last { lease::release(sql, epoch) } else { Ok(()) }
         };
         self.watch.phase(Phase::AtomicSwap);
-        let swapped = self.engine.swap(&self.task, &self.plan.changes, &mut record)?;
+        let orders = Orders::new(&self.task, self.migration, self.started);
+        let swapped = loop {
+            let swapped = self.engine.swap(&self.task, &self.plan.changes, &mut record);
+            if !is_ordered.take() {
+                break swapped?;
+            }
+            orders.obey(self.engine, Phase::AtomicSwap)?;
+        };
         self.watch.phase(Phase::Cleanup);
         for change in &self.plan.changes {
             self.engine.settle(&self.task, change)?;

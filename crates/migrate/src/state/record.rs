@@ -8,7 +8,12 @@ use super::{
     sql::{Sql, Value},
     table,
 };
-use crate::{error::Error, grace::Ticks, ir::Migration, plan::Plan};
+use crate::{
+    error::Error,
+    grace::Ticks,
+    ir::{Dialect, Migration},
+    plan::Plan,
+};
 
 /// When a phase began, by the database's clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +91,21 @@ pub fn all(sql: &mut dyn Sql) -> Result<Vec<Record>, Error> {
 pub fn find(sql: &mut dyn Sql, id: &str) -> Result<Option<Record>, Error> {
     let query = format!("SELECT {COLUMNS} FROM {} WHERE id = $1", table(sql.dialect(), "migration"));
     sql.query(&query, &[id.into()])?.first().map(|row| parse(row)).transpose()
+}
+
+/// The record as it is and stays until the end of the transaction: orders that come meanwhile wait for that.
+///
+/// # Errors
+/// [`Error::Unknown`]; [`Error::Damaged`] when it cannot be read.
+pub fn hold(sql: &mut dyn Sql, id: &str) -> Result<Record, Error> {
+    let lock = match sql.dialect() {
+        Dialect::Postgres => " FOR UPDATE",
+        // The transaction that writes has the whole database.
+        Dialect::Sqlite => "",
+    };
+    let query = format!("SELECT {COLUMNS} FROM {} WHERE id = $1{lock}", table(sql.dialect(), "migration"));
+    let row = sql.query(&query, &[id.into()])?.into_iter().next();
+    parse(&row.ok_or_else(|| Error::Unknown(format!("`{id}`")))?)
 }
 
 fn parse(row: &[Value]) -> Result<Record, Error> {

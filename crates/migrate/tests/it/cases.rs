@@ -5,18 +5,17 @@ use std::{sync::atomic::AtomicI64, sync::atomic::Ordering, time::Duration};
 use cutover_migrate::{
     Error,
     engine::{Loss, RowFunction, Unwatched},
-    file,
     grace::{Floor, FloorUnknown, Ticks},
     ir::Op,
     plan::is_additive,
-    run::{Applied, Migrator, Settings, no_functions},
+    run::{Applied, Cancelled, Migrator, Settings, no_functions},
     state::{Phase, sql::Value},
 };
 
 use crate::{
     oracle::{self, Writers},
     sqlite::{Database, MONEY, ORDERS},
-    support::{ByRow, chain, done, migration, migrator, settings},
+    support::{ByRow, Operator, chain, done, migration, migrator, settings},
 };
 
 const USERS: &str = "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT, name TEXT, old_login TEXT);
@@ -481,33 +480,32 @@ fn refusals_have_a_way_out() {
 fn paused_migration_waits_obeys_a_rate_and_can_be_cancelled() {
     let database = Database::new(ORDERS);
     let schema = database.schema();
-    let money = file::parse(&format!("format = 1\nid = \"0001\"\n{}", MONEY)).unwrap();
-    let (paused, path) = (std::sync::mpsc::channel(), database.path.clone());
-    struct Tell(std::sync::Mutex<std::sync::mpsc::Sender<String>>);
-    impl cutover_migrate::engine::Watch for Tell {
-        fn point(&self, name: &str) {
-            let _ = self.0.lock().unwrap().send(name.to_owned());
-        }
-    }
-    let tell = Tell(std::sync::Mutex::new(paused.0));
-    std::thread::scope(|scope| {
-        let runner = scope.spawn(|| migrator(database.engine(), &tell).apply(&money, None));
-        let mut operator =
-            migrator(Box::new(cutover_migrate::sqlite::Sqlite::open(&path).unwrap()), &Unwatched);
-        while paused.1.recv().unwrap() != "begun" {}
-        operator.pause("0001", true).unwrap();
-        // Says so itself when it waits; every phase asks.
-        while paused.1.recv().unwrap() != "paused" {}
-        operator.set_rate("0001", Some(100)).unwrap();
-        operator.cancel("0001").unwrap();
-        let ended = runner.join().unwrap();
-        assert!(
-            matches!(&ended, Err(Error::RolledBack { cause, .. }) if matches!(**cause, Error::Cancelled)),
-            "{ended:?}"
-        );
-    });
+    let operator = Operator::new(
+        || database.engine(),
+        [
+            ("begun", |operator| operator.pause("0001", true).unwrap()),
+            ("paused", |operator| {
+                operator.set_rate("0001", Some(100_000)).unwrap();
+                operator.pause("0001", false).unwrap();
+            }),
+            ("backfill.after", |operator| operator.pause("0001", true).unwrap()),
+            ("paused", |operator| assert_eq!(operator.cancel("0001").unwrap(), Cancelled::Asked)),
+        ],
+    );
+    let ended = migrator(database.engine(), &operator).apply(&migration("0001", None, MONEY), None);
+    operator.assert_gave_all();
+    assert!(
+        matches!(&ended, Err(Error::RolledBack { cause, .. }) if matches!(**cause, Error::Cancelled)),
+        "{ended:?}"
+    );
     assert_eq!(database.schema(), schema);
     assert_eq!(database.artefacts(), Vec::<String>::new());
+}
+
+#[test]
+fn order_that_comes_when_the_swap_has_begun_is_obeyed_and_one_after_it_refused() {
+    let database = Database::new(ORDERS);
+    crate::support::orders_at_the_swap(&|| database.engine(), &migration("0001", None, MONEY));
 }
 
 // Regression names of peers: an UPDATE of the key, unique values that change hands, REPLACE, triggers that update again.

@@ -1,11 +1,11 @@
 //! What tests of both engines share: migrations from text, a migrator over an engine, watches that record or break off.
 
-use std::sync::Mutex;
+use std::{collections::VecDeque, sync::Mutex};
 
 pub(crate) use cutover_core::causes::chain;
 use cutover_migrate::{
-    Error, engine::Engine, engine::Watch, file, ir::Migration, run::Applied, run::Migrator, run::Report,
-    run::Settings, run::no_functions, state::Phase,
+    Error, engine::Engine, engine::Unwatched, engine::Watch, file, ir::Migration, run::Applied,
+    run::Cancelled, run::Migrator, run::Report, run::Settings, run::no_functions, state::Phase,
 };
 
 /// A migration from the text of a file without its head.
@@ -115,4 +115,60 @@ impl<F: Fn() + Sync> Watch for At<F> {
             (self.action)();
         }
     }
+}
+
+/// What an operator does at a place.
+pub(crate) type Order = fn(&mut Migrator<'_>);
+
+/// An operator with a connection of its own, who acts when the run passes given places, once each and in their order.
+pub(crate) struct Operator<E> {
+    engine: E,
+    orders: Mutex<VecDeque<(&'static str, Order)>>,
+}
+
+impl<E: Fn() -> Box<dyn Engine> + Sync> Operator<E> {
+    pub(crate) fn new<const N: usize>(engine: E, orders: [(&'static str, Order); N]) -> Self {
+        Self { engine, orders: Mutex::new(orders.into()) }
+    }
+
+    /// That the run came to all the places.
+    pub(crate) fn assert_gave_all(&self) {
+        let left: Vec<&str> = self.orders.lock().unwrap().iter().map(|(place, _)| *place).collect();
+        assert!(left.is_empty(), "the run did not come to {left:?}");
+    }
+}
+
+impl<E: Fn() -> Box<dyn Engine> + Sync> Watch for Operator<E> {
+    fn point(&self, name: &str) {
+        let order = self.orders.lock().unwrap().pop_front_if(|(place, _)| *place == name);
+        if let Some((_, order)) = order {
+            order(&mut migrator((self.engine)(), &Unwatched));
+        }
+    }
+}
+
+/// A cancellation and a pause that come after the run asked for the last time; and both once it is over.
+pub(crate) fn orders_at_the_swap(engine: &(dyn Fn() -> Box<dyn Engine> + Sync), change: &Migration) {
+    let cancelled = Operator::new(
+        engine,
+        [("swap.before", |operator| assert_eq!(operator.cancel("0001").unwrap(), Cancelled::Asked))],
+    );
+    let ended = migrator(engine(), &cancelled).apply(change, None);
+    cancelled.assert_gave_all();
+    assert!(
+        matches!(&ended, Err(Error::RolledBack { cause, .. }) if matches!(**cause, Error::Cancelled)),
+        "{ended:?}"
+    );
+    let paused = Operator::new(
+        engine,
+        [
+            ("swap.before", |operator| operator.pause("0001", true).unwrap()),
+            ("paused", |operator| operator.pause("0001", false).unwrap()),
+        ],
+    );
+    done(migrator(engine(), &paused).apply(change, None));
+    paused.assert_gave_all();
+    let mut operator = migrator(engine(), &Unwatched);
+    assert!(matches!(operator.pause("0001", true), Err(Error::Phase { .. })));
+    assert_eq!(operator.cancel("0001").unwrap(), Cancelled::Undone);
 }

@@ -4,7 +4,7 @@ use std::{sync::Mutex, time::Duration};
 
 use cutover_migrate::{
     Error,
-    engine::{Loss, RowChunk, RowFunction, Unwatched, Watch},
+    engine::{Engine, Loss, RowChunk, RowFunction, Unwatched, Watch},
     postgres::PostgresEngine,
     run::{Applied, Migrator, no_functions},
     state::{Phase, sql::Value},
@@ -14,7 +14,7 @@ use super::{
     harness::{chain, complete, rollback, schema_only, settings, with_migrator},
     server::{Database, have_server},
 };
-use crate::support::{Recorder, done, migration};
+use crate::support::{Recorder, done, migration, orders_at_the_swap};
 
 const USERS: &str = "CREATE TABLE users (id int PRIMARY KEY, email text NOT NULL, name text, age int); \
      INSERT INTO users SELECT g, 'u' || g || '@example.org', 'n' || g, g % 90 FROM generate_series(1, 2000) g; ANALYZE users;";
@@ -791,4 +791,26 @@ fn writers_with_a_snapshot_from_before_an_exchange_fail_as_conflicts_instead_of_
     );
     assert_eq!(database.value("SELECT count(*) FROM users WHERE name = 'new'"), "2");
     assert_eq!(database.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE '~cutover%'"), "0");
+}
+
+#[test]
+fn order_that_comes_when_the_swap_has_begun_is_obeyed_and_one_after_it_refused() {
+    if !have_server() {
+        return;
+    }
+    let score = r#"
+[[step]]
+op = "add_column"
+table = "users"
+column = { name = "score", type = "integer", nullable = false }
+up = "coalesce(age, 0) * 2"
+"#;
+    let _keeps_the_server = Database::new();
+    // The second is one transaction without phases: an order has only the swap to meet.
+    for steps in [score, ADD_PHONE] {
+        let database = Database::with(USERS);
+        let url = database.url();
+        let engine = || Box::new(PostgresEngine::connect(&url).expect("connected")) as Box<dyn Engine>;
+        orders_at_the_swap(&engine, &migration("0001", None, steps));
+    }
 }
