@@ -181,6 +181,7 @@ fn receiver_killed_again_and_again_keeps_each_upload_exactly_once() {
                 std::thread::sleep(Duration::from_millis(rand::random_range(50..4000)));
             } else {
                 while acknowledged.load(Ordering::SeqCst) < kills * clients * each / (KILLS + 1) {
+                    assert!(handles.iter().any(|client| !client.is_finished()), "the clients gave up");
                     std::thread::yield_now();
                 }
             }
