@@ -296,10 +296,7 @@ pub struct UntrustedView {
 /// A manifest whose signature was checked against a [`TrustAnchor`]. Made by [`verify_detached`] and [`Bundle::verify`]
 /// only.
 #[derive(Debug)]
-pub struct VerifiedManifest {
-    verified: Verified,
-    bytes: Vec<u8>,
-}
+pub struct VerifiedManifest(Verified);
 
 /// What a checked signature vouches for. It does not hold the bytes that were signed: of a release of many files they take more
 /// than the manifest that was read from them.
@@ -339,15 +336,14 @@ impl Verified {
 /// # Errors
 /// [`BundleError::Trust`] or [`BundleError::Manifest`].
 pub fn verify_detached(
-    manifest: Vec<u8>,
+    manifest: &[u8],
     signature: Vec<u8>,
     anchor: &TrustAnchor,
     revocation: &RevocationLists,
     now: Instant,
     limits: &Limits,
 ) -> Result<VerifiedManifest, BundleError> {
-    let verified = Verified::new(&manifest, signature, anchor, revocation, now, limits)?;
-    Ok(VerifiedManifest { verified, bytes: manifest })
+    Verified::new(manifest, signature, anchor, revocation, now, limits).map(VerifiedManifest)
 }
 
 /// Checks a detached signature over bytes that are no manifest, such as the first root of a repository, by the same rules.
@@ -370,27 +366,22 @@ pub fn verify_signature(
 impl VerifiedManifest {
     /// The manifest; shared, for one of many files takes megabytes.
     pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.verified.manifest
+        &self.0.manifest
     }
 
-    /// The exact bytes that were signed.
-    pub fn manifest_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The signature over them.
+    /// The signature over its bytes. They themselves are not kept.
     pub fn signature_bytes(&self) -> &[u8] {
-        &self.verified.signature
+        &self.0.signature
     }
 
     /// The release they describe.
     pub fn release(&self) -> ReleaseRef {
-        self.verified.release()
+        self.0.release()
     }
 
     /// Who signed; never empty.
     pub fn signers(&self) -> &[SignedBy] {
-        &self.verified.signers
+        &self.0.signers
     }
 }
 

@@ -5,10 +5,14 @@
 //! either manifest is parsed. What it makes is a [`VerifiedManifest`] like any other: the release that comes out is the
 //! same, whichever way its bytes came.
 
-use std::io::{self, Read, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+};
 
 use cutover_core::model::{
-    DeltaFile, DeltaManifest, DeltaManifestError, Digest, Instant, Manifest, ManifestError, ObjectEntry,
+    DeltaFile, DeltaManifest, DeltaManifestError, Digest, FileEntry, Instant, Manifest, ManifestError,
+    ObjectEntry, SafePath,
 };
 
 use crate::{
@@ -189,7 +193,7 @@ impl<R: ReadAt> DeltaBundle<R> {
     ) -> Result<VerifiedDelta<R>, BundleError> {
         let [manifest, signature, delta, delta_signature] = self.parts;
         let signers = trust::verify(&delta, &delta_signature, anchor, revocation, now, &self.limits)?;
-        let release = verify_detached(manifest, signature, anchor, revocation, now, &self.limits)?;
+        let release = verify_detached(&manifest, signature, anchor, revocation, now, &self.limits)?;
         let delta = DeltaManifest::parse(&delta, &self.limits.manifest)?;
         check_together(&delta, &release)?;
         let (expected, actual) = (delta.payload_bytes(), self.payload_bytes);
@@ -197,7 +201,7 @@ impl<R: ReadAt> DeltaBundle<R> {
             return Err(BundleError::PayloadSize { expected, actual });
         }
         let (source, payload_offset) = (self.source, self.payload_offset);
-        Ok(VerifiedDelta { release, delta, signers, source, payload_offset })
+        Ok(VerifiedDelta { release, manifest, delta, signers, source, payload_offset })
     }
 }
 
@@ -227,21 +231,23 @@ fn check_together(delta: &DeltaManifest, release: &VerifiedManifest) -> Result<(
             release.release()
         ));
     }
+    let described = |object: &ObjectEntry| {
+        let ObjectEntry { sha256, size, stored_size, encoding, offset: _ } = *object;
+        (sha256, size, stored_size, encoding)
+    };
+    let objects: BTreeMap<Digest, &ObjectEntry> =
+        manifest.objects.iter().map(|object| (object.sha256, object)).collect();
     for carried in &delta.objects {
-        let same = manifest.objects.iter().any(|object| {
-            let ObjectEntry { sha256, size, stored_size, encoding, offset: _ } = object;
-            (*sha256, *size, *stored_size, *encoding)
-                == (carried.sha256, carried.size, carried.stored_size, carried.encoding)
-        });
-        if !same {
+        let theirs = objects.get(&carried.sha256);
+        if theirs.is_none_or(|object| described(object) != described(carried)) {
             return mismatch(format!("object {} is not the release's", carried.sha256));
         }
     }
+    let files: BTreeMap<&SafePath, &FileEntry> =
+        manifest.files.iter().map(|file| (&file.path, file)).collect();
     for file in &delta.files {
-        let same = manifest.files.iter().any(|entry| {
-            (&entry.path, entry.sha256, entry.size) == (&file.path, file.target_sha256, file.target_size)
-        });
-        if !same {
+        let theirs = files.get(&file.path);
+        if theirs.is_none_or(|entry| (entry.sha256, entry.size) != (file.target_sha256, file.target_size)) {
             return mismatch(format!("`{}` becomes another file than the release has", file.path));
         }
     }
@@ -252,6 +258,7 @@ fn check_together(delta: &DeltaManifest, release: &VerifiedManifest) -> Result<(
 #[derive(Debug)]
 pub struct VerifiedDelta<R> {
     release: VerifiedManifest,
+    manifest: Vec<u8>,
     delta: DeltaManifest,
     signers: Vec<SignedBy>,
     source: R,
@@ -267,6 +274,11 @@ impl<R> VerifiedDelta<R> {
     /// The release that comes out.
     pub fn verified_manifest(&self) -> &VerifiedManifest {
         &self.release
+    }
+
+    /// The exact bytes of its manifest.
+    pub fn manifest_bytes(&self) -> &[u8] {
+        &self.manifest
     }
 
     /// How it comes out.

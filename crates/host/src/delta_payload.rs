@@ -122,7 +122,7 @@ impl<R: ReadAt + Sync> Payload for DeltaPayload<R> {
     }
 
     fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(self.delta.verified_manifest().manifest_bytes())
+        out.write_all(self.delta.manifest_bytes())
     }
 
     fn signature_bytes(&self) -> &[u8] {

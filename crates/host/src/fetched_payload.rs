@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Write},
+    os::unix::fs::FileExt as _,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use cutover_bundle::{
-    ObjectError, VerifiedDelta, VerifiedManifest, copy_object,
+    ObjectError, RangeReader, VerifiedDelta, VerifiedManifest, copy_object,
     delta::{DeltaError, DeltaLimits, Source as DeltaSource},
 };
 use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
@@ -24,9 +25,38 @@ use crate::{
     payload::Payload,
 };
 
+/// The exact bytes of a manifest, in a file: of a release of many files they take more memory than the rest of an update.
+#[derive(Debug)]
+pub struct SpooledManifest {
+    file: File,
+    size_bytes: u64,
+}
+
+impl SpooledManifest {
+    /// Writes them to a new file, which should have no name: it is not looked for again.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn new(file: File, manifest: &[u8]) -> io::Result<Self> {
+        file.write_all_at(manifest, 0)?;
+        Ok(Self { file, size_bytes: manifest.len() as u64 })
+    }
+
+    /// Copies them to `out`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or `out` not be written.
+    pub fn copy_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut reader = RangeReader::new(&self.file, 0, self.size_bytes);
+        let copied = io::copy(&mut reader, out)?;
+        if copied < self.size_bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+}
+
 /// A release whose objects lie in a source.
 pub struct FetchedPayload {
     release: VerifiedManifest,
+    manifest: SpooledManifest,
     /// By the digest of each content, the file that holds it.
     objects: BTreeMap<Digest, Wanted>,
     source: Box<dyn Source>,
@@ -40,16 +70,17 @@ pub struct FetchedPayload {
 }
 
 impl FetchedPayload {
-    /// Uses a verified manifest, the files that hold its objects, and the source they lie in.
+    /// Uses a verified manifest and its bytes, the files that hold its objects, and the source they lie in.
     pub fn new(
         release: VerifiedManifest,
+        manifest: SpooledManifest,
         objects: BTreeMap<Digest, Wanted>,
         source: Box<dyn Source>,
         watch: Arc<dyn Watch>,
     ) -> Self {
         let (downloads, delta) = (OnceLock::new(), OnceLock::new());
         let (fetched_bytes, shelf, announced) = (AtomicU64::new(0), Shelf::new(), OnceLock::new());
-        Self { release, objects, source, watch, downloads, delta, fetched_bytes, shelf, announced }
+        Self { release, manifest, objects, source, watch, downloads, delta, fetched_bytes, shelf, announced }
     }
 
     /// The release's manifest, as it was verified.
@@ -177,7 +208,7 @@ impl Payload for FetchedPayload {
     }
 
     fn write_manifest(&self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(self.release.manifest_bytes())
+        self.manifest.copy_to(out)
     }
 
     fn signature_bytes(&self) -> &[u8] {

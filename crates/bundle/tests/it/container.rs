@@ -49,7 +49,7 @@ fn detached_manifest_and_signature_verify_like_the_bundle() {
     let signature = sign_manifest(&manifest, &[&pki.signer], now()).expect("signed");
     let check = |manifest: &[u8], signature: &[u8]| {
         verify_detached(
-            manifest.to_vec(),
+            manifest,
             signature.to_vec(),
             &pki.anchor,
             &RevocationLists::none(),

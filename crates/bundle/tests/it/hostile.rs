@@ -177,7 +177,7 @@ proptest! {
         prop_assert!(TrustAnchor::parse(&bytes).is_err());
         prop_assert!(matches!(anchor::read_trailer(&bytes), Ok(None)));
         let none = RevocationLists::none();
-        prop_assert!(verify_detached(Vec::new(), bytes.clone(), trusted, &none, now(), &Limits::default()).is_err());
+        prop_assert!(verify_detached(&[], bytes.clone(), trusted, &none, now(), &Limits::default()).is_err());
         let entry = ObjectEntry {
             sha256: Digest::of(b"x"),
             size: 1,
@@ -223,7 +223,7 @@ proptest! {
         if signature != bundle.signature_bytes() {
             let none = RevocationLists::none();
             let manifest = bundle.manifest_bytes().expect("read");
-            let result = verify_detached(manifest, signature, trusted, &none, now(), &Limits::default());
+            let result = verify_detached(&manifest, signature, trusted, &none, now(), &Limits::default());
             prop_assert!(result.is_err());
         }
     }

@@ -201,16 +201,9 @@ fn manifest() -> Vec<u8> {
 }
 
 fn check(manifest: &[u8], signature: &[u8], anchor: &TrustAnchor) -> Result<Digest, String> {
-    verify_detached(
-        manifest.to_vec(),
-        signature.to_vec(),
-        anchor,
-        &RevocationLists::none(),
-        now(),
-        &Limits::default(),
-    )
-    .map(|verified| verified.release().manifest)
-    .map_err(|error| format!("{}: {error}", error.code()))
+    verify_detached(manifest, signature.to_vec(), anchor, &RevocationLists::none(), now(), &Limits::default())
+        .map(|verified| verified.release().manifest)
+        .map_err(|error| format!("{}: {error}", error.code()))
 }
 
 const P256: &[&str] = &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -377,8 +370,14 @@ fn untrusted_error_names_the_issuer() {
     let (openssl, other) = (OpenSsl::new(P256, "-sha256"), crate::support::pki());
     let manifest = manifest();
     let theirs = openssl.sign(&manifest, "leaf.pem", &[]);
-    let result =
-        verify_detached(manifest, theirs, &other.anchor, &RevocationLists::none(), now(), &Limits::default());
+    let result = verify_detached(
+        &manifest,
+        theirs,
+        &other.anchor,
+        &RevocationLists::none(),
+        now(),
+        &Limits::default(),
+    );
     assert!(matches!(
         result,
         Err(cutover_bundle::BundleError::Trust(TrustError::Untrusted { issuer, .. })) if issuer.contains("Root")

@@ -116,7 +116,7 @@ fn assert_signs(signer: &Pkcs11Signer, anchor: &TrustAnchor) {
     let (manifest, _) = release(Version::new(1, 0, 0), &contents());
     let signature = sign_manifest(&manifest, &[signer], now()).expect("signed by the token");
     let lists = RevocationLists::none();
-    verify_detached(manifest, signature, anchor, &lists, now(), &Limits::default()).expect("trusted");
+    verify_detached(&manifest, signature, anchor, &lists, now(), &Limits::default()).expect("trusted");
 }
 
 /// A key of `algorithm`, its certificate by `pki`, and the key in PEM.

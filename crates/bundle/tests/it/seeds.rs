@@ -41,7 +41,7 @@ fn check(dir: &Path) {
     let anchor = TrustAnchor::parse(&read("anchor.pem")).expect("an anchor");
     let manifest = read("manifest/good");
     let check = |signature: &str, lists: &RevocationLists| {
-        verify_detached(manifest.clone(), read(signature), &anchor, lists, now(), &Limits::default())
+        verify_detached(&manifest, read(signature), &anchor, lists, now(), &Limits::default())
             .map_err(|error| error.code())
             .map(|verified| verified.manifest().files.len())
     };

@@ -481,8 +481,7 @@ fn verify(dir: &Path, context: &Context) -> Result<Exit, Failure> {
     let lists = trust::revocation_lists(&context.settings(None, [])?.settings.trust_policy)?;
     let limits = Limits::default();
     let check = |manifest: &[u8], signature: &[u8]| {
-        let (manifest, signature) = (manifest.to_vec(), signature.to_vec());
-        cutover_bundle::verify_detached(manifest, signature, &anchor, &lists, context.now, &limits)
+        cutover_bundle::verify_detached(manifest, signature.to_vec(), &anchor, &lists, context.now, &limits)
             .map(drop)
             .map_err(|error| error.to_string())
     };

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -21,7 +21,7 @@ use cutover_host::{
     fetch::{
         Downloads, FetchError, FetchPorts, RelativePath, Source, SourceKind, Unwatched, Wanted, open_source,
     },
-    fetched_payload::FetchedPayload,
+    fetched_payload::{FetchedPayload, SpooledManifest},
 };
 use cutover_repo::{
     Catalogue, CatalogueError, Chosen, Fetch, IndexEntry, State, StateDirectory, delta_path, first_root,
@@ -42,6 +42,8 @@ use crate::{args::FromRepository, exit::Exit, failure::Failure, files, output, s
 pub(super) struct Repository {
     pub(super) source: Box<dyn Source>,
     pub(super) state: StateDirectory,
+    /// The directory of the state.
+    place: PathBuf,
     /// Where the state lies as long as there is no root.
     aside: Option<tempfile::TempDir>,
     anchor: TrustAnchor,
@@ -132,6 +134,7 @@ impl Repository {
         let repository = Self {
             source,
             state,
+            place,
             aside,
             anchor: trust::anchor()?,
             lists: trust::revocation_lists(&settings.trust_policy)?,
@@ -357,12 +360,12 @@ pub(super) fn open(
     if is_on_the_way {
         chosen = catalogue.choose(&cutover_repo::Wanted { version: detour, ..wanted })?;
     }
-    let (release, objects) =
+    let (release, manifest, objects) =
         verified(&repository, &mut catalogue, &chosen, &metadata, root, &[settings], context)?;
     let Repository { source, state, aside, anchor, lists, .. } = repository;
     keep_speeds(source.as_ref(), &state);
     let aside = aside.map(|directory| Aside { state, _directory: directory });
-    let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
+    let payload = FetchedPayload::new(release, manifest, objects, source, Arc::new(Unwatched));
     Ok(Box::new(Fetched { payload, is_on_the_way, entry: chosen.entry, aside, anchor, lists }))
 }
 
@@ -376,7 +379,7 @@ fn verified(
     root: &Path,
     demands: &[&Settings],
     context: &Context,
-) -> Result<(VerifiedManifest, BTreeMap<Digest, Wanted>), Failure> {
+) -> Result<(VerifiedManifest, SpooledManifest, BTreeMap<Digest, Wanted>), Failure> {
     if let Some(yanked) = &chosen.entry.yanked {
         output::note(output::printable(&format!(
             "warning: {} {} was yanked: {}",
@@ -389,7 +392,7 @@ fn verified(
     };
     let files = catalogue.files(&chosen.entry, &known)?;
     let release = cutover_bundle::verify_detached(
-        files.manifest,
+        &files.manifest,
         files.signature,
         &repository.anchor,
         &repository.lists,
@@ -397,6 +400,10 @@ fn verified(
         &Limits::default(),
     )
     .map_err(|error| Failure::about(error, format!("refused {} {}", chosen.package, chosen.entry.version)))?;
+    let spooled = tempfile::tempfile_in(&repository.place)
+        .and_then(|file| SpooledManifest::new(file, &files.manifest))
+        .map_err(|source| Failure::io("keep the manifest in", &repository.place, source))?;
+    drop(files.manifest);
     // The index is trusted to name releases, not to rename them.
     let manifest = release.manifest();
     let is_same = (&manifest.package, &manifest.version, &manifest.platform)
@@ -426,20 +433,18 @@ fn verified(
         let priority = priorities.entry(file.sha256).or_default();
         *priority = Priority::of(file.kind).max(*priority);
     }
-    let mut objects = BTreeMap::new();
-    for object in &manifest.objects {
+    let wanted = |object: &ObjectEntry| {
         let stored = stored[&object.sha256];
-        objects.insert(
-            object.sha256,
-            Wanted {
-                path: RelativePath::new(&object_path(stored))?,
-                digest: stored,
-                size_bytes: object.stored_size,
-                priority: priorities.get(&object.sha256).copied().unwrap_or_default(),
-            },
-        );
-    }
-    Ok((release, objects))
+        let wanted = Wanted {
+            path: RelativePath::new(&object_path(stored))?,
+            digest: stored,
+            size_bytes: object.stored_size,
+            priority: priorities.get(&object.sha256).copied().unwrap_or_default(),
+        };
+        Ok::<_, Failure>((object.sha256, wanted))
+    };
+    let objects = manifest.objects.iter().map(wanted).collect::<Result<_, _>>()?;
+    Ok((release, spooled, objects))
 }
 
 /// Releases that have to change together, in order, each chosen and verified.
@@ -500,14 +505,17 @@ pub(super) fn open_together<'s>(
         must_be_allowed(&chosen, own)?;
         let both = [settings, own];
         let demands = if own.trust_policy == settings.trust_policy { &both[..1] } else { &both[..] };
-        let (release, objects) =
+        let (release, manifest, objects) =
             verified(&repository, &mut catalogue, &chosen, &metadata, root, demands, context)?;
         if !own.trust_policy.crl.is_empty() {
             // Its own lists count too.
             let lists = trust::revocation_lists(&own.trust_policy)?;
-            let limits = Limits::default();
+            let (limits, mut bytes) = (Limits::default(), Vec::new());
+            manifest
+                .copy_to(&mut bytes)
+                .map_err(|source| Failure::io("read the manifest kept in", &repository.place, source))?;
             cutover_bundle::verify_signature(
-                release.manifest_bytes(),
+                &bytes,
                 release.signature_bytes(),
                 &repository.anchor,
                 &lists,
@@ -518,7 +526,7 @@ pub(super) fn open_together<'s>(
         }
         let speeds = repository.source.fetcher().learned().unwrap_or_default();
         let source = repository_source(from, settings, speeds)?;
-        let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
+        let payload = FetchedPayload::new(release, manifest, objects, source, Arc::new(Unwatched));
         parts.push(Fetched {
             payload,
             is_on_the_way: false,
@@ -591,8 +599,9 @@ impl Fetched {
         if let Some(made) = self.fetch_delta(&site.root, installed, in_full, context) {
             needed.retain(|digest| !made.contains(digest));
         }
-        let wanted: Vec<Wanted> =
-            needed.iter().filter_map(|digest| self.payload.wanted(*digest)).cloned().collect();
+        let mut wanted = Vec::with_capacity(needed.len());
+        wanted.extend(needed.iter().filter_map(|digest| self.payload.wanted(*digest)).cloned());
+        drop(needed);
         let fetched = self.payload.while_fetching(&wanted, work);
         if let Ok(state) = StateDirectory::open(&site.root.join(".cutover/trusted")) {
             keep_speeds(self.payload.source(), &state);

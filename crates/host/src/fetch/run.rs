@@ -7,13 +7,10 @@ use std::{
     time::Duration,
 };
 
-use cutover_core::{
-    fetch::{
-        self,
-        mirrors::{MirrorId, Mirrors},
-        speeds::Speeds,
-    },
-    model::Digest,
+use cutover_core::fetch::{
+    self,
+    mirrors::{MirrorId, Mirrors},
+    speeds::Speeds,
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
 
@@ -193,10 +190,8 @@ impl Fetcher {
         let firsts = first_of_each(wanted);
         demand_space(downloads, wanted, &firsts)?;
         let priorities: Vec<_> = wanted.iter().map(|wanted| wanted.priority).collect();
-        let queue: VecDeque<usize> = fetch::order(&priorities)
-            .into_iter()
-            .filter(|index| firsts[&wanted[*index].digest] == *index)
-            .collect();
+        let queue: VecDeque<usize> =
+            fetch::order(&priorities).into_iter().filter(|index| firsts[*index] == *index).collect();
 
         let workers = self.parallel.get().min(queue.len());
         let queue = Arc::new(Mutex::new(queue));
@@ -233,7 +228,7 @@ impl Fetcher {
         }
         drop(send);
 
-        let mut results: BTreeMap<usize, Result<Fetched, FetchError>> = BTreeMap::new();
+        let mut results: Vec<Option<Result<Fetched, FetchError>>> = wanted.iter().map(|_| None).collect();
         let mut sink_failed = None;
         while let Ok((index, result)) = receive.recv() {
             if let (Ok(fetched), None) = (&result, &sink_failed) {
@@ -247,34 +242,30 @@ impl Fetcher {
                     stop.stop();
                 }
             }
-            results.insert(index, result);
+            results[index] = Some(result);
         }
         if let Some(error) = sink_failed {
             return Err(error);
         }
-        let objects = in_order_of(wanted, &firsts, results);
+        let objects = with_repeated(results, &firsts);
         Ok(Report { objects, took: self.shared.timer.now().saturating_sub(started) })
     }
 }
 
-/// The index of the first that wants each digest.
-fn first_of_each(wanted: &[Wanted]) -> BTreeMap<Digest, usize> {
+/// For each, the index of the first that wants the same.
+fn first_of_each(wanted: &[Wanted]) -> Vec<usize> {
     let mut firsts = BTreeMap::new();
-    for (index, wanted) in wanted.iter().enumerate() {
-        firsts.entry(wanted.digest).or_insert(index);
-    }
-    firsts
+    let each = wanted.iter().enumerate();
+    each.map(|(index, wanted)| *firsts.entry(wanted.digest).or_insert(index)).collect()
 }
 
 /// Room for everything twice, before the first byte. (H3)
-fn demand_space(
-    downloads: &Downloads,
-    wanted: &[Wanted],
-    firsts: &BTreeMap<Digest, usize>,
-) -> Result<(), FetchError> {
+fn demand_space(downloads: &Downloads, wanted: &[Wanted], firsts: &[usize]) -> Result<(), FetchError> {
     let (mut total, mut present) = (0u64, 0u64);
-    for index in firsts.values() {
-        let Wanted { digest, size_bytes, .. } = &wanted[*index];
+    for (index, Wanted { digest, size_bytes, .. }) in wanted.iter().enumerate() {
+        if firsts[index] != index {
+            continue;
+        }
         total = total.saturating_add(*size_bytes);
         let there = downloads.present(*digest, *size_bytes)?;
         present = present.saturating_add(if there.whole { *size_bytes } else { there.partial_bytes });
@@ -284,17 +275,15 @@ fn demand_space(
 }
 
 /// One result for each that was wanted; whoever wants the same again has fetched nothing.
-fn in_order_of(
-    wanted: &[Wanted],
-    firsts: &BTreeMap<Digest, usize>,
-    mut results: BTreeMap<usize, Result<Fetched, FetchError>>,
+fn with_repeated(
+    mut results: Vec<Option<Result<Fetched, FetchError>>>,
+    firsts: &[usize],
 ) -> Vec<Result<Fetched, FetchError>> {
-    let again: Vec<Option<Fetched>> = wanted
-        .iter()
-        .map(|wanted| results.get(&firsts[&wanted.digest])?.as_ref().ok().cloned())
-        .map(|fetched| fetched.map(|fetched| Fetched { fetched_bytes: 0, ..fetched }))
-        .collect();
-    let each = again.into_iter().enumerate();
-    each.map(|(index, again)| results.remove(&index).unwrap_or_else(|| again.ok_or(FetchError::Stopped)))
-        .collect()
+    for (index, first) in firsts.iter().enumerate().filter(|(index, first)| index != *first) {
+        if let Some(Ok(fetched)) = &results[*first] {
+            results[index] = Some(Ok(Fetched { fetched_bytes: 0, ..fetched.clone() }));
+        }
+    }
+    // Nobody came to what is left.
+    results.into_iter().map(|result| result.unwrap_or(Err(FetchError::Stopped))).collect()
 }

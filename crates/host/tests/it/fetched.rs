@@ -20,7 +20,7 @@ use cutover_host::{
         Downloads, FetchError, FetchPorts, RealTimer, RelativePath, SourceSettings, Unwatched, Wanted,
         open_source,
     },
-    fetched_payload::FetchedPayload,
+    fetched_payload::{FetchedPayload, SpooledManifest},
     nice::Nice,
     node::Report,
     payload::Payload,
@@ -101,10 +101,11 @@ fn apply(
     let source = open_source(&settings, &|_| None, ports).expect("settings").expect("a source");
     let (manifest, signature) = (bundle.manifest_bytes().expect("read"), bundle.signature_bytes().to_vec());
     let (lists, limits) = (RevocationLists::none(), Limits::default());
+    let text = SpooledManifest::new(tempfile::tempfile().expect("a file"), &manifest).expect("written");
     let release =
-        verify_detached(manifest, signature, anchor(), &lists, signing_time(), &limits).expect("trusted");
+        verify_detached(&manifest, signature, anchor(), &lists, signing_time(), &limits).expect("trusted");
     let wanted: Vec<Wanted> = objects.values().cloned().collect();
-    let payload = FetchedPayload::new(release, objects, source, Arc::new(Unwatched));
+    let payload = FetchedPayload::new(release, text, objects, source, Arc::new(Unwatched));
     let node = world.node();
     let disk = Arc::new(RealDisk::open(world.path()).expect("a disk"));
     payload.attach(Arc::new(Downloads::open(disk).expect("downloads")));

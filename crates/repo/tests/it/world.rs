@@ -237,11 +237,10 @@ pub(crate) fn publish(
 
 pub(crate) fn report(storage: &dyn Storage, hours: i64) -> Report {
     let check = |manifest: &[u8], signature: &[u8]| {
-        let (manifest, signature) = (manifest.to_vec(), signature.to_vec());
         let none = RevocationLists::none();
         cutover_bundle::verify_detached(
             manifest,
-            signature,
+            signature.to_vec(),
             &pki().anchor,
             &none,
             at(hours),
@@ -272,7 +271,7 @@ pub(crate) fn resolve(
     let files = catalogue.files(&chosen.entry, &|_| None).map_err(|error| said(&error))?;
     let (none, limits) = (RevocationLists::none(), Limits::default());
     let verified = cutover_bundle::verify_detached(
-        files.manifest,
+        &files.manifest,
         files.signature,
         &pki().anchor,
         &none,

@@ -164,7 +164,7 @@ impl ReleaseTrust {
     ) -> Result<Option<CommitHash>, Failed> {
         let files = catalogue.files(entry, &|_| None)?;
         let (anchor, lists) = (&self.anchor, &self.lists);
-        match verify_detached(files.manifest, files.signature, anchor, lists, now, &Limits::default()) {
+        match verify_detached(&files.manifest, files.signature, anchor, lists, now, &Limits::default()) {
             Ok(verified) => Ok(commit_of(verified.manifest())),
             Err(error) => {
                 let causes = chain(&error);
