@@ -201,7 +201,12 @@ impl<R: ReadAt> DeltaBundle<R> {
             return Err(BundleError::PayloadSize { expected, actual });
         }
         let (source, payload_offset) = (self.source, self.payload_offset);
-        Ok(VerifiedDelta { release, manifest, delta, signers, source, payload_offset })
+        let objects = delta.objects.iter().enumerate();
+        let carried = objects.map(|(at, object)| (object.sha256, at)).collect();
+        // Of several that make the same object the first counts.
+        let files = delta.files.iter().enumerate().rev();
+        let patched = files.map(|(at, file)| (file.target_sha256, at)).collect();
+        Ok(VerifiedDelta { release, manifest, delta, carried, patched, signers, source, payload_offset })
     }
 }
 
@@ -260,6 +265,10 @@ pub struct VerifiedDelta<R> {
     release: VerifiedManifest,
     manifest: Vec<u8>,
     delta: DeltaManifest,
+    /// Where in the delta manifest an object is that is carried in full.
+    carried: BTreeMap<Digest, usize>,
+    /// Where in it the patch is that makes an object.
+    patched: BTreeMap<Digest, usize>,
     signers: Vec<SignedBy>,
     source: R,
     payload_offset: u64,
@@ -286,9 +295,14 @@ impl<R> VerifiedDelta<R> {
         &self.delta
     }
 
+    /// The entry of an object that is carried in full.
+    pub fn carried(&self, sha256: Digest) -> Option<&ObjectEntry> {
+        self.carried.get(&sha256).map(|at| &self.delta.objects[*at])
+    }
+
     /// The patch that makes this object, if there is one.
     pub fn patch(&self, sha256: Digest) -> Option<&DeltaFile> {
-        self.delta.files.iter().find(|file| file.target_sha256 == sha256)
+        self.patched.get(&sha256).map(|at| &self.delta.files[*at])
     }
 
     /// The objects whose patches must be applied one after the other, in this order; nothing when any order will do.
@@ -332,8 +346,7 @@ impl<R: ReadAt + Sync> VerifiedDelta<R> {
         content: &mut dyn Write,
         stored: &mut dyn Write,
     ) -> Result<(), ObjectError> {
-        let carried = self.delta.objects.iter().find(|object| object.sha256 == sha256);
-        let entry = carried.ok_or(ObjectError::NotCarried(sha256))?;
+        let entry = self.carried(sha256).ok_or(ObjectError::NotCarried(sha256))?;
         let payload = RangeReader::new(&self.source, self.payload_offset + entry.offset, entry.stored_size);
         object::copy_object(entry, payload, content, stored)
     }

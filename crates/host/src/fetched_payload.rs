@@ -222,7 +222,7 @@ impl Payload for FetchedPayload {
         stored: &mut dyn Write,
     ) -> Result<(), ObjectError> {
         match self.delta() {
-            Some(delta) if delta.delta().objects.iter().any(|object| object.sha256 == entry.sha256) => {
+            Some(delta) if delta.carried(entry.sha256).is_some() => {
                 delta.copy_object(entry.sha256, content, stored)
             }
             Some(_) | None => self.copy_fetched(entry, content, stored),
