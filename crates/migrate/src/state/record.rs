@@ -89,8 +89,7 @@ pub fn all(sql: &mut dyn Sql) -> Result<Vec<Record>, Error> {
 /// # Errors
 /// [`Error::Damaged`] when its record cannot be read.
 pub fn find(sql: &mut dyn Sql, id: &str) -> Result<Option<Record>, Error> {
-    let query = format!("SELECT {COLUMNS} FROM {} WHERE id = $1", table(sql.dialect(), "migration"));
-    sql.query(&query, &[id.into()])?.first().map(|row| parse(row)).transpose()
+    select(sql, id, "")
 }
 
 /// The record as it is and stays until the end of the transaction: orders that come meanwhile wait for that.
@@ -103,9 +102,12 @@ pub fn hold(sql: &mut dyn Sql, id: &str) -> Result<Record, Error> {
         // The transaction that writes has the whole database.
         Dialect::Sqlite => "",
     };
+    select(sql, id, lock)?.ok_or_else(|| Error::Unknown(format!("`{id}`")))
+}
+
+fn select(sql: &mut dyn Sql, id: &str, lock: &str) -> Result<Option<Record>, Error> {
     let query = format!("SELECT {COLUMNS} FROM {} WHERE id = $1{lock}", table(sql.dialect(), "migration"));
-    let row = sql.query(&query, &[id.into()])?.into_iter().next();
-    parse(&row.ok_or_else(|| Error::Unknown(format!("`{id}`")))?)
+    sql.query(&query, &[id.into()])?.first().map(|row| parse(row)).transpose()
 }
 
 fn parse(row: &[Value]) -> Result<Record, Error> {
