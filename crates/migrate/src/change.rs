@@ -276,6 +276,21 @@ impl TableChange {
         kept
     }
 
+    /// Whether clients of the old version would see another table than before, so that versions need views of it.
+    pub fn needs_views(&self) -> bool {
+        let is_seen = |column: &ColumnChange| match (&column.now, &column.then) {
+            (Some(now), Some(then)) => {
+                now != then || column.type_now != column.type_then || column.up.is_some()
+            }
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        self.fate == Fate::Drop
+            || self.rename_to.is_some()
+            || !self.rows.is_empty()
+            || self.columns.iter().any(is_seen)
+    }
+
     /// Whether the old rows can be had back from the new ones, so that writes after the swap survive a rollback.
     pub fn is_reversible(&self) -> bool {
         self.columns.iter().all(|column| column.reversible)

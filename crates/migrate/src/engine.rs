@@ -240,12 +240,6 @@ pub trait Engine: Sql {
     /// What the database says.
     fn another(&self) -> Result<Box<dyn Sql + Send>, Error>;
 
-    /// Another engine on the same database.
-    ///
-    /// # Errors
-    /// What the database says.
-    fn another_engine(&self) -> Result<Box<dyn Engine>, Error>;
-
     /// A copy of the whole database for a rehearsal; `name` goes into what it is called.
     ///
     /// # Errors
@@ -334,7 +328,7 @@ pub trait Engine: Sql {
     ///
     /// # Errors
     /// See [`Error`].
-    fn contract(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<(), Error>;
+    fn contract(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error>;
 
     /// Takes back everything before the swap; the old shape was never touched. Tolerates steps that never happened.
     ///

@@ -101,6 +101,9 @@ pub enum Error {
     /// The URL names no database this crate can speak to.
     #[error("`{0}` is no database URL")]
     Url(String),
+    /// There is no such database file.
+    #[error("there is no database file `{}`", .0.display())]
+    NoFile(std::path::PathBuf),
     /// The planner refuses, for these reasons.
     #[error("refused: {}", list(.0))]
     Refused(Vec<Refusal>),

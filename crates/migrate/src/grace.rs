@@ -39,7 +39,10 @@ impl Ticks {
     pub fn observed(&self, now: Clocks, two_machines: bool) -> Self {
         let elapsed = match &self.seen {
             None => 0,
-            Some(seen) if seen.boot == now.boot => now.since_boot_ms.saturating_sub(seen.since_boot_ms),
+            // A boot without an id may be anybody's.
+            Some(seen) if seen.boot == now.boot && !now.boot.is_empty() => {
+                now.since_boot_ms.saturating_sub(seen.since_boot_ms)
+            }
             Some(seen) => {
                 let wall = u64::try_from(now.wall_ms - seen.wall_ms).unwrap_or(0);
                 let database = u64::try_from(now.database_ms - seen.database_ms).unwrap_or(0);
@@ -47,8 +50,8 @@ impl Ticks {
                     wall.min(database)
                 } else {
                     // Another boot of this machine, or another machine: only what this boot has counted, and no more than
-                    // the wall clock allows.
-                    now.since_boot_ms.min(wall)
+                    // the wall clocks allow.
+                    now.since_boot_ms.min(wall).min(database)
                 }
             }
         };

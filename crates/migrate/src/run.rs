@@ -6,6 +6,7 @@
 mod approval;
 mod back;
 mod contract;
+mod heart;
 mod line;
 mod orders;
 mod pace;
@@ -169,9 +170,11 @@ impl<'a> Migrator<'a> {
                 return Err(Error::Edited { id: migration.id.clone(), differences });
             }
             if record.phase == Phase::Cleanup {
+                self.settle_again(record, &records)?;
                 return Ok(Applied::Already);
             }
         }
+        self.finish_ways_back(&records)?;
         let resumed = found.as_ref().is_some_and(Record::is_unfinished);
         let plan = match found.filter(Record::is_unfinished) {
             Some(record) => record.plan,
@@ -214,14 +217,7 @@ impl<'a> Migrator<'a> {
             plan: &plan,
             started,
         };
-        let done = run.all_phases();
-        let report = match done {
-            Ok(mut report) => {
-                report.resumed = resumed;
-                report
-            }
-            Err(error) => return Err(run.failed(error)),
-        };
+        let report = Report { resumed, ..run.to_its_end()? };
         Ok(Applied::Done(Box::new(report)))
     }
 
@@ -231,10 +227,15 @@ impl<'a> Migrator<'a> {
         let epoch = in_transaction(&mut *self.engine, |sql| {
             state::unflushed(sql)?;
             let epoch = lease::acquire(sql, &lease::owner(), lease_ms)?;
-            // Another migrator may have begun, or finished, between our reading and the lease.
-            let now = record::find(sql, &migration.id)?;
-            let unfinished = now.as_ref().is_some_and(Record::is_unfinished);
-            if resumed != unfinished || now.is_some_and(|record| record.phase == Phase::Cleanup) {
+            // Another migrator may have begun, or finished, between our reading and the lease: this migration or another.
+            let now = record::all(sql)?;
+            let own = now.iter().find(|record| record.id() == migration.id);
+            let is_as_planned = match own {
+                Some(record) if record.is_unfinished() => resumed,
+                Some(record) if record.phase == Phase::Cleanup => false,
+                _ => !resumed && place(migration, &now)? == plan.position,
+            };
+            if !is_as_planned {
                 return Err(Error::Drift {
                     approved: plan.approval().to_string(),
                     needed: "another".to_owned(),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cutover_core::model::Version;
+use cutover_core::{causes::chain, model::Version};
 use cutover_migrate::{
     Error,
     engine::{Loss, RowFunction, Watch},
@@ -277,7 +277,10 @@ fn apply(command: &SchemaApply, context: &Context) -> Result<Exit, Failure> {
         if settings.metrics_file.is_some()
             && let Ok(status) = migrator.status()
         {
-            write_metrics(settings, &metrics::text(&status))?;
+            // What became of the migration is told whatever becomes of the file.
+            if let Err(failure) = write_metrics(settings, &metrics::text(&status)) {
+                output::note(format!("warning: {}", output::printable(&chain(&failure))));
+            }
         }
         match applied? {
             Applied::Already => {

@@ -8,7 +8,7 @@ use crate::exit::Exit;
 impl Classify for Error {
     fn exit(&self) -> Exit {
         match self {
-            Self::File(_) | Self::Url(_) | Self::Unknown(_) => Exit::Usage,
+            Self::File(_) | Self::Url(_) | Self::NoFile(_) | Self::Unknown(_) => Exit::Usage,
             Self::Refused(_)
             | Self::Edited { .. }
             | Self::OutOfOrder { .. }
@@ -47,6 +47,7 @@ impl Classify for Error {
             Self::Unfinished(id) => format!(
                 "finish `{id}` with `cutover schema apply`, or undo it with `cutover schema rollback {id}`"
             ),
+            Self::NoFile(_) => "check the path; a new database begins with an empty file".to_owned(),
             Self::Held { .. } => "wait for it, or look at it with `cutover schema status`".to_owned(),
             Self::Fenced { .. } => "look at what the other one does with `cutover schema status`".to_owned(),
             Self::Plugin { .. } => {

@@ -152,7 +152,7 @@ pub fn plan(migration: &Migration, position: u64, catalog: &Catalog, policy: &Po
     }
     for change in &changes {
         let Some(table) = catalog.tables.get(&change.table) else { continue };
-        refusals.extend(tactic::obstacles(change, table, catalog.dialect));
+        refusals.extend(tactic::obstacles(change, table, catalog));
         warnings.extend(tactic::warnings(change, table, catalog.dialect));
     }
     for change in changes.iter().filter(|change| change.on_reject == OnReject::Quarantine) {

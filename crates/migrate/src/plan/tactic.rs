@@ -4,8 +4,8 @@
 //! S = SHARE (writers wait). SQLite has one: W, the write lock of the database.
 
 use crate::{
-    catalog::{Catalog, Table},
-    change::{ColumnFate, Fate, TableChange, Tactic},
+    catalog::{Catalog, ConstraintKind, Table},
+    change::{ColumnChange, ColumnFate, Fate, NewConstraint, TableChange, Tactic},
     engine::Policy,
     error::Refusal,
     ir::{Dialect, Expr, Op},
@@ -52,6 +52,8 @@ fn postgres(op: &Op, change: &TableChange, catalog: &Catalog) -> Judged {
             let stable = column.default.as_ref().is_none_or(|default| is_stable(default, catalog.dialect));
             if up.is_none() && stable { instant() } else { judged(ExpandContract, "AE", "<20 ms") }
         }
+        // Rows that are written while the column is hidden have a value of it in a shadow alone.
+        Op::DropColumn { down: Some(_), .. } => judged(Shadow, "AE", "<25 ms"),
         Op::RenameColumn { .. } | Op::RenameTable { .. } | Op::DropColumn { .. } | Op::DropTable { .. } => {
             judged(ExpandContract, "AE", "<20 ms")
         }
@@ -83,7 +85,10 @@ fn postgres(op: &Op, change: &TableChange, catalog: &Catalog) -> Judged {
         Op::AddCheck { .. } => judged(Concurrent, "AE", "<20 ms"),
         Op::AddForeignKey { .. } => judged(Concurrent, "SRE", "<20 ms"),
         Op::DropConstraint { .. } => instant(),
-        Op::Sql { .. } | Op::Transform { .. } | Op::Plugin { .. } => judged(ExpandContract, "-", "chunks"),
+        // In place the old version would see the new values, and its own rows would miss them.
+        Op::Sql { .. } => judged(Shadow, "AE", "<25 ms"),
+        // No trigger runs them: rows that clients write get them later.
+        Op::Transform { .. } | Op::Plugin { .. } => judged(ExpandContract, "-", "chunks"),
     }
 }
 
@@ -154,7 +159,7 @@ fn rows(change: &TableChange, catalog: &Catalog) -> u64 {
 }
 
 fn index_ms(change: &TableChange, catalog: &Catalog) -> u64 {
-    rows(change, catalog) * 1000 / per_second(INDEX_ROWS_PER_S, catalog.dialect)
+    rows(change, catalog).saturating_mul(1000) / per_second(INDEX_ROWS_PER_S, catalog.dialect)
 }
 
 fn spoken(ms: u64) -> String {
@@ -281,12 +286,20 @@ pub(super) fn rows_to_copy(changes: &[TableChange], catalog: &Catalog) -> u64 {
 }
 
 /// Why a table cannot be changed this way.
-pub(super) fn obstacles(change: &TableChange, table: &Table, dialect: Dialect) -> Vec<Refusal> {
+pub(super) fn obstacles(change: &TableChange, table: &Table, catalog: &Catalog) -> Vec<Refusal> {
+    let dialect = catalog.dialect;
     let copies = change.tactic == Tactic::Shadow
         || (change.tactic == Tactic::ExpandContract && !change.rows.is_empty());
     let mut refusals = Vec::new();
+    if dialect == Dialect::Postgres {
+        refusals.extend(on_postgres(change, table));
+        refusals.extend(unprotected(change, table, &catalog.server_version));
+    }
     if !copies {
         return refusals;
+    }
+    if dialect == Dialect::Sqlite {
+        refusals.extend(on_sqlite(change, table));
     }
     refusals.extend(table.obstacles.iter().cloned());
     if table.row_key.is_empty() && !table.has_row_number {
@@ -330,6 +343,84 @@ pub(super) fn obstacles(change: &TableChange, table: &Table, dialect: Dialect) -
         }
     }
     refusals
+}
+
+/// What a copy cannot do about foreign keys on SQLite.
+fn on_sqlite(change: &TableChange, table: &Table) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    for column in change.columns.iter().filter(|column| column.then.is_some() && column.now != column.then) {
+        let Some(now) = &column.now else { continue };
+        let others = table.referenced_by.iter().filter(|other| other.columns.contains(now));
+        refusals.extend(others.map(|other| {
+            Refusal::new(
+                format!(
+                    "`{}.{now}` is renamed while the table is copied, and a foreign key of `{}` points to it",
+                    table.name, other.table
+                ),
+                "Rename it in a migration of its own.",
+            )
+        }));
+    }
+    // The old table stays as it is then, and its rows would keep those from being deleted that they point to.
+    let lets_go = |text: &str| {
+        let text = text.to_ascii_uppercase().split_whitespace().collect::<Vec<_>>().join(" ");
+        ["ON DELETE CASCADE", "ON DELETE SET NULL", "ON DELETE SET DEFAULT"]
+            .iter()
+            .any(|way| text.contains(way))
+    };
+    if !change.is_reversible() {
+        let keys = table.constraints.iter().filter(|one| one.kind == ConstraintKind::ForeignKey);
+        refusals.extend(keys.filter(|key| !lets_go(&key.definition)).map(|key| {
+            Refusal::new(
+                format!(
+                    "without `down` the old rows of `{}` would keep clients from deleting what `{}` points to",
+                    table.name, key.definition
+                ),
+                "Give `down` for every column that changes.",
+            )
+        }));
+    }
+    refusals
+}
+
+/// A view reads as its owner before PostgreSQL 15, and row level security does not hold for the owner.
+fn unprotected(change: &TableChange, table: &Table, server_version: &str) -> Option<Refusal> {
+    let major = server_version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let is_secured = table.other.get("row security").is_some_and(|text| text.starts_with('t'));
+    (is_secured && change.needs_views() && major.is_none_or(|major| major < 15)).then(|| {
+        Refusal::new(
+            format!("`{}` has row level security, which views of its versions would pass by", table.name),
+            "PostgreSQL 15 or later is needed for this change.",
+        )
+    })
+}
+
+/// What PostgreSQL's ways of changing a table cannot do together.
+fn on_postgres(change: &TableChange, table: &Table) -> Option<Refusal> {
+    let has_functions = !change.functions().is_empty();
+    if change.tactic == Tactic::Shadow {
+        return has_functions.then(|| {
+            Refusal::new(
+                format!("`{}` is copied and has a transform or plugin in the same migration", table.name),
+                "Put the transform or plugin into a migration of its own, after this one.",
+            )
+        });
+    }
+    // Columns get their new names at the swap, and these are worked out before it.
+    let is_renamed =
+        |column: &ColumnChange| column.now.is_some() && column.then.is_some() && column.now != column.then;
+    let by_new_names = has_functions
+        || change.add_constraints.iter().any(|one| matches!(one, NewConstraint::Check { .. }))
+        || change.add_indexes.iter().any(|index| index.filter.is_some());
+    (by_new_names && change.columns.iter().any(is_renamed)).then(|| {
+        Refusal::new(
+            format!(
+                "columns of `{}` are renamed, and a check, partial index, transform or plugin uses the new names",
+                table.name
+            ),
+            "Rename them in a migration before this one.",
+        )
+    })
 }
 
 /// What to know before approving.

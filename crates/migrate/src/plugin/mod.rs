@@ -11,8 +11,8 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     time::{Duration, Instant},
 };
 
@@ -85,10 +85,13 @@ pub struct Plugin {
     version: u64,
     digest: Digest,
     child: Child,
-    input: ChildStdin,
+    /// What is asked of it, to the thread that writes.
+    requests: SyncSender<String>,
     lines: Receiver<Line>,
     next: u64,
     deadline: Duration,
+    /// Whether it was ended and waited for: its number may be another process's then.
+    is_ended: bool,
     _home: tempfile::TempDir,
 }
 
@@ -121,7 +124,7 @@ impl Plugin {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(io("start"))?;
-        let (Some(input), Some(output), Some(log)) =
+        let (Some(mut input), Some(output), Some(log)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(Error::Custom {
@@ -147,6 +150,15 @@ impl Plugin {
                 }
             }
         });
+        let (requests, wanted) = sync_channel::<String>(1);
+        std::thread::spawn(move || {
+            // A program that is killed takes nothing any more, and that ends this.
+            for line in wanted {
+                if input.write_all(line.as_bytes()).and_then(|()| input.flush()).is_err() {
+                    return;
+                }
+            }
+        });
         let said = program.display().to_string();
         std::thread::spawn(move || {
             for line in BufReader::new(log.take(1 << 20)).lines().map_while(Result::ok) {
@@ -158,10 +170,11 @@ impl Plugin {
             version: 0,
             digest,
             child,
-            input,
+            requests,
             lines,
             next: 1,
             deadline,
+            is_ended: false,
             _home: home,
         };
         let hello = plugin.call(json!({ "method": "hello", "protocol": PROTOCOL }))?;
@@ -219,8 +232,9 @@ impl Plugin {
             return Err(self.broken("a request is longer than 1 MiB"));
         }
         let until = Instant::now() + self.deadline;
-        if let Err(error) = self.input.write_all(line.as_bytes()).and_then(|()| self.input.flush()) {
-            return Err(self.broken(&format!("it does not read: {error}")));
+        // Written beside: a program that does not read must not hold us longer than one that does not answer.
+        if self.requests.send(line).is_err() {
+            return Err(self.broken("it does not read"));
         }
         match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Line::Text(text)) => {
@@ -256,6 +270,9 @@ impl Plugin {
     }
 
     fn kill(&mut self) {
+        if std::mem::replace(&mut self.is_ended, true) {
+            return;
+        }
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }

@@ -13,7 +13,7 @@ use super::{
     build::drop_artefacts,
     copy::range_table,
     polite::{Locks, ddl, fence, unfence},
-    relation::{Relation, find},
+    relation::{IndexDef, Relation, find},
     session::{Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
     views,
@@ -28,17 +28,23 @@ use crate::{
 pub(crate) use self::{
     checks::verify,
     exchange::{swap_back_statements, swap_statements},
-    fill::backfill,
+    fill::{backfill, drain_last, drain_touched},
 };
 
 /// The BEFORE trigger that fills a new column while the old version writes rows without it.
 const FILLER: &str = "~cutover_fill";
+/// The AFTER trigger that remembers rows which clients write while row functions run.
+const TOUCHER: &str = "~cutover_touch";
 
 /// What the way back has to know.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Before {
     /// Constraints that the swap drops: name, definition, whether it was valid.
     constraints: Vec<(String, String, bool)>,
+    /// Constraints with an index that the swap drops: name, `PRIMARY KEY` or `UNIQUE`, the index after its table's name, and
+    /// what follows in the constraint.
+    #[serde(default)]
+    keys: Vec<(String, String, String, String)>,
 }
 
 /// Whether a new column cannot be added with its values at once.
@@ -111,7 +117,7 @@ pub(crate) fn expand(
     sql.extend([
         format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&art.old)),
         format!(
-            "CREATE TABLE IF NOT EXISTS {} (row_key text PRIMARY KEY, before text NOT NULL, after text NOT NULL)",
+            "CREATE TABLE IF NOT EXISTS {} (step int, row_key text, before text NOT NULL, after text NOT NULL, PRIMARY KEY (step, row_key))",
             art.own("image")
         ),
         range_table(shape),
@@ -178,11 +184,23 @@ fn add_columns(shape: &Shape<'_>) -> Option<String> {
 
 /// What the way back has to know of constraints that go.
 fn before_note(shape: &Shape<'_>, source: Option<&Relation>) -> Result<String, Error> {
+    let goes = |one: &str| shape.change.drop_constraints.iter().any(|name| name.as_str() == one);
+    let key = |index: &IndexDef| match index.constraint.as_ref()? {
+        ('p', rest) => Some((index.name.clone(), "PRIMARY KEY".to_owned(), index.tail.clone(), rest.clone())),
+        ('u', rest) => Some((index.name.clone(), "UNIQUE".to_owned(), index.tail.clone(), rest.clone())),
+        _ => None,
+    };
     let before = Before {
+        keys: source
+            .iter()
+            .flat_map(|source| &source.indexes)
+            .filter(|index| goes(&index.name))
+            .filter_map(key)
+            .collect(),
         constraints: source
             .iter()
             .flat_map(|source| source.checks.iter().chain(&source.foreign_keys))
-            .filter(|one| shape.change.drop_constraints.iter().any(|name| name.as_str() == one.name))
+            .filter(|one| goes(&one.name))
             .map(|one| (one.name.clone(), one.definition.clone(), one.valid))
             .collect(),
     };
@@ -227,9 +245,21 @@ pub(crate) fn dual_write(
         .filter(|column| is_filled(column))
         .filter_map(|column| Some((column, column.up.as_ref()?)))
         .collect();
-    if ups.is_empty() || is_instant(shape) || shape.change.fate != Fate::Alter {
+    let mut sql = fill::touch(shape);
+    if (ups.is_empty() && sql.is_empty()) || is_instant(shape) || shape.change.fate != Fate::Alter {
         return Ok(());
     }
+    let table = here(shape);
+    if !ups.is_empty() {
+        sql.extend(filler(shape, &ups));
+    }
+    let sql = sql.join("; ");
+    let locks = Locks { gentle: vec![table.clone()], strong: vec![(table, "SHARE ROW EXCLUSIVE")] };
+    ddl(&mut engine.session, task, &locks, &mut |_| Ok(sql.clone())).map(drop)
+}
+
+/// The trigger that gives new columns their values in rows of the old version.
+fn filler(shape: &Shape<'_>, ups: &[(&ColumnChange, &String)]) -> Vec<String> {
     let table = here(shape);
     let row: Vec<String> =
         shape.old_columns.iter().map(|column| format!("NEW.{0} AS {0}", ident(&column.name))).collect();
@@ -237,7 +267,11 @@ pub(crate) fn dual_write(
         .iter()
         .filter_map(|(column, up)| {
             let name = column.then.as_ref()?.quoted();
-            Some(format!("IF NEW.{name} IS NULL THEN NEW.{name} := (SELECT ({up}) FROM (SELECT {}) AS _cutover_old); END IF; ", row.join(", ")))
+            // A value that is taken away by an update was taken away on purpose: the old version does not know the column.
+            Some(format!(
+                "IF NEW.{name} IS NULL AND (TG_OP = 'INSERT' OR OLD.{name} IS NULL) THEN NEW.{name} := (SELECT ({up}) FROM (SELECT {}) AS _cutover_old); END IF; ",
+                row.join(", ")
+            ))
         })
         .collect();
     // A value that cannot be computed must not fail the application: the column stays NULL, and the check finds the row.
@@ -246,14 +280,16 @@ pub(crate) fn dual_write(
     );
     let function = shape.artefacts.own("fill");
     let trigger = ident(FILLER);
-    let sql = format!(
-        "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS {}; \
-         CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {function}(); \
-         ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}",
-        literal(&body)
-    );
-    let locks = Locks { gentle: vec![table.clone()], strong: vec![(table, "SHARE ROW EXCLUSIVE")] };
-    ddl(&mut engine.session, task, &locks, &mut |_| Ok(sql.clone())).map(drop)
+    vec![
+        format!(
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS {}",
+            literal(&body)
+        ),
+        format!(
+            "CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"
+        ),
+        format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}"),
+    ]
 }
 
 /// Takes back everything before the swap.
@@ -263,6 +299,10 @@ pub(crate) fn undo(engine: &mut PostgresEngine, task: &Task<'_>, shape: &Shape<'
     if find(session, &shape.artefacts.base, "note")?.is_none() {
         return Ok(());
     }
+    // From here on rows lose what the walk gave them: a run that finds this must not go on from its ranges.
+    session
+        .transaction(&format!("{}; {}", fence(task.epoch), note(&shape.artefacts, "undone", "yes")))
+        .map_err(unfence(task.epoch))?;
     restore_rows(engine, task, shape)?;
     let session = &mut engine.session;
     match shape.change.fate {
@@ -362,7 +402,7 @@ pub(crate) fn contract(engine: &mut PostgresEngine, task: &Task<'_>, shape: &Sha
         Fate::Alter => {
             drop_indexes(session, task, shape, shape.change.drop_indexes.iter().map(Ident::as_str))?;
             let mut sql = vec![format!("DROP TRIGGER IF EXISTS {} ON {then}", ident(FILLER))];
-            if views::are_needed(shape.change) {
+            if shape.change.needs_views() {
                 sql.insert(0, views::drop(&task.versions.old, shape.change.table.as_str()));
             }
             for column in shape.change.columns.iter().filter(|column| column.fate == ColumnFate::Drop) {

@@ -174,9 +174,11 @@ impl PostgresEngine {
         Ok((shape, source))
     }
 
-    /// Another connection, if any of these tables has a shadow.
+    /// Another connection, if clients' rows of any of these tables are taken up to the end.
     fn beside(&self, shapes: &[&Shape<'_>]) -> Result<Option<Self>, Error> {
-        shapes.iter().any(|shape| is_shadow(shape.change)).then(|| self.dial.engine()).transpose()
+        let is_followed =
+            |shape: &&Shape<'_>| is_shadow(shape.change) || !shape.change.functions().is_empty();
+        shapes.iter().any(is_followed).then(|| self.dial.engine()).transpose()
     }
 
     fn is_swapped(&mut self, shape: &Shape<'_>) -> Result<bool, Error> {
@@ -185,6 +187,11 @@ impl PostgresEngine {
 
     fn is_rolled_back(&mut self, shape: &Shape<'_>) -> Result<bool, Error> {
         Ok(read_note(&mut self.session, &shape.artefacts, "rolled_back")?.is_some())
+    }
+
+    /// Whether a way back began here and was cut off: what lies here says nothing of the table any more.
+    fn is_undone(&mut self, shape: &Shape<'_>) -> Result<bool, Error> {
+        Ok(self.is_rolled_back(shape)? || read_note(&mut self.session, &shape.artefacts, "undone")?.is_some())
     }
 
     /// Everything that would make the migration fail later, before anything is created.
@@ -196,15 +203,6 @@ impl PostgresEngine {
             refusals.push(Refusal::new(
                 "a partial index is added to a table that is copied and has columns renamed",
                 "Add the index in a migration of its own, after this one.",
-            ));
-        }
-        if !shape.change.functions().is_empty() {
-            refusals.push(Refusal::new(
-                format!(
-                    "`{}` is copied and has a transform or plugin in the same migration",
-                    shape.change.table
-                ),
-                "Put the transform or plugin into a migration of its own, after this one.",
             ));
         }
         if refusals.is_empty() { Ok(()) } else { Err(Error::Refused(refusals)) }
@@ -263,8 +261,12 @@ impl PostgresEngine {
         let mut conditions: Vec<String> =
             shape.change.checks().iter().map(|check| format!("({check}) IS NOT TRUE")).collect();
         for constraint in &shape.change.add_constraints {
-            if let NewConstraint::Check { expr, .. } = constraint {
-                conditions.push(format!("({expr}) IS FALSE"));
+            match constraint {
+                NewConstraint::Check { expr, .. } => conditions.push(format!("({expr}) IS FALSE")),
+                NewConstraint::ForeignKey { columns, references, .. } => {
+                    conditions.push(shape.orphaned(columns, references));
+                }
+                NewConstraint::Unique { .. } => {}
             }
         }
         if conditions.is_empty() {
@@ -353,10 +355,6 @@ impl Engine for PostgresEngine {
         Ok(Box::new(self.dial.engine()?))
     }
 
-    fn another_engine(&self) -> Result<Box<dyn Engine>, Error> {
-        Ok(Box::new(self.dial.engine()?))
-    }
-
     fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error> {
         Ok(Box::new(staging::Copy::make(self, name)?))
     }
@@ -374,7 +372,11 @@ impl Engine for PostgresEngine {
     }
 
     fn expand(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
-        let (shape, source) = self.shape(task, change)?;
+        let (mut shape, mut source) = self.shape(task, change)?;
+        if self.is_undone(&shape)? {
+            self.undo_before_swap(task, change)?;
+            (shape, source) = self.shape(task, change)?;
+        }
         if !is_shadow(change) {
             return in_place::expand(self, task, &shape, source.as_ref());
         }
@@ -538,9 +540,17 @@ impl Engine for PostgresEngine {
         let mut beside = self.beside(&all)?;
         let mut ready = || {
             resynced += drain_shadows(&mut beside, task, &all, Way::Forward)?;
+            if let Some(engine) = &mut beside {
+                for shape in all.iter().filter(|shape| !is_shadow(shape.change)) {
+                    resynced += in_place::drain_touched(engine, task, shape)?;
+                }
+            }
             Ok(())
         };
         let mut body = |session: &mut Session, statements: &str| {
+            for shape in all.iter().filter(|shape| !is_shadow(shape.change)) {
+                in_place::drain_last(session, task, shape)?;
+            }
             session.run(statements)?;
             record(&mut Port(session))
         };
@@ -567,8 +577,7 @@ impl Engine for PostgresEngine {
         observe::uses(self, task, change)
     }
 
-    fn contract(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<(), Error> {
-        let _ = pace;
+    fn contract(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let (shape, _) = self.shape(task, change)?;
         if !is_shadow(change) {
             return in_place::contract(self, task, &shape);
@@ -579,7 +588,7 @@ impl Engine for PostgresEngine {
         let back = Dual::new(&shape, Way::Back);
         let table = shape.name_then();
         let mut sql = Vec::new();
-        if views::are_needed(change) {
+        if change.needs_views() {
             sql.push(views::drop(&task.versions.old, change.table.as_str()));
         }
         sql.push(views::drop_triggers(&back, &table));
@@ -612,8 +621,9 @@ impl Engine for PostgresEngine {
         if self.is_swapped(&shape)? {
             return Err(Error::Damaged(format!("`{}` is swapped already", change.table)));
         }
+        let is_rolled_back = self.is_rolled_back(&shape)?;
         if !is_shadow(change) {
-            return match self.is_rolled_back(&shape)? {
+            return match is_rolled_back {
                 true => in_place::after_swap_back(self, task, &shape),
                 false => in_place::undo(self, task, &shape),
             };
@@ -621,9 +631,20 @@ impl Engine for PostgresEngine {
         if find(&mut self.session, &shape.artefacts.base, "note")?.is_none() {
             return Ok(());
         }
+        if is_rolled_back {
+            self.barrier(task, "an update of theirs may pass by rows that were synced before the rollback")?;
+            let pending: Vec<(String, String)> = swap::retired(&mut self.session, &shape)?
+                .foreign_keys
+                .into_iter()
+                .filter(|(.., valid)| *valid)
+                .map(|(table, name, ..)| (if table.is_empty() { shape.name_now() } else { table }, name))
+                .collect();
+            swap::validate(&mut self.session, task, &pending)?;
+        }
         let forward = Dual::new(&shape, Way::Forward);
         let table = shape.name_now();
-        let sql = forward.drop_triggers(&table);
+        // From here on T misses what clients write: a run that finds it must not go on with it.
+        let sql = format!("{}; {}", note(&shape.artefacts, "undone", "yes"), forward.drop_triggers(&table));
         ddl(&mut self.session, task, &Locks::exclusive(&table), &mut |_| Ok(sql.clone()))?;
         task.point("undo.between");
         let rest = build::drop_artefacts(&shape, &[shape.shadow()]);
@@ -641,12 +662,6 @@ impl Engine for PostgresEngine {
         loss: Loss,
         record: &mut dyn FnMut(&mut dyn Sql) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if loss == Loss::Refuse {
-            let lost = self.losses(task, changes)?;
-            if !lost.is_empty() {
-                return Err(Error::Locked(lost));
-            }
-        }
         let mut shapes = Vec::new();
         let mut locks = Locks::default();
         for change in changes {
@@ -698,19 +713,7 @@ impl Engine for PostgresEngine {
         locked(&mut self.session, task, &locks, &mut prepare, &mut ready, &mut body)
             .map_err(|error| self.explain(task, changes, error))?;
         task.point("undo.after");
-        if shapes.iter().any(|shape| is_shadow(shape.change)) {
-            self.barrier(task, "an update of theirs may pass by rows that were synced before the rollback")?;
-        }
         for shape in &shapes {
-            if is_shadow(shape.change) {
-                let pending: Vec<(String, String)> = swap::retired(&mut self.session, shape)?
-                    .foreign_keys
-                    .into_iter()
-                    .filter(|(.., valid)| *valid)
-                    .map(|(table, name, ..)| (if table.is_empty() { shape.name_now() } else { table }, name))
-                    .collect();
-                swap::validate(&mut self.session, task, &pending)?;
-            }
             if is_shadow(shape.change) {
                 self.undo_before_swap(task, shape.change)?;
             } else {
@@ -721,17 +724,23 @@ impl Engine for PostgresEngine {
     }
 
     fn is_done(&mut self, task: &Task<'_>, phase: Phase, change: &TableChange) -> Result<bool, Error> {
+        let artefacts = Artefacts::of(task.migration, &change.table);
+        let exists = find(&mut self.session, &artefacts.base, "note")?.is_some();
+        if matches!(phase, Phase::Cleanup | Phase::RolledBack) {
+            return Ok(!exists);
+        }
         let (shape, source) = self.shape(task, change)?;
-        let exists = find(&mut self.session, &shape.artefacts.base, "note")?.is_some();
         if exists && self.is_swapped(&shape)? {
-            return Ok(!matches!(phase, Phase::Cleanup | Phase::RolledBack));
+            return Ok(true);
+        }
+        if exists && self.is_undone(&shape)? {
+            return Ok(false);
         }
         let noted = |engine: &mut Self, key: &str| {
             Ok::<_, Error>(read_note(&mut engine.session, &shape.artefacts, key)?.is_some())
         };
         match phase {
-            Phase::Idle => Ok(true),
-            Phase::Cleanup | Phase::RolledBack => Ok(!exists),
+            Phase::Idle | Phase::Cleanup | Phase::RolledBack => Ok(true),
             Phase::ShadowCreate => Ok(exists && (noted(self, "target")? || noted(self, "expanded")?)),
             Phase::DualWrite if is_shadow(change) => match source {
                 Some(source) if exists => {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::{
     PostgresEngine, is_shadow,
     relation::{Relation, dependents, find, obstacles, triggers},
-    session::{Row, ident, literal, qualified},
+    session::{Row, Session, ident, literal},
+    shape::Shape,
     swap::definition,
     sync::{Sync as Dual, Way},
     views,
@@ -15,7 +16,7 @@ use crate::{
         Catalog, Column, Constraint, ConstraintKind, Dependent, Facts, Index, OldTransaction, Reference,
         Size, Table, TableKind,
     },
-    change::{ColumnFate, Fate, NewConstraint, TableChange},
+    change::{ColumnChange, ColumnFate, Fate, NewConstraint, TableChange, Tactic},
     engine::{ExprCheck, Task},
     error::{Error, Refusal, SqlErrorKind},
     ir::{Dialect, Ident},
@@ -357,18 +358,9 @@ pub(super) fn pre_scan(
     }
     for constraint in &change.add_constraints {
         let NewConstraint::ForeignKey { name, columns, references, .. } = constraint else { continue };
-        let other = qualified(&shape.schema, references.table.as_str());
-        let joined: Vec<String> = columns
-            .iter()
-            .zip(&references.columns)
-            .map(|(a, b)| format!("o.{} = n.{}", b.quoted(), a.quoted()))
-            .collect();
-        let not_null: Vec<String> =
-            columns.iter().map(|column| format!("n.{} IS NOT NULL", column.quoted())).collect();
         let orphans = engine.session.value(&format!(
-            "SELECT count(*) FROM ({rows}) AS n WHERE {} AND NOT EXISTS (SELECT 1 FROM {other} AS o WHERE {})",
-            not_null.join(" AND "),
-            joined.join(" AND ")
+            "SELECT count(*) FROM ({rows}) AS n WHERE {}",
+            shape.orphaned(columns, references)
         ))?;
         let count = orphans.and_then(|text| text.parse().ok()).unwrap_or(0);
         if count > 0 {
@@ -493,6 +485,62 @@ fn sequence_exists(session: &mut super::Session, schema: &str) -> Result<bool, E
     ))
 }
 
+/// What to do about what a rollback would lose.
+const ACCEPT: &str = "Roll forward, or accept the loss with `--accept-loss`.";
+
+/// New columns that hold more than the migration itself gave them. One whose values come from old columns is not asked: they are
+/// there again.
+fn values_of_new_columns(session: &mut Session, shape: &Shape<'_>) -> Result<Vec<Refusal>, Error> {
+    let mut lost = Vec::new();
+    let then = shape.change.name_then();
+    let is_new =
+        |column: &&ColumnChange| column.fate == ColumnFate::Add && !column.generated && column.up.is_none();
+    for column in shape.change.columns.iter().filter(is_new) {
+        let Some(name) = &column.then else { continue };
+        let query = format!(
+            "SELECT EXISTS (SELECT 1 FROM {} WHERE {}::text IS DISTINCT FROM ({})::{}::text)",
+            shape.name_then(),
+            name.quoted(),
+            column.default_then.as_deref().unwrap_or("NULL"),
+            column.type_then.as_deref().unwrap_or("text")
+        );
+        if session.is_true(&query)? {
+            lost.push(Refusal::new(format!("values of the new column `{then}.{name}`"), ACCEPT));
+        }
+    }
+    Ok(lost)
+}
+
+/// What is in the new table or the new columns of a change without a copy, and what the old shape does not allow.
+fn lost_in_place(session: &mut Session, shape: &Shape<'_>) -> Result<Vec<Refusal>, Error> {
+    let change = shape.change;
+    let (table, then) = (shape.name_then(), change.name_then());
+    let mut lost = Vec::new();
+    if change.fate == Fate::Create && session.is_true(&format!("SELECT EXISTS (SELECT 1 FROM {table})"))? {
+        lost.push(Refusal::new(format!("rows of the new table `{then}`"), ACCEPT));
+    }
+    if change.fate != Fate::Alter {
+        return Ok(lost);
+    }
+    lost.extend(values_of_new_columns(session, shape)?);
+    for column in
+        change.columns.iter().filter(|column| column.fate == ColumnFate::Drop && !column.nullable_now)
+    {
+        let Some(now) = &column.now else { continue };
+        let count = session
+            .value(&format!("SELECT count(*) FROM {table} WHERE {} IS NULL", now.quoted()))?
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or(0);
+        if count > 0 {
+            lost.push(Refusal::new(
+                format!("{count} row(s) of `{then}` have no `{now}`, which was NOT NULL"),
+                "Give them a value, and roll back then.",
+            ));
+        }
+    }
+    Ok(lost)
+}
+
 /// What a rollback after the swap would lose.
 pub(super) fn losses(
     engine: &mut PostgresEngine,
@@ -500,32 +548,16 @@ pub(super) fn losses(
     changes: &[TableChange],
 ) -> Result<Vec<Refusal>, Error> {
     let mut lost = Vec::new();
-    let accept = "Roll forward, or accept the loss with `--accept-loss`.";
     for change in changes {
         let (shape, _) = engine.shape(task, change)?;
-        if !engine.is_swapped(&shape)? {
+        if change.tactic != Tactic::Instant && !engine.is_swapped(&shape)? {
             continue;
         }
         if !is_shadow(change) {
-            for column in
-                change.columns.iter().filter(|column| column.fate == ColumnFate::Drop && !column.nullable_now)
-            {
-                let Some(now) = &column.now else { continue };
-                let count = engine.session.value(&format!(
-                    "SELECT count(*) FROM {} WHERE {} IS NULL",
-                    shape.name_then(),
-                    now.quoted()
-                ))?;
-                let count: u64 = count.and_then(|text| text.parse().ok()).unwrap_or(0);
-                if count > 0 {
-                    lost.push(Refusal::new(
-                        format!("{count} row(s) of `{}` have no `{now}`, which was NOT NULL", change.table),
-                        "Give them a value, and roll back then.",
-                    ));
-                }
-            }
+            lost.extend(lost_in_place(&mut engine.session, &shape)?);
             continue;
         }
+        lost.extend(values_of_new_columns(&mut engine.session, &shape)?);
         let back = Dual::new(&shape, Way::Back);
         super::drain(engine, task, &back, true)?;
         let columns: Vec<String> = (1..=back.types.len()).map(|at| format!("k{at}::text")).collect();
@@ -543,7 +575,7 @@ pub(super) fn losses(
                     change.table,
                     part(row, 1)
                 ),
-                accept,
+                ACCEPT,
             )
         }));
         let table = shape.name_then();
@@ -557,22 +589,15 @@ pub(super) fn losses(
         lost.extend(rows.iter().map(|row| {
             Refusal::new(
                 format!("row {} of `{}` cannot go back: {}", part(row, 0), change.table, part(row, 1)),
-                accept,
+                ACCEPT,
             )
         }));
-        let added: Vec<&Ident> = change
-            .columns
-            .iter()
-            .filter(|column| column.fate == ColumnFate::Add)
-            .filter_map(|column| column.then.as_ref())
-            .collect();
         if !change.is_reversible() && lost.is_empty() {
             task.watch.says(&format!(
                 "`{}`: what was written since the swap goes back only as far as the old shape can say it",
                 change.table
             ));
         }
-        let _ = added;
     }
     Ok(lost)
 }

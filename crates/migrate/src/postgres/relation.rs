@@ -429,7 +429,7 @@ pub(crate) fn obstacles(session: &mut Session, relation: &Relation) -> Result<Ve
            AND dep.deptype NOT IN ('i') AND NOT (dep.classid = 'pg_class'::regclass AND dep.objid = {oid}) \
            AND NOT (dep.classid = 'pg_class'::regclass AND dep.deptype = 'a') \
            AND CASE \
-             WHEN dep.refclassid = 'pg_type'::regclass THEN NOT (dep.classid = 'pg_rewrite'::regclass AND EXISTS (SELECT 1 FROM pg_rewrite r JOIN pg_class v ON v.oid = r.ev_class WHERE r.oid = dep.objid AND v.relkind = 'v' AND false)) \
+             WHEN dep.refclassid = 'pg_type'::regclass THEN true \
              WHEN dep.classid = 'pg_rewrite'::regclass THEN EXISTS (SELECT 1 FROM pg_rewrite r JOIN pg_class v ON v.oid = r.ev_class WHERE r.oid = dep.objid AND v.relkind NOT IN ('v', 'r')) \
              WHEN dep.classid = 'pg_class'::regclass THEN NOT EXISTS (SELECT 1 FROM pg_class x WHERE x.oid = dep.objid AND x.relkind IN ('i', 'S', 't')) \
              WHEN dep.classid = 'pg_proc'::regclass THEN EXISTS (SELECT 1 FROM pg_proc p WHERE p.oid = dep.objid AND p.prokind = 'a') \

@@ -14,7 +14,7 @@ use crate::{
     change::{ColumnChange, ColumnFate, RowStep, TableChange},
     engine::Task,
     error::{Error, Refusal},
-    ir::Ident,
+    ir::{Ident, References},
     state::artefact,
 };
 
@@ -256,6 +256,23 @@ impl<'a> Shape<'a> {
             })
             .collect();
         format!("SELECT {} FROM {source}", items.join(", "))
+    }
+
+    /// What is true of a row `n` of the new shape when a foreign key of it finds no row.
+    pub(crate) fn orphaned(&self, columns: &[Ident], references: &References) -> String {
+        let other = qualified(&self.schema, references.table.as_str());
+        let joined: Vec<String> = columns
+            .iter()
+            .zip(&references.columns)
+            .map(|(a, b)| format!("o.{} = n.{}", b.quoted(), a.quoted()))
+            .collect();
+        let not_null: Vec<String> =
+            columns.iter().map(|column| format!("n.{} IS NOT NULL", column.quoted())).collect();
+        format!(
+            "({} AND NOT EXISTS (SELECT 1 FROM {other} AS o WHERE {}))",
+            not_null.join(" AND "),
+            joined.join(" AND ")
+        )
     }
 
     /// The types of the key's columns in S and in T.

@@ -164,12 +164,17 @@ fn hidden(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (server, more) = rest.split_at(end);
-    match server.rsplit_once('@') {
-        Some((user, host)) => {
-            format!("{scheme}://{}@{host}{more}", user.split(':').next().unwrap_or_default())
-        }
-        None => url.to_owned(),
-    }
+    let (path, parameters) = more.split_once('?').unwrap_or((more, ""));
+    let shown: Vec<&str> = parameters
+        .split('&')
+        .filter(|one| !one.is_empty() && !one.starts_with("password=") && !one.starts_with("sslpassword="))
+        .collect();
+    let parameters = if shown.is_empty() { String::new() } else { format!("?{}", shown.join("&")) };
+    let server = match server.rsplit_once('@') {
+        Some((user, host)) => format!("{}@{host}", user.split(':').next().unwrap_or_default()),
+        None => server.to_owned(),
+    };
+    format!("{scheme}://{server}{path}{parameters}")
 }
 
 #[cfg(test)]
@@ -190,5 +195,9 @@ mod tests {
     fn password_is_no_argument() {
         assert_eq!(hidden("postgres://u:p@h:1/app?sslmode=require"), "postgres://u@h:1/app?sslmode=require");
         assert_eq!(hidden("postgres://h/app"), "postgres://h/app");
+        assert_eq!(
+            hidden("postgres://u@h/app?password=p&sslmode=require"),
+            "postgres://u@h/app?sslmode=require"
+        );
     }
 }

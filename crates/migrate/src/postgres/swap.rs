@@ -40,8 +40,6 @@ pub(crate) struct Retired {
     pub(crate) statistics: Vec<(String, String)>,
     /// Rules: name, and the statements that make it. A table with rules takes no ON CONFLICT, which dual write needs.
     pub(crate) rules: Vec<(String, Vec<String>)>,
-    /// The old version's view as it was, when an earlier migration made one.
-    pub(crate) old_view: bool,
 }
 
 /// Raises our `MOVED` state: everything is released and tried again.
@@ -50,14 +48,7 @@ fn moved(condition: &str, says: &str) -> String {
 }
 
 /// What has to be so under the lock, and the drain of the rest.
-fn guard(
-    session: &mut Session,
-    task: &Task<'_>,
-    shape: &Shape<'_>,
-    dual: &Dual<'_>,
-    oid: &str,
-    loss: Loss,
-) -> Result<String, Error> {
+fn guard(task: &Task<'_>, shape: &Shape<'_>, dual: &Dual<'_>, oid: &str, loss: Loss) -> String {
     let limit = task.policy.drain_under_lock;
     let dirty = dual.dirty();
     let misfits = match loss {
@@ -78,8 +69,7 @@ fn guard(
         true => format!("{};", set_misfits_aside(task, shape, dual)),
         false => String::new(),
     };
-    let _ = session;
-    Ok(format!(
+    format!(
         "DO $cutover$ DECLARE _n bigint; BEGIN \
            IF NOT ({triggers}) THEN RAISE EXCEPTION 'somebody removed or disabled a trigger of the migration' USING ERRCODE = 'CUT04'; END IF; \
            {more} _n := ({drain}); {aside} {misfits} {rejects} END $cutover$",
@@ -89,7 +79,7 @@ fn guard(
             &format!("(SELECT count(*) FROM {dirty}) > {limit}"),
             "more keys to sync than may be synced under the lock"
         ),
-    ))
+    )
 }
 
 /// Everything that has to be known before the exchange, read under the gentle lock.
@@ -113,11 +103,12 @@ pub(crate) fn read(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) ->
         return Err(Error::Refused(refusals));
     }
     let ours = views::existing(session, task.versions, shape.change)?;
-    let (ours, dependents): (Vec<_>, Vec<_>) = found
+    let dependents: Vec<Dependent> = found
         .into_iter()
-        .partition(|one| one.kind == "view" && ours.iter().any(|name| unquoted(name) == unquoted(&one.name)));
+        .filter(|one| one.kind != "view" || ours.iter().all(|name| unquoted(name) != unquoted(&one.name)))
+        .collect();
     let triggers = triggers(session, &source_oid)?;
-    let mut retired = Retired { old_view: !ours.is_empty(), ..Retired::default() };
+    let mut retired = Retired::default();
     for key in &source.foreign_keys {
         retired.foreign_keys.push((String::new(), key.name.clone(), key.definition.clone(), key.valid));
     }
@@ -224,7 +215,7 @@ pub(crate) fn exchange(
     let now = shape.name_now();
     let then = shape.name_then();
     let old = shape.retired();
-    let mut sql = vec![guard(session, task, shape, &forward, &source.oid, Loss::Refuse)?];
+    let mut sql = vec![guard(task, shape, &forward, &source.oid, Loss::Refuse)];
     sql.push(note(
         art,
         "retired",
@@ -350,7 +341,7 @@ pub(crate) fn exchange(
         sql.push(function);
         sql.push(views::equaliser_trigger(shape, &then));
     }
-    if views::are_needed(shape.change) {
+    if shape.change.needs_views() {
         let old_shown = views::shown_old(shape);
         let new_shown = views::shown_new(shape);
         sql.extend(views::create(
@@ -452,7 +443,7 @@ pub(crate) fn exchange_back(
     if !strangers.is_empty() {
         return Err(Error::Locked(strangers));
     }
-    let mut sql = vec![guard(session, task, shape, &back, &target_oid, loss)?];
+    let mut sql = vec![guard(task, shape, &back, &target_oid, loss)];
     sql.push(note(art, "primary", "source"));
     sql.push(note(art, "rolled_back", "yes"));
     sql.push(views::drop_triggers(&back, &then));
@@ -462,7 +453,7 @@ pub(crate) fn exchange_back(
     for key in &target.referenced_by {
         sql.push(format!("ALTER TABLE {} DROP CONSTRAINT {}", key.table, ident(&key.name)));
     }
-    if views::are_needed(shape.change) {
+    if shape.change.needs_views() {
         sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
         sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
     }

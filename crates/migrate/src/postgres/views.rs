@@ -28,20 +28,6 @@ pub(crate) struct Shown {
     pub(crate) default: Option<String>,
 }
 
-/// Whether clients of the old version would see another table than before, so that views are needed.
-pub(crate) fn are_needed(change: &TableChange) -> bool {
-    change.fate == crate::change::Fate::Drop
-        || change.rename_to.is_some()
-        || change.columns.iter().any(|column| match (&column.now, &column.then) {
-            (Some(now), Some(then)) => {
-                now != then || column.type_now != column.type_then || column.up.is_some()
-            }
-            (Some(_), None) => true,
-            (None, _) => false,
-        })
-        || !change.rows.is_empty()
-}
-
 /// Creates a version's view over `table` (qualified), with the table's owner and grants (`like`, its oid).
 pub(crate) fn create(
     session: &mut Session,

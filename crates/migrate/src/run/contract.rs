@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::{
     Applied, Migrator, Report,
+    heart::beating,
     line::{grace_ms, versions},
-    pace::{self, Pacer},
     phases::Run,
 };
 use crate::{
@@ -103,7 +103,14 @@ impl Migrator<'_> {
         let policy = self.policy(&record.migration);
         let functions = RowFunctions::new();
         let lease_ms = self.settings.lease_ms;
+        let heart = self.engine.another()?;
         let epoch = in_transaction(&mut *self.engine, |sql| lease::acquire(sql, &lease::owner(), lease_ms))?;
+        let now = self.record(id)?;
+        if now.phase != Phase::Cleanup || now.contracted {
+            lease::release(&mut *self.engine, epoch)?;
+            let says = "somebody took it further meanwhile; look at `cutover schema status`".to_owned();
+            return Err(Error::Phase { id: id.to_owned(), phase: now.phase, says });
+        }
         let watch = self.watch;
         let mut run = Run {
             engine: &mut *self.engine,
@@ -122,7 +129,7 @@ impl Migrator<'_> {
             plan: &record.plan,
             started,
         };
-        let result = run.contract(locks);
+        let result = beating(heart, epoch, lease_ms, || run.contract(locks));
         let released = lease::release(&mut *self.engine, epoch);
         let report = result?;
         released?;
@@ -140,11 +147,12 @@ impl Run<'_> {
         if !locks.is_empty() {
             return Err(Error::Locked(locks));
         }
-        let probed = pace::Probed::default();
-        let pacer = Pacer::new(&self.task, self.migration, self.plan, &probed, None, self.started);
-        pacer.enter(Phase::Cleanup)?;
+        // What a run that was cut off after its swap could not promise any more.
         for change in &self.plan.changes {
-            self.engine.contract(&self.task, change, &pacer)?;
+            self.engine.settle(&self.task, change)?;
+        }
+        for change in &self.plan.changes {
+            self.engine.contract(&self.task, change)?;
         }
         let (id, epoch, author) = (self.task.migration, self.task.epoch, self.settings.author.clone());
         in_transaction(self.engine, |sql| {

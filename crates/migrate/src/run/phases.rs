@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -11,6 +10,7 @@ use serde_json::json;
 
 use super::{
     Report, Settings,
+    heart::{beating, beside},
     pace::{self, Orders, Pacer},
 };
 use crate::{
@@ -41,38 +41,33 @@ pub(super) struct Run<'r> {
 }
 
 impl Run<'_> {
-    pub(super) fn all_phases(&mut self) -> Result<Report, Error> {
+    /// All phases; when one fails, what is to be done about that, too. The lease is renewed meanwhile.
+    pub(super) fn to_its_end(&mut self) -> Result<Report, Error> {
+        if self.is_instant() {
+            return self.all_phases().map_err(|error| self.failed(error));
+        }
+        let (lease_ms, epoch) = (self.settings.lease_ms, self.task.epoch);
+        match self.engine.another() {
+            Ok(heart) => {
+                beating(heart, epoch, lease_ms, || self.all_phases().map_err(|error| self.failed(error)))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    fn all_phases(&mut self) -> Result<Report, Error> {
         if self.is_instant() {
             for change in &self.plan.changes {
                 self.engine.pre_scan(&self.task, change)?;
             }
             return self.swap(Work::default(), None);
         }
-        let (lease_ms, epoch) = (self.settings.lease_ms, self.task.epoch);
-        let mut heart = self.engine.another()?;
-        let probe = if self.settings.probe { Some(self.engine.another()?) } else { None };
-        let stop = AtomicBool::new(false);
         let probed = pace::Probed::default();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut last = Instant::now();
-                while !stop.load(Ordering::Relaxed) {
-                    std::thread::park_timeout(Duration::from_millis(20));
-                    if last.elapsed() >= Duration::from_millis(lease_ms / 3) {
-                        // What this cannot renew, the next transaction's fence will tell.
-                        let _ = in_transaction(&mut *heart, |sql| lease::renew(sql, epoch, lease_ms));
-                        last = Instant::now();
-                    }
-                }
-            });
-            if let Some(mut probe) = probe {
-                let (stop, probed) = (&stop, &probed);
-                scope.spawn(move || pace::probe(&mut *probe, stop, probed));
-            }
-            let result = self.phases(&probed);
-            stop.store(true, Ordering::Relaxed);
-            result
-        })
+        if !self.settings.probe {
+            return self.phases(&probed);
+        }
+        let mut probe = self.engine.another()?;
+        beside(|stop| pace::probe(&mut *probe, stop, &probed), || self.phases(&probed))
     }
 
     /// An additive change has no phase but the swap: one transaction, no threads, nothing after it.
@@ -191,7 +186,7 @@ impl Run<'_> {
         let id = self.task.migration.to_owned();
         let Ok(Some(now)) = record::find(self.engine, &id) else { return error };
         let phase = now.phase;
-        // Swapped: whatever failed afterwards is done again by `complete` or tells of itself; there is nothing to undo.
+        // Swapped: what failed afterwards is done again by the next `apply` and by `complete`; there is nothing to undo.
         if phase == Phase::Cleanup {
             let _ = lease::release(self.engine, self.task.epoch);
             return error;

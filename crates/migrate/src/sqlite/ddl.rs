@@ -271,6 +271,34 @@ pub(super) fn renamed(sql: &str, names: &[(String, String)]) -> String {
     text
 }
 
+/// The text of a foreign key with the columns that refer renamed; those that are referred to keep their names.
+pub(super) fn renamed_reference(sql: &str, names: &[(String, String)]) -> String {
+    let tokens = tokens(sql);
+    let references = tokens.iter().position(|token| token.is("REFERENCES")).unwrap_or(tokens.len());
+    let open = tokens.iter().take(references).position(|token| token.is_mark('('));
+    let Some((open, close)) = open.and_then(|open| Some((open, matching(&tokens, open)?))) else {
+        // Of a column: it names no other.
+        return sql.to_owned();
+    };
+    let (from, to) = (tokens[open].start, tokens[close].end());
+    format!("{}{}{}", &sql[..from], renamed(&sql[from..to], names), &sql[to..])
+}
+
+/// A `CREATE TABLE` without its foreign keys; `None` when it cannot be read.
+pub(super) fn without_references(sql: &str) -> Option<String> {
+    let def = table(sql)?;
+    let head = &sql[..tokens(sql).iter().find(|token| token.is_mark('('))?.start];
+    let stays = |rule: &&Constraint| rule.rule != Rule::References;
+    let columns = def.columns.iter().map(|column| {
+        let rules = column.rules.iter().filter(stays).map(|rule| rule.text.as_str());
+        let name = format!("\"{}\"", column.name.replace('"', "\"\""));
+        [name.as_str(), column.kind.as_str()].into_iter().chain(rules).collect::<Vec<_>>().join(" ")
+    });
+    let constraints = def.constraints.iter().filter(stays).map(|rule| rule.text.clone());
+    let items: Vec<String> = columns.chain(constraints).collect();
+    Some(format!("{head}({}) {}", items.join(", "), def.options))
+}
+
 /// Whether the text names this identifier anywhere.
 pub(super) fn mentions(sql: &str, name: &str) -> bool {
     tokens(sql).iter().filter_map(Token::name).any(|found| found.eq_ignore_ascii_case(name))

@@ -237,10 +237,6 @@ impl Engine for Sqlite {
         Ok(Box::new(Self::open(&self.path)?))
     }
 
-    fn another_engine(&self) -> Result<Box<dyn Engine>, Error> {
-        Ok(Box::new(Self::open(&self.path)?))
-    }
-
     fn staging(&mut self, name: &str) -> Result<Box<dyn crate::run::Staging>, Error> {
         Ok(Box::new(staging::Copy::make(self, name)?))
     }
@@ -347,8 +343,7 @@ impl Engine for Sqlite {
         self.seen_uses(task, change)
     }
 
-    fn contract(&mut self, task: &Task<'_>, change: &TableChange, pace: &dyn Pace) -> Result<(), Error> {
-        let _ = pace;
+    fn contract(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         self.remove_old(task, change)?;
         self.sweep()
     }
@@ -377,6 +372,10 @@ impl Engine for Sqlite {
     }
 
     fn is_done(&mut self, task: &Task<'_>, phase: Phase, change: &TableChange) -> Result<bool, Error> {
+        // A rollback is one transaction here; what it leaves for [`tidy`](Self::tidy) is in nobody's way.
+        if phase == Phase::RolledBack {
+            return Ok(true);
+        }
         let names = Names::of(task, change);
         if change.tactic != Tactic::Shadow {
             return Ok(false);

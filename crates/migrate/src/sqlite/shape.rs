@@ -301,6 +301,7 @@ impl<'c> Shape<'c> {
                     // A reference to the table itself names it by its public name, which it has after the swap.
                     let body = match rule.rule {
                         Rule::Check | Rule::Generated => ddl::renamed(&rule.text, &renames),
+                        Rule::References => ddl::renamed_reference(&rule.text, &renames),
                         _ => rule.text.clone(),
                     };
                     text.push_str(&body);
@@ -309,7 +310,10 @@ impl<'c> Shape<'c> {
             items.push(text.trim_end().to_owned());
         }
         for rule in self.def.constraints.iter().filter(|rule| !dropped(rule)) {
-            items.push(ddl::renamed(&rule.text, &renames));
+            items.push(match rule.rule {
+                Rule::References => ddl::renamed_reference(&rule.text, &renames),
+                _ => ddl::renamed(&rule.text, &renames),
+            });
         }
         for constraint in &self.change.add_constraints {
             if !matches!(constraint, NewConstraint::Unique { .. }) {

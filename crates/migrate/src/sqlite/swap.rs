@@ -10,12 +10,15 @@ use super::{
     sql_error,
 };
 use crate::{
-    change::{ColumnFate, Fate, TableChange, Tactic},
+    change::{ColumnChange, ColumnFate, Fate, TableChange, Tactic},
     engine::{ChunkDone, Go, Loss, Pace, Task, Work},
     error::{Error, Refusal},
     ir::Ident,
     state::sql::Sql,
 };
+
+/// What to do about what a rollback would lose.
+const ACCEPT: &str = "Give `--accept-loss` to lose them.";
 
 /// Nobody sets a pace under the lock of the swap.
 struct NoPace;
@@ -401,7 +404,27 @@ impl Sqlite {
                 self.run(&format!("DROP INDEX {}", quote(&index.name)))?;
             }
         }
-        self.run(&format!("ALTER TABLE {} RENAME TO {}", quote(table), quote(&name)))
+        self.run(&format!("ALTER TABLE {} RENAME TO {}", quote(table), quote(&name)))?;
+        self.drop_references(&name)
+    }
+
+    /// Takes its foreign keys from a table that only waits to be emptied: it must keep nobody from deleting what it points to.
+    /// In the way of <https://www.sqlite.org/lang_altertable.html#otheralter>: constraints are no part of the stored rows.
+    fn drop_references(&self, table: &str) -> Result<(), Error> {
+        let definition = catalog::definition(&self.connection, table)?.unwrap_or_default();
+        if ddl::table(&definition).is_some_and(|def| !def.has_references()) {
+            return Ok(());
+        }
+        let without = ddl::without_references(&definition)
+            .ok_or_else(|| Error::Damaged(format!("the definition of `{table}` cannot be read")))?;
+        let set = "UPDATE main.sqlite_schema SET sql = ?1 WHERE type = 'table' AND name = ?2";
+        self.run("PRAGMA writable_schema = ON")?;
+        let written = self
+            .connection
+            .execute(set, (&without, table))
+            .map_err(|error| Error::Sql(sql_error(error, set)));
+        self.run("PRAGMA writable_schema = RESET")?;
+        written.map(drop)
     }
 
     /// Contract: the old table, the triggers that kept it, and the views of the old version go.
@@ -514,7 +537,6 @@ impl Sqlite {
         task: &Task<'_>,
         changes: &[TableChange],
     ) -> Result<Vec<Refusal>, Error> {
-        let accept = "Give `--accept-loss` to lose them.";
         let mut lost = Vec::new();
         for change in changes {
             let names = Names::of(task, change);
@@ -526,14 +548,14 @@ impl Sqlite {
                         then.quoted()
                     ))?;
                     if count > 0 {
-                        lost.push(Refusal::new(format!("rows of the new table `{then}`"), accept));
+                        lost.push(Refusal::new(format!("rows of the new table `{then}`"), ACCEPT));
                     }
                 }
                 (Fate::Drop, _) => {}
                 (_, Tactic::Shadow) if !change.is_reversible() => {
                     lost.push(Refusal::new(
                         format!("every write to `{then}` since the swap: there is no `down`"),
-                        accept,
+                        ACCEPT,
                     ));
                 }
                 (_, Tactic::Shadow) => {
@@ -548,26 +570,36 @@ impl Sqlite {
                             keys.len(),
                             sample.join(", ")
                         );
-                        lost.push(Refusal::new(what, accept));
+                        lost.push(Refusal::new(what, ACCEPT));
                     }
                 }
-                _ => {
-                    for column in change.columns.iter().filter(|column| column.fate == ColumnFate::Add) {
-                        let Some(name) = &column.then else { continue };
-                        let default = column.default_then.clone().unwrap_or_else(|| "NULL".to_owned());
-                        let sql = format!(
-                            "SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} IS NOT ({default}) LIMIT 1000)",
-                            then.quoted(),
-                            name.quoted()
-                        );
-                        if self.number(&sql)? > 0 {
-                            lost.push(Refusal::new(
-                                format!("values of the new column `{then}.{name}`"),
-                                accept,
-                            ));
-                        }
-                    }
-                }
+                (Fate::Alter, _) => {}
+            }
+            if change.fate == Fate::Alter {
+                lost.extend(self.values_of_new_columns(change)?);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// New columns that hold more than the migration itself gave them. One whose values come from old columns is not asked: they
+    /// are there again.
+    fn values_of_new_columns(&self, change: &TableChange) -> Result<Vec<Refusal>, Error> {
+        let mut lost = Vec::new();
+        let then = change.name_then();
+        let is_new = |column: &&ColumnChange| {
+            column.fate == ColumnFate::Add && !column.generated && column.up.is_none()
+        };
+        for column in change.columns.iter().filter(is_new) {
+            let Some(name) = &column.then else { continue };
+            let default = column.default_then.clone().unwrap_or_else(|| "NULL".to_owned());
+            let sql = format!(
+                "SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} IS NOT ({default}) LIMIT 1)",
+                then.quoted(),
+                name.quoted()
+            );
+            if self.number(&sql)? > 0 {
+                lost.push(Refusal::new(format!("values of the new column `{then}.{name}`"), ACCEPT));
             }
         }
         Ok(lost)

@@ -8,8 +8,8 @@ use std::{
 use super::{clock_ms, sql::Sql, table};
 use crate::error::Error;
 
-/// The name of this process as a holder: machine, boot, process and its start, so that a holder that is dead on this very
-/// machine is known to be, and a number so that two migrators of one process differ.
+/// The name of this process as a holder: machine and where processes are counted on it, boot, process and its start, so that a
+/// holder that is dead on this very machine is known to be, and a number so that two migrators of one process differ.
 pub fn owner() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let pid = std::process::id();
@@ -32,7 +32,9 @@ fn is_gone(owner: &str) -> bool {
 
 fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().replace('/', "_")
+    // A container with the machine's name counts its processes for itself (pid_namespaces(7)).
+    let processes = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", name.trim(), processes.display()).replace('/', "_")
 }
 
 fn boot() -> String {

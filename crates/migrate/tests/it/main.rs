@@ -10,5 +10,6 @@ mod oracle;
 mod plugins;
 mod postgres;
 mod quarantine;
+mod references;
 mod sqlite;
 mod support;

@@ -125,6 +125,15 @@ fn plugin_that_breaks_the_protocol_fails_the_chunk_and_is_killed() {
             other => panic!("{part}: {other:?}"),
         }
     }
+    // One that does not read is given up, too: what it is asked is longer than a pipe holds.
+    let greets = HELLO.rsplit_once("r = ").unwrap().0;
+    let program = script(directory.path(), &format!("{greets}time.sleep(600)"));
+    let mut plugin = Plugin::start(&program, Duration::from_secs(5)).unwrap();
+    let long = "0".repeat(8000);
+    match MigrationPlugin::apply(&mut plugin, &phones(&[long.as_str(); 40])) {
+        Err(error @ Error::Custom { .. }) => assert!(error.to_string().contains("not answer"), "{error}"),
+        other => panic!("{other:?}"),
+    }
     // One that says nothing is given up; its group goes with it.
     let program = script(directory.path(), &format!("{HELLO}time.sleep(600)"));
     let mut plugin = Plugin::start(&program, Duration::from_secs(30)).unwrap();

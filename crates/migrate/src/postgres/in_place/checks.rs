@@ -1,7 +1,9 @@
 //! Constraints of a table that stays: what the rows have to hold, added without blocking anybody.
 
 use super::{
-    becoming_not_null, before, fill::fill_chunk, has_walk, here, is_instant, name_until_swap, not_null_check,
+    becoming_not_null, before,
+    fill::{drain_touched, fill_chunk},
+    has_walk, here, is_instant, name_until_swap, not_null_check,
 };
 use crate::{
     change::{Fate, NewConstraint},
@@ -10,10 +12,11 @@ use crate::{
     ir::Ident,
     postgres::{
         PostgresEngine,
+        build::{concurrently, duplicates},
         copy::{Range, each_chunk, moved},
         polite::{Locks, ddl},
-        relation::Relation,
-        session::{ident, literal, qualified},
+        relation::{Relation, find},
+        session::{Session, ident, literal, qualified},
         shape::Shape,
         swap::{definition, validate},
         sync::{Sync as Dual, Way},
@@ -33,9 +36,10 @@ pub(crate) fn verify(
     if is_instant(shape) || shape.change.fate != Fate::Alter {
         return Ok(work);
     }
-    let mut conditions: Vec<String> =
-        shape.change.checks().iter().map(|check| format!("({check}) IS NOT TRUE")).collect();
-    conditions.extend(becoming_not_null(shape).iter().map(|name| format!("{} IS NULL", name.quoted())));
+    work.resynced += drain_touched(engine, task, shape)?;
+    hold(&mut engine.session, task, shape, "true")?;
+    let conditions: Vec<String> =
+        becoming_not_null(shape).iter().map(|name| format!("{} IS NULL", name.quoted())).collect();
     let all = conditions.join(" OR ");
     if !conditions.is_empty() {
         // Rows that clients wrote behind the walk get another pass, twice; what is left then does not fit.
@@ -48,7 +52,7 @@ pub(crate) fn verify(
                 break;
             }
             if pass == 2 || !has_walk(shape) {
-                return Err(misfits(engine, task, shape, &all, bad)?);
+                return Err(misfits(&mut engine.session, task, shape, &all, bad)?);
             }
             let dual = Dual::new(shape, Way::Forward);
             let whole = vec![Range { number: u64::MAX >> 1, low: None, high: None, at: None }];
@@ -104,9 +108,32 @@ fn before_swap(shape: &Shape<'_>, constraint: &NewConstraint) -> NewConstraint {
     }
 }
 
+/// The rows that satisfy `which` (over `s`) hold what the row steps say of them.
+///
+/// # Errors
+/// [`Error::Rejected`] with those that do not.
+pub(super) fn hold(
+    session: &mut Session,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    which: &str,
+) -> Result<(), Error> {
+    let checks: Vec<String> =
+        shape.change.checks().iter().map(|check| format!("({check}) IS NOT TRUE")).collect();
+    if checks.is_empty() {
+        return Ok(());
+    }
+    let failing = format!("({which}) AND ({})", checks.join(" OR "));
+    let count = session.value(&format!("SELECT count(*) FROM {} AS s WHERE {failing}", here(shape)))?;
+    match count.and_then(|text| text.parse().ok()).unwrap_or(0) {
+        0 => Ok(()),
+        count => Err(misfits(session, task, shape, &failing, count)?),
+    }
+}
+
 /// The rows that fail, as an error.
 fn misfits(
-    engine: &mut PostgresEngine,
+    session: &mut Session,
     task: &Task<'_>,
     shape: &Shape<'_>,
     condition: &str,
@@ -114,7 +141,7 @@ fn misfits(
 ) -> Result<Error, Error> {
     let key = Dual::new(shape, Way::Forward).key_text("s");
     let key = if key.is_empty() { "s.ctid::text".to_owned() } else { key };
-    let rows = engine.session.run(&format!(
+    let rows = session.run(&format!(
         "SELECT json_build_array({key})::text FROM {} AS s WHERE {condition} LIMIT {}",
         here(shape),
         task.policy.sample
@@ -151,12 +178,7 @@ fn add_constraint(
     name: &str,
     text: &str,
 ) -> Result<(), Error> {
-    let exists = engine.session.is_true(&format!(
-        "SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {})",
-        literal(table),
-        literal(name)
-    ))?;
-    if exists {
+    if constraint_exists(&mut engine.session, table, name)? {
         return Ok(());
     }
     let mode = if others.is_empty() { "ACCESS EXCLUSIVE" } else { "SHARE ROW EXCLUSIVE" };
@@ -164,6 +186,14 @@ fn add_constraint(
     locks.strong.extend(others.iter().map(|other| (other.clone(), mode)));
     let sql = format!("ALTER TABLE {table} ADD {text} NOT VALID");
     ddl(&mut engine.session, task, &locks, &mut |_| Ok(sql.clone())).map(drop)
+}
+
+fn constraint_exists(session: &mut Session, table: &str, name: &str) -> Result<bool, Error> {
+    session.is_true(&format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = {}::regclass AND conname = {})",
+        literal(table),
+        literal(name)
+    ))
 }
 
 /// After the way back: NOT NULL and constraints that were taken off are put on again without blocking anybody.
@@ -196,6 +226,19 @@ pub(crate) fn restore_constraints(
         }
     }
     validate(&mut engine.session, task, &pending)?;
+    for (name, kind, tail, rest) in &before.keys {
+        let exists = constraint_exists(&mut engine.session, &table, name)?;
+        let oid = find(&mut engine.session, &shape.schema, shape.change.table.as_str())?;
+        if let (false, Some(oid)) = (exists, oid) {
+            concurrently(engine, task, &shape.schema, &oid, name, &|| {
+                format!("CREATE UNIQUE INDEX CONCURRENTLY {} ON {table} {tail}", ident(name))
+            })
+            .map_err(|error| duplicates(error, shape.change.table.clone()))?;
+            let sql =
+                format!("ALTER TABLE {table} ADD CONSTRAINT {0} {kind} USING INDEX {0}{rest}", ident(name));
+            ddl(&mut engine.session, task, &Locks::exclusive(&table), &mut |_| Ok(sql.clone()))?;
+        }
+    }
     if !not_null.is_empty() {
         let sql: Vec<String> = not_null
             .iter()

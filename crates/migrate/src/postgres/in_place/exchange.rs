@@ -1,8 +1,8 @@
 //! The swap of a table that stays, and the way back: names change, columns are hidden, constraints come and go.
 
 use super::{
-    FILLER, add_columns, becoming_not_null, before, before_note, create_table, here, is_filled, is_instant,
-    not_null_check, note_table,
+    FILLER, TOUCHER, add_columns, becoming_not_null, before, before_note, create_table, fill::untouched,
+    here, is_filled, is_instant, not_null_check, note_table,
 };
 use crate::{
     change::{ColumnChange, ColumnFate, Fate, NewConstraint},
@@ -76,6 +76,7 @@ pub(crate) fn swap_statements(
         sql.push(views::drop(&task.versions.new, shape.change.table.as_str()));
         return Ok(sql);
     }
+    sql.extend(untouched(shape));
     if is_instant(shape) {
         if !shape.change.drop_constraints.is_empty() {
             sql.extend(note_table(shape));
@@ -131,7 +132,7 @@ pub(crate) fn swap_statements(
     if then != table {
         sql.push(format!("ALTER TABLE {table} RENAME TO {}", shape.change.name_then().quoted()));
     }
-    if views::are_needed(shape.change) {
+    if shape.change.needs_views() {
         let old: Vec<Shown> = source
             .columns
             .iter()
@@ -231,6 +232,8 @@ pub(crate) fn swap_back_statements(
     let mut sql = Vec::new();
     if !is_instant(shape) {
         sql = vec![note(art, "primary", "source"), note(art, "rolled_back", "yes")];
+    } else if !shape.change.drop_constraints.is_empty() {
+        sql = vec![note(art, "rolled_back", "yes")];
     }
     match shape.change.fate {
         Fate::Create => {
@@ -244,7 +247,7 @@ pub(crate) fn swap_back_statements(
         }
         Fate::Alter => {}
     }
-    if views::are_needed(shape.change) {
+    if shape.change.needs_views() {
         sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
         sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
     }
@@ -272,7 +275,9 @@ pub(crate) fn swap_back_statements(
 
 /// What was added to the table, taken away again; tolerates what never happened.
 pub(super) fn remove_added(shape: &Shape<'_>, table: &str) -> String {
-    let mut sql = vec![format!("DROP TRIGGER IF EXISTS {} ON {table}", ident(FILLER))];
+    let mut sql: Vec<String> = [FILLER, TOUCHER]
+        .map(|trigger| format!("DROP TRIGGER IF EXISTS {} ON {table}", ident(trigger)))
+        .into();
     for constraint in &shape.change.add_constraints {
         sql.push(format!("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {}", constraint.name().quoted()));
     }

@@ -1,9 +1,9 @@
 //! The walk over the rows of a table that stays: columns that are filled, row steps, and the way back of both; and indexes, which
 //! are built beside it.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
-use super::{filled, has_walk, here, is_instant, name_until_swap};
+use super::{TOUCHER, filled, has_walk, here, is_instant, name_until_swap};
 use crate::{
     change::{Fate, NewConstraint, RowStep},
     engine::{ChunkDone, Pace, RowChunk, Task, Work},
@@ -18,12 +18,18 @@ use crate::{
         },
         polite::{Locks, ddl, fence, unfence},
         relation::{Relation, find},
+        retry_busy,
         session::{Session, ident, literal},
         shape::Shape,
         sync::{Sync as Dual, Way},
     },
     state::sql::Value,
 };
+
+/// A setting of our own that says, inside a transaction, that the migration writes and no client.
+const FILLING: &str = "cutover.filling";
+/// Rows that clients have written get their functions in portions of this many.
+const TOUCHED_AT_ONCE: u64 = 200;
 
 /// BACKFILL: rows are filled in chunks; indexes are built.
 pub(crate) fn backfill(
@@ -125,11 +131,7 @@ pub(super) fn fill_chunk(
     let since = Instant::now();
     let result = (|| -> Stepped {
         let session = &mut engine.session;
-        session.run(&format!(
-            "BEGIN; SET LOCAL lock_timeout = '{}ms'; {}",
-            task.policy.lock_timeout_ms,
-            fence(task.epoch)
-        ))?;
+        session.run(&begin(task))?;
         let keys = session.run(&format!(
             "SELECT json_build_array({})::text FROM {table} AS s WHERE {filter} ORDER BY {order} LIMIT {rows} FOR NO KEY UPDATE OF s",
             dual.key_text("s")
@@ -139,8 +141,14 @@ pub(super) fn fill_chunk(
         let mut changed = 0;
         if let Some(last) = &last {
             let chunk = dual.between("s", false, low, Some(last));
-            let chunk = only.map_or_else(|| chunk.clone(), |only| format!("{chunk} AND ({only})"));
-            changed = fill_rows(session, task, shape, dual, &table, &chunk)?;
+            changed = match only {
+                // Columns alone: the functions of a step have been there.
+                Some(only) => fill_columns(session, shape, &table, &format!("{chunk} AND ({only})"))?,
+                None => {
+                    let filled = fill_columns(session, shape, &table, &chunk)?;
+                    filled.max(run_functions(session, task, shape, dual, &table, &chunk)?)
+                }
+            };
         }
         if only.is_none() {
             let high = last.as_ref().map_or("NULL".to_owned(), |key| literal(&key_json(key)));
@@ -176,15 +184,17 @@ pub(super) fn fill_chunk(
     result.map_err(unfence(task.epoch))
 }
 
-/// New values for the rows that satisfy `chunk` (over `s`), which are locked; how many rows changed.
-fn fill_rows(
-    session: &mut Session,
-    task: &Task<'_>,
-    shape: &Shape<'_>,
-    dual: &Dual<'_>,
-    table: &str,
-    chunk: &str,
-) -> Result<u64, Error> {
+/// How a transaction begins that writes rows for the migration: what it writes is not remembered as a client's ([`touch`]).
+fn begin(task: &Task<'_>) -> String {
+    format!(
+        "BEGIN; SET LOCAL lock_timeout = '{}ms'; SET LOCAL {FILLING} = 'on'; {}",
+        task.policy.lock_timeout_ms,
+        fence(task.epoch)
+    )
+}
+
+/// New columns get their values in the rows that satisfy `chunk` (over `s`) and have none; how many rows changed.
+fn fill_columns(session: &mut Session, shape: &Shape<'_>, table: &str, chunk: &str) -> Result<u64, Error> {
     let mut changed = 0;
     for column in filled(shape) {
         let Some(then) = &column.then else { continue };
@@ -195,46 +205,139 @@ fn fill_rows(
             then.quoted()
         ))?);
     }
-    let image = shape.artefacts.own("image");
-    let key = format!("json_build_array({})::text", dual.key_text("s"));
+    Ok(changed)
+}
+
+/// The row functions, in order, on the rows that satisfy `chunk` (over `s`), which are locked; how many rows changed.
+fn run_functions(
+    session: &mut Session,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+    dual: &Dual<'_>,
+    table: &str,
+    chunk: &str,
+) -> Result<u64, Error> {
+    let mut changed = 0;
     for step in &shape.change.rows {
-        let count = match step {
-            RowStep::Sql { set, filter, down, .. } => {
-                let set: Vec<(String, String)> = set
-                    .iter()
-                    .map(|(name, value)| (ident(&name_until_swap(shape, name)), value.clone()))
-                    .collect();
-                let filter = filter.as_ref().map(|filter| format!(" AND ({filter})")).unwrap_or_default();
-                if down.is_empty() {
-                    let before: Vec<String> = set.iter().map(|(name, _)| format!("{name}::text")).collect();
-                    let after: Vec<String> = set
-                        .iter()
-                        .map(|(name, value)| {
-                            let kind = column_kind(shape, name);
-                            format!("({value})::{kind}::text")
-                        })
-                        .collect();
-                    session.run(&format!(
-                        "INSERT INTO {image} SELECT {key}, json_build_array({})::text, json_build_array({})::text FROM {table} AS s WHERE {chunk}{filter} \
-                         ON CONFLICT (row_key) DO UPDATE SET after = excluded.after",
-                        before.join(", "),
-                        after.join(", ")
-                    ))?;
-                }
-                let assignments: Vec<String> =
-                    set.iter().map(|(name, value)| format!("{name} = ({value})")).collect();
-                session.count(&format!(
-                    "UPDATE {table} AS s SET {} WHERE {chunk}{filter}",
-                    assignments.join(", ")
-                ))?
-            }
-            RowStep::Function { step, name, read, write, .. } => {
-                run_function(session, task, shape, dual, table, chunk, *step, name, read, write)?
-            }
-        };
-        changed = changed.max(count);
+        let RowStep::Function { step, name, read, write, .. } = step else { continue };
+        changed =
+            changed.max(run_function(session, task, shape, dual, table, chunk, *step, name, read, write)?);
     }
     Ok(changed)
+}
+
+/// The trigger that remembers the rows which clients write while row functions run: no function runs inside the server, so
+/// they get theirs later, the last ones before the swap commits.
+pub(super) fn touch(shape: &Shape<'_>) -> Vec<String> {
+    if shape.change.functions().is_empty() {
+        return Vec::new();
+    }
+    let (table, touched) = (here(shape), shape.artefacts.own("touched"));
+    let (function, trigger) = (shape.artefacts.own("touch"), ident(TOUCHER));
+    let key = Dual::new(shape, Way::Forward).key_text("NEW");
+    let body =
+        format!("BEGIN INSERT INTO {touched} VALUES (json_build_array({key})::text); RETURN NULL; END");
+    vec![
+        format!("CREATE TABLE IF NOT EXISTS {touched} (row_key text NOT NULL)"),
+        format!(
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS {}",
+            literal(&body)
+        ),
+        format!(
+            "CREATE OR REPLACE TRIGGER {trigger} AFTER INSERT OR UPDATE ON {table} FOR EACH ROW \
+             WHEN (pg_catalog.current_setting('{FILLING}', true) IS DISTINCT FROM 'on') EXECUTE FUNCTION {function}()"
+        ),
+        format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}"),
+    ]
+}
+
+/// Under the lock of the swap: every row that was touched got its functions ([`drain_last`]). Fails as a lock that is not granted
+/// does when there were too many, so that they get them without it and the swap is tried again.
+pub(super) fn untouched(shape: &Shape<'_>) -> Vec<String> {
+    if shape.change.functions().is_empty() {
+        return Vec::new();
+    }
+    let body = format!(
+        "BEGIN IF EXISTS (SELECT 1 FROM {}) THEN RAISE EXCEPTION 'rows wait for their functions' USING ERRCODE = 'lock_not_available'; END IF; END",
+        shape.artefacts.own("touched")
+    );
+    vec![
+        format!("DO {}", literal(&body)),
+        format!("DROP TRIGGER IF EXISTS {} ON {}", ident(TOUCHER), here(shape)),
+    ]
+}
+
+/// Runs the row functions on what clients have written meanwhile. How many rows.
+///
+/// # Errors
+/// [`Error::Rejected`] when a row does not hold what the steps check then.
+pub(crate) fn drain_touched(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+) -> Result<u64, Error> {
+    if shape.change.functions().is_empty()
+        || find(&mut engine.session, &shape.artefacts.base, "touched")?.is_none()
+    {
+        return Ok(0);
+    }
+    let mut total = 0;
+    loop {
+        let drained = retry_busy(task, || {
+            let drained = drain_some(&mut engine.session, task, shape);
+            if drained.is_err() {
+                engine.session.roll_back();
+            }
+            drained.map_err(unfence(task.epoch))
+        })?;
+        total += drained;
+        if drained < TOUCHED_AT_ONCE {
+            return Ok(total);
+        }
+    }
+}
+
+fn drain_some(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) -> Result<u64, Error> {
+    session.run(&begin(task))?;
+    let drained = take_touched(session, task, shape)?;
+    session.run("COMMIT")?;
+    Ok(drained)
+}
+
+/// Under the lock of the swap: the functions of the few rows that were touched since the last [`drain_touched`]. Whether they were
+/// few is for [`untouched`] to say.
+pub(crate) fn drain_last(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) -> Result<(), Error> {
+    if !shape.change.functions().is_empty() {
+        session.run(&format!("SET LOCAL {FILLING} = 'on'"))?;
+        take_touched(session, task, shape)?;
+    }
+    Ok(())
+}
+
+/// Takes some rows off the list; their functions run in the transaction of the session.
+fn take_touched(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) -> Result<u64, Error> {
+    let (table, touched) = (here(shape), shape.artefacts.own("touched"));
+    let dual = Dual::new(shape, Way::Forward);
+    let keys = session.run(&format!(
+        "DELETE FROM {touched} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {touched} LIMIT {TOUCHED_AT_ONCE})) RETURNING row_key"
+    ))?;
+    let seen = keys.len() as u64;
+    let keys: BTreeSet<Vec<String>> =
+        keys.iter().filter_map(|row| key_of(row.first().and_then(Option::as_ref))).collect();
+    if !keys.is_empty() {
+        let columns: Vec<String> = dual.source_key.iter().map(|name| format!("s.{name}")).collect();
+        let typed = |key: &Vec<String>| {
+            let parts = key.iter().zip(&dual.types);
+            let parts: Vec<String> = parts.map(|(part, kind)| format!("{}::{kind}", literal(part))).collect();
+            format!("({})", parts.join(", "))
+        };
+        let rows: Vec<String> = keys.iter().map(typed).collect();
+        let chunk = format!("({}) IN ({})", columns.join(", "), rows.join(", "));
+        session.run(&format!("SELECT 1 FROM {table} AS s WHERE {chunk} FOR NO KEY UPDATE OF s"))?;
+        run_functions(session, task, shape, &dual, &table, &chunk)?;
+        super::checks::hold(session, task, shape, &chunk)?;
+    }
+    Ok(seen)
 }
 
 fn column_kind(shape: &Shape<'_>, quoted: &str) -> String {
@@ -274,9 +377,20 @@ fn run_function(
     let wanted: Vec<String> =
         read.iter().chain(write).map(|name| format!("s.{}::text", here(name))).collect();
     let order = dual.order("s");
+    let image = shape.artefacts.own("image");
+    let key = format!("json_build_array({})::text", dual.key_text("s"));
+    // What a step writes and reads again is not given to it twice.
+    let own: Vec<String> = write.iter().map(|name| format!("s.{}::text", here(name))).collect();
+    let again = if read.iter().any(|name| write.contains(name)) {
+        format!(
+            " AND NOT EXISTS (SELECT 1 FROM {image} AS i WHERE i.step = {step} AND i.row_key = {key} AND i.after = json_build_array({})::text)",
+            own.join(", ")
+        )
+    } else {
+        String::new()
+    };
     let rows = session.run(&format!(
-        "SELECT json_build_array({})::text, {} FROM {table} AS s WHERE {chunk} ORDER BY {order}",
-        dual.key_text("s"),
+        "SELECT {key}, {} FROM {table} AS s WHERE {chunk}{again} ORDER BY {order}",
         wanted.join(", ")
     ))?;
     if rows.is_empty() {
@@ -354,16 +468,16 @@ fn run_function(
     let assignments: Vec<String> =
         write.iter().zip(&typed).map(|(name, text)| format!("{} = {text}", here(name))).collect();
     let values = format!("(VALUES {}) AS v(k, {})", lines.join(", "), names.join(", "));
+    // The value from before the step: of a row that has what the step wrote, the one that is kept already.
     session.run(&format!(
-        "INSERT INTO {} SELECT v.k, json_build_array({})::text, json_build_array({})::text FROM {values} ON CONFLICT (row_key) DO UPDATE SET after = excluded.after",
-        shape.artefacts.own("image"),
+        "INSERT INTO {image} AS i (step, row_key, before, after) SELECT {step}, v.k, json_build_array({})::text, json_build_array({})::text FROM {values} \
+         ON CONFLICT (step, row_key) DO UPDATE SET before = CASE WHEN i.after = excluded.before THEN i.before ELSE excluded.before END, after = excluded.after",
         befores.join(", "),
         afters.join(", ")
     ))?;
     let updated = session.count(&format!(
-        "UPDATE {table} AS s SET {} FROM {values} WHERE json_build_array({})::text = v.k AND {chunk}",
-        assignments.join(", "),
-        dual.key_text("s")
+        "UPDATE {table} AS s SET {} FROM {values} WHERE {key} = v.k AND {chunk}",
+        assignments.join(", ")
     ))?;
     if updated != rows.len() as u64 {
         return Err(custom(format!("{updated} of {} row(s) were written", rows.len())));
@@ -371,54 +485,35 @@ fn run_function(
     Ok(updated)
 }
 
-/// Puts back the values that row steps replaced, in rows that still have what the steps wrote.
+/// Puts back the values that row functions replaced, in rows that still have what they wrote.
 pub(crate) fn restore_rows(
     engine: &mut PostgresEngine,
     task: &Task<'_>,
     shape: &Shape<'_>,
 ) -> Result<(), Error> {
-    let table = here(shape);
-    let dual = Dual::new(shape, Way::Forward);
     let session = &mut engine.session;
+    let image = shape.artefacts.own("image");
+    if shape.change.functions().is_empty() || find(session, &shape.artefacts.base, "image")?.is_none() {
+        return Ok(());
+    }
+    let table = here(shape);
+    let key = Dual::new(shape, Way::Forward).key_text("s");
     for step in shape.change.rows.iter().rev() {
-        let columns: Vec<String> = match step {
-            RowStep::Sql { set, down, .. } if down.is_empty() => {
-                set.iter().map(|(name, _)| ident(&name_until_swap(shape, name))).collect()
-            }
-            RowStep::Sql { down, .. } => {
-                // Of all rows: the step's filter speaks of rows before it, and says nothing of them now.
-                let assignments: Vec<String> = down
-                    .iter()
-                    .map(|(name, value)| format!("{} = ({value})", ident(&name_until_swap(shape, name))))
-                    .collect();
-                session
-                    .transaction(&format!(
-                        "{}; UPDATE {table} AS s SET {}",
-                        fence(task.epoch),
-                        assignments.join(", ")
-                    ))
-                    .map_err(unfence(task.epoch))?;
-                continue;
-            }
-            RowStep::Function { write, .. } => {
-                write.iter().map(|name| ident(&name_until_swap(shape, name))).collect()
-            }
-        };
-        if find(session, &shape.artefacts.base, "image")?.is_none() {
-            return Ok(());
-        }
+        let RowStep::Function { step, write, .. } = step else { continue };
+        let columns: Vec<String> = write.iter().map(|name| ident(&name_until_swap(shape, name))).collect();
         let assignments: Vec<String> = columns
             .iter()
             .enumerate()
             .map(|(at, name)| format!("{name} = (i.before::json ->> {at})::{}", column_kind(shape, name)))
             .collect();
         let unchanged: Vec<String> = columns.iter().map(|name| format!("s.{name}::text")).collect();
+        // In one transaction, so that nothing is put back twice.
         let sql = format!(
-            "{}; UPDATE {table} AS s SET {} FROM {} AS i WHERE i.row_key = json_build_array({})::text AND i.after = json_build_array({})::text",
+            "SET LOCAL {FILLING} = 'on'; {}; UPDATE {table} AS s SET {} FROM {image} AS i \
+             WHERE i.step = {step} AND i.row_key = json_build_array({key})::text AND i.after = json_build_array({})::text; \
+             DELETE FROM {image} WHERE step = {step}",
             fence(task.epoch),
             assignments.join(", "),
-            shape.artefacts.own("image"),
-            dual.key_text("s"),
             unchanged.join(", ")
         );
         session.transaction(&sql).map_err(unfence(task.epoch))?;

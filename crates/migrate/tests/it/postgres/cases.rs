@@ -162,7 +162,10 @@ column = { name = "token", type = "uuid", nullable = false, default = { postgres
         ),
         "t"
     );
-    rollback(&database, "0001_token").expect("rolled back");
+    let error = rollback(&database, "0001_token").expect_err("somebody may know these tokens");
+    assert!(chain(&error).contains("users.token"), "{}", chain(&error));
+    with_migrator(&database, &Unwatched, |migrator| migrator.rollback("0001_token", Loss::Accept))
+        .expect("rolled back");
     assert_eq!(
         database.value(
             "SELECT count(*) FROM pg_attribute WHERE attrelid = 'users'::regclass AND attname = 'token'"

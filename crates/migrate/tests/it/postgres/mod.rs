@@ -1,5 +1,6 @@
 //! The PostgreSQL engine against a real server.
 
+mod back;
 mod cases;
 mod copying;
 mod crashes;
