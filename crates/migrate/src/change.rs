@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Column, Ident, OnReject, References};
+use crate::ir::{Ident, OnReject, References};
 
 /// How a table is changed, cheapest safe way first. The order is the order of effort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -242,12 +242,6 @@ impl TableChange {
             .collect()
     }
 
-    /// The columns of the old shape that are written and have a counterpart in the new one, in order.
-    pub fn written_now(&self) -> Vec<&Ident> {
-        let kept = self.columns.iter().filter(|column| !column.generated && column.then.is_some());
-        kept.filter_map(|column| column.now.as_ref()).collect()
-    }
-
     /// Columns of the old shape that have no counterpart in the new one.
     pub fn hidden(&self) -> Vec<&ColumnChange> {
         self.columns.iter().filter(|column| column.fate == ColumnFate::Drop).collect()
@@ -339,7 +333,7 @@ impl TableChange {
     }
 
     /// `SELECT` of old rows over new ones, the way back of [`up_query`](Self::up_query): keys first, then
-    /// [`written_now`](Self::written_now). Hidden columns and [`kept_back`](Self::kept_back) are for the caller to keep.
+    /// the columns of the old shape that are written and have a counterpart in the new one. Hidden columns and [`kept_back`](Self::kept_back) are for the caller to keep.
     pub fn down_query(&self, source: &str, keys: &[(String, String)]) -> String {
         let mut items: Vec<String> = keys.iter().map(|(expr, name)| format!("{expr} AS {name}")).collect();
         items.extend(self.written_then().into_iter().map(Ident::quoted));
@@ -388,16 +382,4 @@ impl TableChange {
 /// Names as SQL text, quoted and separated by commas.
 pub fn quoted<'a>(names: impl IntoIterator<Item = &'a Ident>) -> String {
     names.into_iter().map(Ident::quoted).collect::<Vec<_>>().join(", ")
-}
-
-/// The column of a `CREATE TABLE`, as SQL text without constraints of the table.
-pub fn column_definition(column: &Column, dialect: crate::ir::Dialect) -> String {
-    let mut text = format!("{} {}", column.name.quoted(), column.kind.print(dialect));
-    if !column.nullable {
-        text.push_str(" NOT NULL");
-    }
-    if let Some(default) = column.default.as_ref().and_then(|default| default.print(dialect)) {
-        text.push_str(&format!(" DEFAULT ({default})"));
-    }
-    text
 }

@@ -115,6 +115,12 @@ fn table(engine: &mut PostgresEngine, name: &Ident, oid: &str) -> Result<Table, 
             "Run `cutover schema complete` first.",
         ));
     }
+    for column in relation.columns.iter().filter(|column| Ident::ours(column.name.clone()).is_err()) {
+        refusals.push(Refusal::new(
+            format!("column {:?} of `{name}` has a name that cannot be printed", column.name),
+            "Rename it with your own statements first.",
+        ));
+    }
     let constraint_kind = |kind: char| match kind {
         'p' => ConstraintKind::PrimaryKey,
         'x' => ConstraintKind::Exclusion,
@@ -437,9 +443,7 @@ pub(super) fn uses(
         ))?;
         found.extend(rows.iter().map(|row| part(row, 0)));
     }
-    if find(session, &shape.artefacts.base, "old_use")?.is_some()
-        || sequence_exists(session, &shape.artefacts.base)?
-    {
+    if sequence_exists(session, &shape.artefacts.base)? {
         let sequence = shape.artefacts.own("old_use");
         let used = session
             .value(&format!("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}"))?

@@ -20,7 +20,7 @@ use crate::{
 /// A row: each value as the server prints it, `None` for NULL.
 pub(crate) type Row = Vec<Option<String>>;
 
-/// SQLSTATE of our own: the lease is no longer ours ([`super::fence::Fence`]).
+/// SQLSTATE of our own: the lease is no longer ours ([`super::polite::fence`]).
 pub(crate) const FENCED: &str = "CUT01";
 /// SQLSTATE of our own: what a statement under a lock relies on is no longer so; nothing was done.
 pub(crate) const MOVED: &str = "CUT02";

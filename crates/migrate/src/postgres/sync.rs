@@ -81,8 +81,6 @@ pub(crate) struct Sync<'a> {
     /// Types of the key in the source.
     pub(crate) types: Vec<String>,
     target_types: Vec<String>,
-    /// Whether only keys are remembered, because a row needs more than SQL.
-    deferred: bool,
 }
 
 impl<'a> Sync<'a> {
@@ -105,7 +103,6 @@ impl<'a> Sync<'a> {
                 source_key: old_key,
                 types: old_types,
                 target_types: new_types,
-                deferred: !shape.change.functions().is_empty(),
             },
             Way::Back => Self {
                 shape,
@@ -120,7 +117,6 @@ impl<'a> Sync<'a> {
                 target_key: old_key,
                 types: new_types,
                 target_types: old_types,
-                deferred: false,
             },
         }
     }
@@ -233,18 +229,12 @@ impl<'a> Sync<'a> {
         };
         let remember = |row: &str| format!("INSERT INTO {dirty} ({dirty_columns}) VALUES ({});", keys(row));
         // Why a row does not fit is for the drain to say: what is in its way may be a row that the copy just takes.
-        let sync = |row: &str| {
-            if self.deferred {
-                remember(row)
-            } else {
-                format!("IF {one}({}) IS NOT NULL THEN {} END IF;", keys(row), remember(row))
-            }
-        };
+        let sync = |row: &str| format!("IF {one}({}) IS NOT NULL THEN {} END IF;", keys(row), remember(row));
         // A chunk of the copy that has not ended may hold a row that is deleted here; nobody sees it yet, so it is looked at
         // again after the copy.
-        let forget = match (copying, self.deferred) {
-            (Copying::Now, false) => format!("{} {}", sync("OLD"), remember("OLD")),
-            _ => sync("OLD"),
+        let forget = match copying {
+            Copying::Now => format!("{} {}", sync("OLD"), remember("OLD")),
+            Copying::Done => sync("OLD"),
         };
         let header = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET row_security = off";
         let trigger_body = format!(
@@ -263,18 +253,6 @@ impl<'a> Sync<'a> {
             new_sync = sync("NEW"),
         );
         let truncate_body = format!("BEGIN TRUNCATE {}; RETURN NULL; END", self.target);
-        let drain_one = match self.deferred {
-            true => String::new(),
-            false => format!(
-                "_m := {one}({});",
-                self.types
-                    .iter()
-                    .enumerate()
-                    .map(|(at, _)| format!("_row.k{}", at + 1))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
-        };
         let lock_source: String = self
             .source_key
             .iter()
@@ -285,6 +263,7 @@ impl<'a> Sync<'a> {
         // Each key once, its row locked first: whoever writes it meanwhile has either ended or comes after us. All keys are
         // removed before any is written, so that none is in another's way.
         let row_keys = (1..=self.types.len()).map(|at| format!("_row.k{at}")).collect::<Vec<_>>().join(", ");
+        let drain_one = format!("_m := {one}({row_keys});");
         let in_target_row = (1..=self.types.len())
             .rev()
             .fold(in_target.clone(), |text, at| text.replace(&format!("_k{at}"), &format!("_row.k{at}")));

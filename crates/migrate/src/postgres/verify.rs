@@ -18,7 +18,6 @@ use super::{
     walk::{Ended, place_parts, walk},
 };
 use crate::{
-    change::RowStep,
     engine::{ChunkDone, Pace, Task, Work},
     error::Error,
 };
@@ -46,12 +45,6 @@ const VERIFY_FACTOR: u64 = 3;
 
 /// The two row expressions of a fingerprint, over `n` (a new row as it should be) and over `t` (a row of T).
 fn fingerprints(shape: &Shape<'_>, target: &Relation) -> (String, String) {
-    let by_function = |name: &str| {
-        shape.change.rows.iter().any(|step| match step {
-            RowStep::Function { write, .. } => write.iter().any(|column| column.as_str() == name),
-            RowStep::Sql { .. } => false,
-        })
-    };
     let computed_default = |name: &str| {
         // A new column without a rule has its default, which need not be the same twice.
         shape.change.columns.iter().any(|column| {
@@ -64,7 +57,7 @@ fn fingerprints(shape: &Shape<'_>, target: &Relation) -> (String, String) {
     let mut should = Vec::new();
     let mut is = Vec::new();
     for column in shape.written() {
-        if by_function(&column.name) || computed_default(&column.name) {
+        if computed_default(&column.name) {
             continue;
         }
         let Some(real) = target.column(&column.build) else { continue };

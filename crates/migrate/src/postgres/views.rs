@@ -288,7 +288,7 @@ pub(crate) fn equaliser_trigger(shape: &Shape<'_>, table: &str) -> String {
     )
 }
 
-/// What a drain under way has to know: nothing of this module; here so that both triggers are dropped together.
+/// Drops the triggers of the way back and that of [`equaliser`] together.
 pub(crate) fn drop_triggers(back: &Dual<'_>, table: &str) -> String {
     format!("DROP TRIGGER IF EXISTS {} ON {table}; {}", ident(EQUALISER), back.drop_triggers(table))
 }

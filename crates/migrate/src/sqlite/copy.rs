@@ -476,7 +476,7 @@ impl Sqlite {
         }
     }
 
-    /// Our names for a change, for other modules of the engine.
+    /// How many keys wait to be synced.
     pub(super) fn log_length(&self, names: &Names) -> Result<u64, Error> {
         let count = self.number(&format!("SELECT count(*) FROM {}", quote(&names.log)))?;
         Ok(u64::try_from(count).unwrap_or(0))

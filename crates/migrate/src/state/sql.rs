@@ -116,18 +116,6 @@ pub trait Sql {
     fn query(&mut self, sql: &str, parameters: &[Value]) -> Result<Vec<Vec<Value>>, SqlError>;
 }
 
-/// Begins a transaction that is going to write.
-///
-/// # Errors
-/// What the database says.
-pub fn begin(sql: &mut dyn Sql) -> Result<(), SqlError> {
-    let statement = match sql.dialect() {
-        Dialect::Postgres => "BEGIN",
-        Dialect::Sqlite => "BEGIN IMMEDIATE",
-    };
-    sql.execute(statement, &[]).map(drop)
-}
-
 /// Runs `body` in one transaction: committed when it succeeds, rolled back when it does not. A COMMIT whose outcome is
 /// unknown is an error; the caller finds out by reading state.
 ///

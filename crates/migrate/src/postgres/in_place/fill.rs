@@ -1,4 +1,4 @@
-//! The walk over the rows of a table that stays: columns that are filled, row steps, and the way back of both; and indexes, which
+//! The walk over the rows of a table that stays: columns that are filled, row functions (decision 0055), and their way back; and indexes, which
 //! are built beside it.
 
 use std::{collections::BTreeSet, time::Instant};
