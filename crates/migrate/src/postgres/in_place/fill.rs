@@ -1,5 +1,5 @@
-//! The walk over the rows of a table that stays: columns that are filled, row functions (decision 0055), and their way back; and indexes, which
-//! are built beside it.
+//! The walk over the rows of a table that stays: columns that are filled, row functions (decision 0055), and their way back; and
+//! indexes, which are built beside it.
 
 use std::{collections::BTreeSet, time::Instant};
 

@@ -321,3 +321,22 @@ fn sql_step_leaves_values_from_before_it_as_they_were() {
     migrator.rollback("0001_named", Loss::Refuse).expect("rolled back");
     assert_eq!(database.value(sum), before);
 }
+
+#[test]
+fn column_that_is_dropped_with_down_has_that_value_in_rows_written_without_it() {
+    if !have_server() {
+        return;
+    }
+    let database = Database::with(SETUP);
+    let steps = "[[step]]\nop = \"drop_column\"\ntable = \"orders\"\ncolumn = \"amount\"\ngrace = \"1d\"\ndown = \"length(name) + 70\"\n";
+    let mut migrator = migrator(&database, &Unwatched);
+    done(migrator.apply(&migration("0001_gone", None, steps), None));
+    database.run("INSERT INTO orders (id, name) VALUES (9000, 'seven77')");
+    assert_eq!(database.value("SELECT amount FROM app_v0.orders WHERE id = 9000"), "77");
+    migrator.rollback("0001_gone", Loss::Refuse).expect("rolled back");
+    assert_eq!(
+        database
+            .value("SELECT string_agg(amount::text, ' ' ORDER BY id) FROM orders WHERE id IN (1, 2, 9000)"),
+        "100 200 77"
+    );
+}
