@@ -384,12 +384,16 @@ impl Queue {
         transaction.commit().map_err(&remove)
     }
 
-    /// Takes `count` numbers of a series that never repeats, whatever crashes; returns the first.
-    pub(super) fn reserve(&self, series: &str, count: u32) -> Result<u64, QueueError> {
-        let sql =
-            "INSERT INTO facts VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = value + ?2 RETURNING value";
+    /// Takes `count` numbers of a series that only grows, whatever crashes; returns the first. They begin no lower than the
+    /// clock says, a thousand million to a second: a queue that was lost, or came back from a copy, must not take numbers
+    /// again that a receiver has seen, for it would refuse them for good.
+    pub(super) fn reserve(&self, series: &str, count: u32, now: Instant) -> Result<u64, QueueError> {
+        let sql = "INSERT INTO facts VALUES (?1, ?2 + ?3)
+                   ON CONFLICT DO UPDATE SET value = max(value, ?2) + ?3 RETURNING value";
+        // The last second whose numbers fit into an INTEGER is in the year 2242.
+        let clock = now.unix().clamp(0, (1 << 33) - 1) << 30;
         self.connection
-            .query_row(sql, params![series, count], |row| row.get::<_, i64>(0))
+            .query_row(sql, params![series, clock, count], |row| row.get::<_, i64>(0))
             .map(|last| last.unsigned_abs() - u64::from(count) + 1)
             .map_err(sqlite("count"))
     }
@@ -515,10 +519,27 @@ mod tests {
         queue.remove(&first, None).unwrap();
         let second = queue.add(&[entry("a")], now()).unwrap().remove(0);
         assert!(second.number > first.number);
-        assert_eq!(queue.reserve("x", 10).unwrap(), 1);
-        assert_eq!(queue.reserve("x", 10).unwrap(), 11);
+        let start = queue.reserve("x", 10, now()).unwrap();
+        assert_eq!(queue.reserve("x", 10, now()).unwrap(), start + 10);
         drop(queue);
-        assert_eq!(Queue::open(&spool).unwrap().0.reserve("x", 10).unwrap(), 21);
+        let earlier = Instant::from_unix(5).unwrap();
+        let (queue, _) = Queue::open(&spool).unwrap();
+        assert_eq!(queue.reserve("x", 10, earlier).unwrap(), start + 20, "also when the clock went back");
+        let never = "9999-12-30T00:00:00Z".parse().unwrap();
+        let far = queue.reserve("x", 10, never).unwrap();
+        assert_eq!(queue.reserve("x", 10, never).unwrap(), far + 10, "also when the clock is far off");
+    }
+
+    #[test]
+    fn numbers_of_a_lost_queue_are_not_used_again() {
+        let (_directory, lost) = spool();
+        let (_other, new) = spool();
+        let (queue, _) = Queue::open(&lost).unwrap();
+        let first = queue.reserve("x", 1000, now()).unwrap();
+        let last = queue.reserve("x", 1000, now()).unwrap() + 999;
+        assert!(i64::try_from(last).is_ok() && first > 0);
+        let later = Instant::from_unix(now().unix() + 1).unwrap();
+        assert!(Queue::open(&new).unwrap().0.reserve("x", 1000, later).unwrap() > last);
     }
 
     #[test]

@@ -441,7 +441,7 @@ impl Shipper {
             return Some(0);
         }
         if self.sequences.is_empty() {
-            match self.queue.reserve("attestation", SEQUENCES) {
+            match self.queue.reserve("attestation", SEQUENCES, self.ports.clock.now()) {
                 Ok(first) => self.sequences = first..first + u64::from(SEQUENCES),
                 Err(error) => tracing::error!(error = chain(&error), "nothing can be signed yet"),
             }
