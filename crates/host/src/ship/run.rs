@@ -64,6 +64,14 @@ pub enum Until {
     Empty,
 }
 
+/// Whether everything in the spool was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    All,
+    /// Something is still written, or was not looked at.
+    NotYet,
+}
+
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -184,7 +192,8 @@ impl Shipper {
     /// Ships until there is a reason to end; `stopped` is asked now and then.
     ///
     /// # Errors
-    /// [`ShipError`]; a full disk is none, it is waited for.
+    /// [`ShipError`]; with [`Until::Empty`] also when the spool cannot be listed, or what is new in it cannot be queued, and
+    /// nothing else is left to do. With [`Until::Stopped`] that is waited for, as is a full disk.
     pub fn run(mut self, until: Until, stopped: &dyn Fn() -> bool) -> Result<Summary, ShipError> {
         let (give, jobs) = mpsc::channel();
         let (events_in, events) = mpsc::channel();
@@ -205,9 +214,10 @@ impl Shipper {
             let _ = give.send(Job::Remove(item.clone()));
             self.in_flight.insert(item.number);
         }
-        self.serve(until, stopped, &give, &events, &events_in);
+        let served = self.serve(until, stopped, &give, &events, &events_in);
         self.stop.send_replace(true);
         self.write();
+        served?;
         let count = |state| self.items.values().filter(|item| item.state == state).count();
         Ok(Summary { shipped: self.shipped, parked: count(State::Parked), queued: count(State::Queued) })
     }
@@ -219,11 +229,11 @@ impl Shipper {
         give: &Sender<Job>,
         events: &Receiver<Event>,
         tell: &Sender<Event>,
-    ) {
+    ) -> Result<(), ShipError> {
         let mut next_scan = Duration::ZERO;
         loop {
             if stopped() {
-                return;
+                return Ok(());
             }
             let now = self.ports.timer.now();
             self.reload();
@@ -232,15 +242,21 @@ impl Shipper {
                     || shipper.items.values().any(|item| item.state == State::Queued)
             };
             let look = now >= next_scan || (until == Until::Empty && !is_busy(self));
-            let settled = look && self.scan(now);
+            let scanned = if look { self.scan(now) } else { Ok(Settled::NotYet) };
             if look {
                 let took = self.ports.timer.now().saturating_sub(now);
                 next_scan = now + SCAN_EVERY.max(took * 20);
             }
             self.write();
             self.start(now, give);
-            if until == Until::Empty && settled && !is_busy(self) {
-                return;
+            if until == Until::Empty && !is_busy(self) {
+                match scanned {
+                    Ok(Settled::All) => return Ok(()),
+                    Ok(Settled::NotYet) => {}
+                    Err(error) => return Err(error),
+                }
+            } else if let Err(error) = scanned {
+                tracing::error!(error = chain(&error), "what is new in the spool cannot be taken in yet");
             }
             let due = self.due.values().copied().chain(self.reach.due()).filter(|due| *due > now);
             let wake = due.chain([next_scan, now + LOOK_EVERY]).min().unwrap_or(next_scan);
@@ -312,16 +328,14 @@ impl Shipper {
         }
     }
 
-    /// Takes in what is new in the spool and settled. False while something there is not settled.
-    fn scan(&mut self, now: Duration) -> bool {
+    /// Takes in what is new in the spool and settled.
+    fn scan(&mut self, now: Duration) -> Result<Settled, ShipError> {
         let spool = &self.shared.spool;
-        let listing = match spool.list() {
-            Ok(listing) => listing,
-            Err(error) => {
-                tracing::error!(%error, spool = %spool.disk.root().display(), "the spool cannot be listed");
-                return true;
-            }
-        };
+        let listing = spool.list().map_err(|source| ShipError::Io {
+            attempt: "list the spool",
+            path: spool.disk.root(),
+            source,
+        })?;
         for (name, reason) in &listing.odd {
             if self.told_odd.insert(name.clone()) {
                 tracing::error!(name, reason, "left in the spool: this is no episode");
@@ -332,13 +346,13 @@ impl Shipper {
         self.settling.keep(&fresh.iter().map(|entry| entry.path.as_str()).collect());
         let settle = Duration::from_secs(u64::from(self.settings.settle_s));
         let mut settled = Vec::new();
-        let mut all = true;
+        let mut all = Settled::All;
         for entry in fresh {
             match spool.print(&entry.path, entry.kind) {
                 Ok(print) if self.settling.is_settled(&entry.path, &print, now, settle) => {
                     settled.push((print.modified_ns, entry.clone()));
                 }
-                Ok(_) => all = false,
+                Ok(_) => all = Settled::NotYet,
                 Err(EntryError::Gone) => {}
                 // It is taken in all the same, so that `ship status` says what is wrong with it.
                 Err(_) => settled.push((i128::MAX, entry.clone())),
@@ -347,25 +361,20 @@ impl Shipper {
         settled.sort_by(|(one, a), (other, b)| (one, &a.path).cmp(&(other, &b.path)));
         let entries: Vec<Entry> = settled.into_iter().map(|(_, entry)| entry).collect();
         if entries.is_empty() {
-            return all;
+            return Ok(all);
         }
-        match self.queue.add(&entries, self.ports.clock.now()) {
-            Ok(added) => {
-                for item in added {
-                    tracing::debug!(episode = %item.key, path = item.path, "queued");
-                    self.paths.insert(item.path.clone());
-                    self.items.insert(item.number, item);
-                }
-                for entry in entries.iter().filter(|entry| !self.paths.contains(&entry.path)) {
-                    if self.told_odd.insert(entry.path.clone()) {
-                        let (episode, path) = (&entry.key, &entry.path);
-                        tracing::error!(%episode, path, "left in the spool: this id is queued from another place");
-                    }
-                }
+        for item in self.queue.add(&entries, self.ports.clock.now())? {
+            tracing::debug!(episode = %item.key, path = item.path, "queued");
+            self.paths.insert(item.path.clone());
+            self.items.insert(item.number, item);
+        }
+        for entry in entries.iter().filter(|entry| !self.paths.contains(&entry.path)) {
+            if self.told_odd.insert(entry.path.clone()) {
+                let (episode, path) = (&entry.key, &entry.path);
+                tracing::error!(%episode, path, "left in the spool: this id is queued from another place");
             }
-            Err(error) => tracing::error!(error = chain(&error), "new episodes cannot be queued yet"),
         }
-        all
+        Ok(all)
     }
 
     /// Writes what is not written yet; what fails is tried again.

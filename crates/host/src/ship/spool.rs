@@ -48,7 +48,7 @@ pub(super) enum Kind {
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     pub(super) entries: Vec<Entry>,
-    /// Names that look like episodes and are none, with the reason.
+    /// Names that look like episodes and are none, and streams that cannot be listed, with the reason.
     pub(super) odd: BTreeMap<String, String>,
 }
 
@@ -107,7 +107,8 @@ impl Spool {
         Self { disk, layout, host }
     }
 
-    /// Everything that is an episode by its name and kind.
+    /// Everything that is an episode by its name and kind. A stream that cannot be listed keeps no other one back; the spool
+    /// itself must be listed.
     pub(super) fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         match self.layout {
@@ -121,9 +122,14 @@ impl Spool {
                         SpoolLayout::Hosts => name.parse(),
                         SpoolLayout::Flat | SpoolLayout::Streams => Ok(self.host.clone()),
                     };
-                    match host {
-                        Ok(host) => self.list_stream(&name, &name, &host, &mut listing)?,
-                        Err(error) => drop(listing.odd.insert(name, error.to_string())),
+                    let listed = match host {
+                        Ok(host) => self
+                            .list_stream(&name, &name, &host, &mut listing)
+                            .map_err(|error| format!("it cannot be listed: {error}")),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    if let Err(reason) = listed {
+                        listing.odd.insert(name, reason);
                     }
                 }
             }
@@ -383,6 +389,27 @@ mod tests {
     }
 
     // I35
+    #[test]
+    fn stream_that_cannot_be_listed_keeps_no_other_back() {
+        let directory = tempfile::tempdir().unwrap();
+        // The path of a stream with a long name is longer than any path may be; root may not list it either.
+        let mut root = directory.path().to_owned();
+        while root.as_os_str().len() < 3960 {
+            let left = 3980 - root.as_os_str().len();
+            root.push("d".repeat(left.min(200)));
+        }
+        fs::create_dir_all(&root).unwrap();
+        let opened = fs::File::open(&root).unwrap();
+        let long = "s".repeat(250);
+        for name in [long.as_str(), "a", "t", "t/e"] {
+            rustix::fs::mkdirat(&opened, name, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+        }
+        let disk = Arc::new(RealDisk::open(&root).unwrap());
+        let listing = Spool::new(disk, SpoolLayout::Streams, "h".parse().unwrap()).list().unwrap();
+        assert_eq!(listing.entries.iter().map(|entry| entry.path.as_str()).collect::<Vec<_>>(), ["t/e"]);
+        assert!(listing.odd[&long].starts_with("it cannot be listed"), "{:?}", listing.odd);
+    }
+
     #[test]
     fn only_whole_episodes_are_listed() {
         let (directory, spool) = spool(SpoolLayout::Flat);

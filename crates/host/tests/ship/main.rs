@@ -485,6 +485,20 @@ fn half_written_entries_are_not_taken() {
 }
 
 #[test]
+fn spool_that_cannot_be_listed_ends_a_run_that_ships_once() {
+    let receiver = Receiver::start(|_| Act::Store);
+    let world = World::new(&receiver);
+    world.folder("e1", COMMIT, 10);
+    let shipper = world.open().unwrap();
+    let aside = world.path().with_extension("aside");
+    fs::rename(world.path(), &aside).unwrap();
+    let refused = shipper.run(Until::Empty, &|| false);
+    fs::rename(&aside, world.path()).unwrap();
+    assert!(matches!(refused, Err(ShipError::Io { attempt: "list the spool", .. })), "{refused:?}");
+    assert_eq!(world.ship().shipped, 1);
+}
+
+#[test]
 fn what_cannot_be_packed_is_parked_or_waits_and_the_others_flow() {
     let receiver = Receiver::start(|_| Act::Store);
     let world = World::new(&receiver);
