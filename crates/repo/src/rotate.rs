@@ -8,7 +8,7 @@ use crate::{
     error::PublishError,
     publisher::Publisher,
     settings::days_after,
-    sign::sign_metadata,
+    sign::{SigningError, keys_of, sign_metadata},
     tuf::{PublicKey, Refused, RoleKind, Root, metadata_path},
 };
 
@@ -30,7 +30,8 @@ impl Publisher<'_> {
     /// metadata is written anew. A rotation that was cut off is completed by the same call.
     ///
     /// # Errors
-    /// See [`PublishError`]; [`PublishError::NotFound`] when a key that is to be retired is none of the role's.
+    /// See [`PublishError`]; [`PublishError::NotFound`] when a key that is to be retired is none of the role's, and
+    /// [`SigningError::TooFewKeys`] when the keys that remain are not among the publisher's: then nothing was written.
     pub fn rotate(&mut self, rotation: &Rotation) -> Result<(), PublishError> {
         let kind = rotation.role;
         for id in &rotation.retire {
@@ -38,6 +39,15 @@ impl Publisher<'_> {
                 return Err(PublishError::NotFound(format!("key {id} for the role `{kind}`")));
             }
         }
+        let without = |root: &Root| {
+            let mut last = root.clone();
+            let role = last.roles.get_mut(kind.name()).expect("a checked root lists the keys of every role");
+            role.keyids.retain(|id| !rotation.retire.contains(id));
+            role.threshold = rotation.threshold.unwrap_or(role.threshold);
+            let used: Vec<String> = last.roles.values().flat_map(|role| role.keyids.clone()).collect();
+            last.keys.retain(|id, _| used.contains(id));
+            last
+        };
         let mut both = self.present.root.clone();
         for key in &rotation.add {
             let id = key.id();
@@ -47,22 +57,21 @@ impl Publisher<'_> {
                 role.keyids.push(id);
             }
         }
+        // What is written on the way is signed by the keys in hand: the last root must take no others, or nobody can follow it
+        // and no command can open the repository any more. Afterwards it is too late to say so.
+        let last = without(&both);
+        last.check().map_err(|source| Refused::Malformed { role: "root".to_owned(), source })?;
+        let (found, needed) = (keys_of(last.role(kind), self.keys).len() as u64, last.role(kind).threshold);
+        if found < needed {
+            return Err(SigningError::TooFewKeys { role: kind, found, needed }.into());
+        }
         if both != self.present.root {
             self.write_root(both)?;
         }
         if kind != RoleKind::Root {
             self.commit(&[], Renew::Role(kind), None)?;
         }
-        let mut last = self.present.root.clone();
-        let role = last.roles.get_mut(kind.name()).expect("a checked root lists the keys of every role");
-        role.keyids.retain(|id| !rotation.retire.contains(id));
-        role.threshold = rotation.threshold.unwrap_or(role.threshold);
-        if (role.keyids.len() as u64) < role.threshold {
-            let (found, needed) = (role.keyids.len() as u64, role.threshold);
-            return Err(crate::SigningError::TooFewKeys { role: kind, found, needed }.into());
-        }
-        let used: Vec<String> = last.roles.values().flat_map(|role| role.keyids.clone()).collect();
-        last.keys.retain(|id, _| used.contains(id));
+        let last = without(&self.present.root);
         if last != self.present.root {
             self.write_root(last)?;
         }

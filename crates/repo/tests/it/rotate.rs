@@ -109,6 +109,28 @@ fn a_threshold_can_be_raised_and_then_one_key_is_not_enough() {
 }
 
 #[test]
+fn keys_that_are_not_in_hand_cannot_be_all_that_remains() {
+    let world = world();
+    let stranger = MetadataKey::generate().expect("a key").0;
+    let before = world.files();
+    for role in ROLES {
+        let to_stranger = Rotation { add: vec![stranger.public().clone()], ..rotation(&world, role) };
+        let two = Rotation { threshold: Some(2), retire: Vec::new(), ..to_stranger.clone() };
+        let none = Rotation { threshold: Some(0), ..rotation(&world, role) };
+        for refused in [to_stranger, two, none] {
+            let refused = world.with_publisher(2, |publisher| publisher.rotate(&refused));
+            assert!(refused.is_err(), "{role}: {refused:?}");
+            assert_eq!(world.files(), before, "{role}");
+        }
+    }
+    // It may be one of several.
+    let one_more =
+        Rotation { add: vec![stranger.public().clone()], ..rotation_of_nothing(RoleKind::Targets) };
+    world.with_publisher(2, |publisher| publisher.rotate(&one_more)).unwrap();
+    assert_eq!(world.resolve(&world.client(), 2, None), Ok("1.0.0".to_owned()));
+}
+
+#[test]
 fn new_timestamp_keys_heal_a_repository_that_was_wound_forward() {
     // Whoever held the timestamp's key signed a huge version; clients that saw it refuse everything smaller.
     let world = world();
