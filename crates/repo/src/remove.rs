@@ -12,7 +12,7 @@ use crate::{
     },
     present::read_objects,
     publisher::Publisher,
-    sign::keys_of,
+    sign::{SigningError, keys_of},
     storage::Storage,
     tombstone::{self, Removal, Tombstone},
     tuf::RoleKind,
@@ -34,7 +34,8 @@ impl Publisher<'_> {
     /// another release or channel names them.
     ///
     /// # Errors
-    /// See [`PublishError`]; [`PublishError::NotFound`] when there is none, and then nothing has changed.
+    /// See [`PublishError`]; [`PublishError::NotFound`] when there is none, and [`SigningError::TooFewKeys`] without the keys to
+    /// say so to clients. Then nothing has changed.
     pub fn remove(
         &mut self,
         package: &Name,
@@ -42,6 +43,14 @@ impl Publisher<'_> {
         platform: Option<&Name>,
         channel: Option<&Name>,
     ) -> Result<Removed, PublishError> {
+        // A tombstone alone takes nothing from anybody: it would only be found by a later run that has the keys.
+        for role in [RoleKind::Targets, RoleKind::Snapshot, RoleKind::Timestamp] {
+            let keys = self.present.root.role(role);
+            let (found, needed) = (keys_of(keys, self.keys).len() as u64, keys.threshold);
+            if found < needed {
+                return Err(SigningError::TooFewKeys { role, found, needed }.into());
+            }
+        }
         let indexes = self.present.indexes_of(self.storage, package)?;
         let mut removed = Removed::default();
         for index in indexes.values() {

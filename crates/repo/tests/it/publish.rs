@@ -1,7 +1,7 @@
 //! Publishing, promoting, yanking, removing.
 
 use cutover_core::model::Digest;
-use cutover_repo::{MetadataKey, PublishError, Publisher, list, tuf::RoleKind};
+use cutover_repo::{MetadataKey, PublishError, Publisher, SigningError, list, tuf::RoleKind};
 
 use crate::world::{World, at, bundle, bundle_of, four_keys, name, publish, role_keys, version};
 
@@ -112,6 +112,24 @@ fn removing_an_unknown_version_is_not_found_and_changes_nothing() {
     }
     let after: Vec<(String, Digest)> = world.files().into_iter().map(|file| digest(&world, file)).collect();
     assert_eq!(after, before);
+}
+
+#[test]
+fn removing_without_the_keys_of_the_targets_is_refused_and_changes_nothing() {
+    let mut world = World::new(0);
+    world.publish(1, &[&bundle("1.0.0", &[COMMON])]);
+    let before = world.files();
+    for missing in 1..4 {
+        let key = std::mem::replace(&mut world.keys[missing], MetadataKey::generate().unwrap().0);
+        let removed = world
+            .with_publisher(2, |publisher| publisher.remove(&name("app"), &version("1.0.0"), None, None));
+        let is_it = |error: &PublishError| {
+            matches!(error, PublishError::Signing(SigningError::TooFewKeys { found: 0, needed: 1, .. }))
+        };
+        assert!(removed.as_ref().is_err_and(is_it), "{removed:?}");
+        assert_eq!(world.files(), before);
+        world.keys[missing] = key;
+    }
 }
 
 fn digest(world: &World, file: String) -> (String, Digest) {
