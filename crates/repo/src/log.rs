@@ -8,7 +8,10 @@ use cutover_bundle::tlog::{
     Checkpoint, CheckpointError, CheckpointPolicy, EntriesError, KeyKind, LogEntry, NOTE_BYTES_MAX, Note,
     NoteError, ProofError, TILE_WIDTH, TileNodes, VerifierKey, entries_of, entries_path, grow, merkle,
 };
-use cutover_core::model::{Digest, Instant, Manifest};
+use cutover_core::{
+    causes::chain,
+    model::{Digest, Instant, Manifest},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -136,10 +139,7 @@ impl<'f> FollowedLog<'f> {
         let checkpoint = policy.verify(&note)?;
         let read = |source| LogError::State { action: "read", source };
         let seen = state.load(SEEN).map_err(read)?;
-        let seen = seen.and_then(|bytes| serde_json::from_slice::<Seen>(&bytes).ok());
-        // Whoever names another log begins anew with it; that takes the settings of this host.
-        let by_log = CheckpointPolicy::new(policy.log().clone(), Vec::new(), 0)?;
-        let old = seen.and_then(|seen| by_log.verify(seen.checkpoint.as_bytes()).ok());
+        let old = seen.map(|bytes| remembered(&bytes, policy).map_err(read)).transpose()?.flatten();
         if let Some(old) = &old {
             let (old, new) = (old, &checkpoint);
             let forked = |source| LogError::Forked { old: old.size, new: new.size, source };
@@ -190,6 +190,29 @@ impl<'f> FollowedLog<'f> {
         note.sign(&key, now, |message| witness.sign(message))?;
         Ok(note.to_bytes())
     }
+}
+
+/// The checkpoint that was kept; `None` when it is one of another log: whoever names another log begins anew with it, which
+/// takes the settings of this host. Anything else that is kept and not understood is an error: who forgets what was seen
+/// believes a log that went backwards.
+fn remembered(kept: &[u8], policy: &CheckpointPolicy) -> std::io::Result<Option<Checkpoint>> {
+    let damaged = |cause: String| {
+        std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            format!(
+                "`{SEEN}.json` is damaged: {cause}; compare `cutover repo log show` with what others see, then remove the file to \
+                 begin anew"
+            ),
+        )
+    };
+    let seen: Seen = serde_json::from_slice(kept).map_err(|error| damaged(error.to_string()))?;
+    let note = Note::parse(seen.checkpoint.as_bytes()).map_err(|error| damaged(chain(&error)))?;
+    let checkpoint = Checkpoint::parse(note.text()).map_err(|error| damaged(chain(&error)))?;
+    if checkpoint.origin != policy.log().name() {
+        return Ok(None);
+    }
+    note.verify(policy.log()).map_err(|error| damaged(chain(&error)))?;
+    Ok(Some(checkpoint))
 }
 
 /// A whole log that was read and found to be what its checkpoint says.

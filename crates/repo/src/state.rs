@@ -25,7 +25,7 @@ pub trait State {
     fn remove(&self, role: &str) -> io::Result<()>;
 }
 
-/// A directory with one `ROLE.json` for each role, such as `.cutover/trusted` of a root.
+/// A directory with one `ROLE.json` for each role (`delegated.ROLE.json` for one that another delegates to), such as `.cutover/trusted` of a root.
 #[derive(Debug)]
 pub struct StateDirectory(Directory);
 

@@ -16,6 +16,10 @@ use crate::{
     state::State,
 };
 
+/// What the names of delegated roles begin with where they are kept: a repository chooses them, and one called `log` must not
+/// take the place of what this host remembers of the log.
+const DELEGATED: &str = "delegated.";
+
 /// Bounds on what a client fetches, where signed metadata does not give one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientLimits {
@@ -102,8 +106,6 @@ pub struct Client<'a> {
     state: &'a dyn State,
     limits: ClientLimits,
     trusted: TrustedMetadata,
-    /// Nothing was fetched that was not kept before.
-    unchanged: bool,
 }
 
 impl<'a> Client<'a> {
@@ -120,7 +122,7 @@ impl<'a> Client<'a> {
     ) -> Result<Self, ClientError> {
         let root = load(state, "root")?.ok_or(ClientError::NoRoot)?;
         let trusted = TrustedMetadata::new(&root, now)?;
-        let mut client = Self { fetch, state, limits, trusted, unchanged: true };
+        let mut client = Self { fetch, state, limits, trusted };
         client.update_root()?;
         client.update_timestamp()?;
         client.update_snapshot()?;
@@ -131,11 +133,6 @@ impl<'a> Client<'a> {
     /// The metadata that is believed now.
     pub fn trusted(&self) -> &TrustedMetadata {
         &self.trusted
-    }
-
-    /// Whether the last refresh brought nothing new.
-    pub fn is_unchanged(&self) -> bool {
-        self.unchanged
     }
 
     /// Finds a target, asking delegated roles in order (section 5.6.7).
@@ -268,7 +265,8 @@ impl<'a> Client<'a> {
         if self.trusted.is_delegated_by(role, parent) {
             return Ok(());
         }
-        if let Some(kept) = load(self.state, role)?
+        let place = parent.map_or_else(|| role.to_owned(), |_| format!("{DELEGATED}{role}"));
+        if let Some(kept) = load(self.state, &place)?
             && note(self.trusted.update_targets(role, parent, &kept, Origin::Kept), role)
         {
             return Ok(());
@@ -279,7 +277,7 @@ impl<'a> Client<'a> {
         let path = metadata_path(role, self.consistent(announced.version));
         let bytes = self.get(&path, limit.min(self.limits.targets_bytes_max))?;
         self.trusted.update_targets(role, parent, &bytes, Origin::Fetched)?;
-        self.keep(role, &bytes)
+        self.keep(&place, &bytes)
     }
 
     fn consistent(&self, version: u64) -> Option<u64> {
@@ -290,8 +288,7 @@ impl<'a> Client<'a> {
         self.fetch.fetch(path, limit).map_err(|source| ClientError::Fetch { path: path.to_owned(), source })
     }
 
-    fn keep(&mut self, role: &str, bytes: &[u8]) -> Result<(), ClientError> {
-        self.unchanged = false;
+    fn keep(&self, role: &str, bytes: &[u8]) -> Result<(), ClientError> {
         self.state.keep(&quoted(role), bytes).map_err(|source| state_error("keep", role, source))
     }
 }

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, process::Command};
 
 use cutover_bundle::tlog::{CheckpointPolicy, KeyKind, NoteError, ProofError, VerifierKey};
 use cutover_repo::{
-    CHECKPOINT_PATH, Fetch, FetchError, FollowedLog, LogError, MetadataKey, PublishError, Storage,
-    add_cosignatures, audit, list,
+    CHECKPOINT_PATH, Fetch, FetchError, FollowedLog, LogError, MetadataKey, PublishError, State as _,
+    Storage, add_cosignatures, audit, list,
 };
 
 use crate::world::{Memory, Verified, World, at, bundle, ed25519};
@@ -114,6 +114,36 @@ fn log_that_was_seen_never_goes_backwards_and_never_becomes_another_one() {
     assert!(matches!(other, Err(LogError::Forked { .. })), "{other:?}");
     // A client that never saw anything cannot know; that is what witnesses are for.
     FollowedLog::follow(&Copy::of(&forked), &Memory::default(), &policy).expect("followed");
+}
+
+#[test]
+fn memory_of_a_log_that_is_damaged_is_not_taken_for_none() {
+    let (world, _) = logged(3);
+    let (client, policy) = (Memory::default(), policy(&world));
+    FollowedLog::follow(&world.storage(), &client, &policy).expect("followed");
+    let kept = client.load("log").expect("in memory").expect("kept");
+    let text = String::from_utf8(kept.clone()).expect("JSON");
+    for damaged in [
+        kept[..kept.len() / 2].to_vec(),
+        Vec::new(),
+        br#"{"signed": {}, "signatures": []}"#.to_vec(),
+        text.replace("\\n3\\n", "\\n2\\n").into_bytes(),
+    ] {
+        client.keep("log", &damaged).expect("in memory");
+        let refused = FollowedLog::follow(&world.storage(), &client, &policy).map(drop);
+        assert!(matches!(refused, Err(LogError::State { action: "read", .. })), "{refused:?}");
+        assert_eq!(client.load("log").expect("in memory"), Some(damaged), "it stays for whoever looks");
+    }
+    // Settings that name another log begin anew.
+    let key = ed25519(8).verifier_key("log.example/other", KeyKind::Log).expect("a key");
+    let another = CheckpointPolicy::new(key.clone(), Vec::new(), 0).expect("a policy");
+    client.keep("log", &kept).expect("in memory");
+    let fresh = World::new(3600);
+    let mut keys = fresh.keys;
+    keys[4] = ed25519(8);
+    let fresh = World { keys, ..fresh };
+    fresh.with_publisher(0, |publisher| publisher.start_log(&key)).expect("started");
+    FollowedLog::follow(&fresh.storage(), &client, &another).expect("begun anew");
 }
 
 #[test]
