@@ -193,14 +193,6 @@ impl Index {
     pub fn get(&self, version: &Version) -> Option<&IndexEntry> {
         self.releases.iter().find(|release| release.version == *version)
     }
-
-    /// The newest release that anybody should choose: the highest version that is not yanked. A pre-release counts only
-    /// when there is nothing else.
-    pub fn latest(&self) -> Option<&IndexEntry> {
-        let mut eligible = self.releases.iter().filter(|release| release.yanked.is_none());
-        let newest = eligible.clone().next();
-        eligible.find(|release| !release.version.is_prerelease()).or(newest)
-    }
 }
 
 /// Highest version first.

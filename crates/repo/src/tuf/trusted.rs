@@ -192,12 +192,11 @@ impl TrustedMetadata {
     /// # Errors
     /// See [`Refused`]; [`Refused::Expired`] after it was remembered.
     pub fn update_timestamp(&mut self, bytes: &[u8]) -> Result<Change, Refused> {
-        let (envelope, next) = self.read_top_level::<Listing>(RoleKind::Timestamp, bytes)?;
+        let next = self.read_top_level::<Listing>(RoleKind::Timestamp, bytes)?;
         let announced = next.meta.get("snapshot.json").ok_or_else(|| Refused::Malformed {
             role: "timestamp".to_owned(),
             source: Malformed("it does not list `snapshot.json`".to_owned()),
         })?;
-        drop(envelope);
         if let Some(seen) = &self.timestamp {
             rollback("timestamp", seen.version, next.version)?;
             if next.version == seen.version {
@@ -226,7 +225,7 @@ impl TrustedMetadata {
         if origin == Origin::Fetched {
             check_content("snapshot", bytes, announced.length, &announced.hashes)?;
         }
-        let (_, next) = self.read_top_level::<Listing>(RoleKind::Snapshot, bytes)?;
+        let next = self.read_top_level::<Listing>(RoleKind::Snapshot, bytes)?;
         if let Some(seen) = &self.snapshot {
             for (name, file) in &seen.meta {
                 let next = next.meta.get(name).ok_or_else(|| Refused::NotListed(name.clone()))?;
@@ -296,11 +295,10 @@ impl TrustedMetadata {
         &self,
         kind: RoleKind,
         bytes: &[u8],
-    ) -> Result<(Envelope, T), Refused> {
+    ) -> Result<T, Refused> {
         let envelope = parse(kind.name(), bytes)?;
         verify(&envelope, kind.name(), self.root.role(kind), &self.root.keys)?;
-        let signed = envelope.read(kind).map_err(malformed(kind.name()))?;
-        Ok((envelope, signed))
+        envelope.read(kind).map_err(malformed(kind.name()))
     }
 
     fn check_time(&self, role: &str, expires: Instant) -> Result<(), Refused> {
