@@ -3,9 +3,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::File,
+    fs::DirEntry,
     io,
     os::fd::OwnedFd,
+    path::Path,
     sync::Mutex,
 };
 
@@ -13,7 +14,7 @@ use cutover_core::admission::{EpisodeKey, HostId};
 
 use super::{
     Entry, Layout, Loaded, files,
-    inspect::{BLOCK, Commit, inspect},
+    inspect::{BLOCK, Commit, Inspected, inspect},
     sequences::Sequences,
     store::{Finished, Flush, Row, Step, StoreError, Stored, fail_all, is_replay, lock},
 };
@@ -55,11 +56,11 @@ impl Directory {
 }
 
 /// Goes through what an earlier receiver left: removes unfinished files, and hands over each file that has no row. Returns how
-/// many it removed.
+/// many it removed. What cannot be read keeps its place and gets no row: one bad file keeps no receiver from starting.
 pub(super) fn mend(
     layout: &Layout,
     has_row: &dyn Fn(&EpisodeKey) -> bool,
-    add_row: &mut dyn FnMut(&EpisodeKey, File) -> io::Result<()>,
+    add_row: &mut dyn FnMut(&EpisodeKey, &Inspected) -> io::Result<()>,
 ) -> io::Result<u64> {
     let mut removed = 0;
     for host in std::fs::read_dir(layout.episodes())? {
@@ -69,28 +70,66 @@ pub(super) fn mend(
         else {
             continue;
         };
-        for file in std::fs::read_dir(host.path())? {
-            let file = file?;
-            if !file.file_type()?.is_file() {
+        let files = match std::fs::read_dir(host.path()) {
+            Ok(files) => files,
+            Err(error) => {
+                unreadable(&host.path(), &error);
                 continue;
             }
-            if Layout::is_part(&file.file_name()) {
-                files::remove(&file.path())?;
-                removed += 1;
-                continue;
+        };
+        for file in files {
+            let found = file.and_then(|file| left_behind(&file, &host.path(), &id, has_row));
+            match found.inspect_err(|error| unreadable(&host.path(), error)) {
+                Ok(Left::Part) => removed += 1,
+                Ok(Left::Episode(key, inspected)) => add_row(&key, &inspected)?,
+                Ok(Left::Nothing) | Err(_) => {}
             }
-            let Some(episode) = Layout::episode_of(&file.file_name()) else { continue };
-            let key = EpisodeKey { host: id.clone(), episode };
-            if has_row(&key) {
-                continue;
-            }
-            let episode = files::open_episode(&file.path())?;
-            episode.sync_all()?;
-            files::sync_directory(&host.path())?;
-            add_row(&key, episode)?;
         }
     }
     Ok(removed)
+}
+
+fn unreadable(directory: &Path, error: &io::Error) {
+    let directory = directory.display();
+    tracing::error!(%directory, "something an earlier receiver left is passed over until the next start: {error}");
+}
+
+/// What one file turned out to be.
+enum Left {
+    /// Nothing of ours, or in order.
+    Nothing,
+    /// Unfinished; it is removed.
+    Part,
+    /// Without a row; it is durable.
+    Episode(EpisodeKey, Inspected),
+}
+
+fn left_behind(
+    file: &DirEntry,
+    directory: &Path,
+    host: &HostId,
+    has_row: &dyn Fn(&EpisodeKey) -> bool,
+) -> io::Result<Left> {
+    let path = file.path();
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("`{}`: {error}", path.display()));
+    if !file.file_type().map_err(named)?.is_file() {
+        return Ok(Left::Nothing);
+    }
+    if Layout::is_part(&file.file_name()) {
+        files::remove(&path).map_err(named)?;
+        return Ok(Left::Part);
+    }
+    let Some(episode) = Layout::episode_of(&file.file_name()) else { return Ok(Left::Nothing) };
+    let key = EpisodeKey { host: host.clone(), episode };
+    if has_row(&key) {
+        return Ok(Left::Nothing);
+    }
+    let mut episode = files::open_episode(&path).map_err(named)?;
+    episode.sync_all().map_err(named)?;
+    files::sync_directory(directory)?;
+    let mut block = vec![0; BLOCK];
+    let inspected = inspect(&mut episode, Commit::Find, &key, &mut block, &mut |_| ()).map_err(named)?;
+    Ok(Left::Episode(key, inspected))
 }
 
 /// The bytes of every file become durable.

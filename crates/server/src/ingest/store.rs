@@ -340,15 +340,16 @@ impl Store {
     /// they get it beside new uploads, after this has returned.
     ///
     /// # Errors
-    /// The directories cannot be read, or the index cannot be written.
+    /// The directory of all episodes cannot be read, or the index cannot be written. A file or a host's directory that cannot be
+    /// read is logged and passed over.
     pub fn reconcile(&self, clock: Clock) -> io::Result<Reconciled> {
         let (rows, index) = (self.rows.clone(), Arc::clone(&self.index));
         match &self.home {
             Home::Directory(_) => {
                 let mut done = Reconciled::default();
                 let has_row = |key: &EpisodeKey| rows.all().get(key).is_some();
-                done.parts = directory::mend(&self.layout, &has_row, &mut |key, mut file| {
-                    append_found(&index, key, &mut file, clock)?;
+                done.parts = directory::mend(&self.layout, &has_row, &mut |key, inspected| {
+                    append_inspected(&index, key, inspected, clock)?;
                     done.rows += 1;
                     Ok(())
                 })?;
@@ -649,11 +650,21 @@ pub(super) fn append_found(
     clock: Clock,
 ) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
-    let Inspected { digest, size, commit } = inspect(episode, Commit::Find, key, &mut block, &mut |_| ())?;
-    let origin = Origin { commit, sequence: None };
+    let inspected = inspect(episode, Commit::Find, key, &mut block, &mut |_| ())?;
+    append_inspected(index, key, &inspected, clock)
+}
+
+fn append_inspected(
+    index: &Mutex<Index>,
+    key: &EpisodeKey,
+    inspected: &Inspected,
+    clock: Clock,
+) -> io::Result<()> {
+    let Inspected { digest, size, commit } = inspected;
+    let origin = Origin { commit: commit.clone(), sequence: None };
     let mut index = lock(index);
     let mut index = index.lock()?;
-    index.append(&row(key, digest, size, &origin, clock, Written::Later))?;
+    index.append(&row(key, *digest, *size, &origin, clock, Written::Later))?;
     index.sync()
 }
 
@@ -687,4 +698,32 @@ fn row(
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use super::*;
+
+    #[test]
+    fn file_that_cannot_be_read_keeps_no_receiver_from_starting() {
+        let place = tempfile::tempdir().unwrap();
+        // The path of a file with a long name is longer than any path may be: not even root may open it.
+        let mut root = place.path().to_owned();
+        while root.as_os_str().as_bytes().len() < 3960 {
+            let left = 3980 - root.as_os_str().as_bytes().len();
+            root.push("d".repeat(left.min(200)));
+        }
+        let store = Store::open(&root, None, jiff::Timestamp::now).unwrap();
+        let Home::Directory(directory) = &store.home else { panic!("it is one") };
+        let host = directory.of_host(&"h".parse().unwrap()).unwrap();
+        for name in ["e".to_owned(), "l".repeat(128)] {
+            let name = Layout::file_name(&name.parse().unwrap());
+            files::create_at(&host, &name).unwrap().write_all(b"x").unwrap();
+        }
+        let done = store.reconcile(jiff::Timestamp::now).unwrap();
+        assert_eq!(done, Reconciled { rows: 1, parts: 0 });
+        assert!(store.rows().durable(&EpisodeKey::new("h", "e").unwrap()).is_some());
+    }
 }
