@@ -51,21 +51,26 @@ pub(crate) struct Sequences {
     /// Whether the last line has no end, or one may have been written in part.
     torn: bool,
     dirty: bool,
+    /// A flush of this file failed: the kernel says so once, and the next one would be believed though nothing was written.
+    flush_failed: bool,
 }
 
+/// The highest numbers of a host.
 #[derive(Debug, Default)]
-struct Used {
-    /// This number and all below count as used.
-    floor: Option<u64>,
-    above: BTreeMap<u64, (EpisodeId, Digest)>,
-}
+struct Used(BTreeMap<u64, (EpisodeId, Digest)>);
 
 impl Used {
     fn take(&mut self, sequence: u64, episode: EpisodeId, sha256: Digest) {
-        self.above.insert(sequence, (episode, sha256));
-        while self.above.len() > KEPT {
-            self.floor = self.above.pop_first().map(|(sequence, _)| sequence);
+        self.0.insert(sequence, (episode, sha256));
+        while self.0.len() > KEPT {
+            self.0.pop_first();
         }
+    }
+
+    /// Whether a number is too low to tell: as many as are kept lie above it. That follows from what is in the file, so it is the
+    /// same after the file was written anew.
+    fn is_forgotten(&self, sequence: u64) -> bool {
+        self.0.len() >= KEPT && self.0.first_key_value().is_some_and(|(lowest, _)| sequence < *lowest)
     }
 }
 
@@ -97,7 +102,7 @@ impl Sequences {
             }
         }
         let open = || OpenOptions::new().append(true).create(true).mode(0o644).open(path);
-        let kept: usize = hosts.values().map(|used| used.above.len()).sum();
+        let kept: usize = hosts.values().map(|used| used.0.len()).sum();
         if lines > 2 * kept + KEPT {
             rewrite(path, &hosts)?;
             torn = false;
@@ -105,16 +110,16 @@ impl Sequences {
         let file = open()?;
         file.sync_all()?;
         files::sync_directory(files::parent(path))?;
-        Ok(Self { path: path.to_owned(), file, hosts, torn, dirty: false })
+        Ok(Self { path: path.to_owned(), file, hosts, torn, dirty: false, flush_failed: false })
     }
 
     /// Judges the number of an upload.
     pub(crate) fn judge(&self, key: &EpisodeKey, sha256: Digest, sequence: u64) -> Use {
         let Some(used) = self.hosts.get(&key.host) else { return Use::First };
-        match used.above.get(&sequence) {
+        match used.0.get(&sequence) {
             Some((episode, digest)) if *episode == key.episode && *digest == sha256 => Use::Same,
             Some(_) => Use::Replayed,
-            None if used.floor.is_some_and(|floor| sequence <= floor) => Use::Replayed,
+            None if used.is_forgotten(sequence) => Use::Replayed,
             None => Use::First,
         }
     }
@@ -134,15 +139,22 @@ impl Sequences {
         Ok(())
     }
 
-    /// Flushes what was taken. After a failure the next flush goes to a new file.
+    /// Flushes what was taken. After a failure everything goes to a new file, and nothing is flushed until that is there.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         if !self.dirty {
             return Ok(());
         }
-        if let Err(error) = self.file.sync_data() {
+        if !self.flush_failed
+            && let Err(error) = self.file.sync_data()
+        {
+            let file = self.path.display();
+            tracing::warn!(%file, "it is written anew, for it could not be flushed: {error}");
+            self.flush_failed = true;
+        }
+        if self.flush_failed {
             rewrite(&self.path, &self.hosts)?;
             self.file = OpenOptions::new().append(true).open(&self.path)?;
-            tracing::warn!(file = %self.path.display(), "written anew: it could not be flushed: {error}");
+            (self.flush_failed, self.torn) = (false, false);
         }
         self.dirty = false;
         Ok(())
@@ -155,7 +167,7 @@ fn rewrite(path: &Path, hosts: &HashMap<HostId, Used>) -> io::Result<()> {
     let mut file =
         io::BufWriter::new(OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?);
     for (host, used) in hosts {
-        for (sequence, (episode, sha256)) in &used.above {
+        for (sequence, (episode, sha256)) in &used.0 {
             let line = Line {
                 episode_id: episode.clone(),
                 host_id: host.clone(),
@@ -207,6 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn flush_that_failed_is_not_tried_again_on_the_same_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("attested.jsonl");
+        let mut sequences = Sequences::open(&path).unwrap();
+        // A device that takes everything and cannot be flushed; and no new file can be made.
+        sequences.file = OpenOptions::new().append(true).open("/dev/null").unwrap();
+        let in_the_way = path.with_extension("jsonl.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        sequences.take(&key("a"), Digest::of(b"1"), 7).unwrap();
+        sequences.sync().unwrap_err();
+        // From now on a flush would say that all is well.
+        sequences.file = OpenOptions::new().append(true).open(&path).unwrap();
+        sequences.sync().unwrap_err();
+        std::fs::remove_dir(&in_the_way).unwrap();
+        sequences.sync().unwrap();
+        assert_eq!(Sequences::open(&path).unwrap().judge(&key("a"), Digest::of(b"1"), 7), Use::Same);
+        sequences.take(&key("b"), Digest::of(b"2"), 8).unwrap();
+        sequences.sync().unwrap();
+        assert_eq!(Sequences::open(&path).unwrap().judge(&key("b"), Digest::of(b"2"), 8), Use::Same);
+    }
+
+    #[test]
     fn old_numbers_are_forgotten_as_used() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("attested.jsonl");
@@ -219,5 +253,14 @@ mod tests {
         assert_eq!(sequences.judge(&key("e"), digest, 14), Use::Replayed);
         assert_eq!(sequences.judge(&key("e"), digest, 15), Use::Same);
         assert_eq!(Sequences::open(&path).unwrap().judge(&key("e"), digest, 14), Use::Replayed);
+        // So many lines that the next start leaves out what is not needed, and the one after it reads the rest only.
+        for sequence in 20_000..20_000 + 3 * KEPT as u64 {
+            sequences.take(&key("e"), digest, sequence).unwrap();
+        }
+        drop(Sequences::open(&path).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), KEPT);
+        let sequences = Sequences::open(&path).unwrap();
+        assert_eq!(sequences.judge(&key("e"), digest, 20_000), Use::Replayed);
+        assert_eq!(sequences.judge(&key("e"), digest, 20_000 + 2 * KEPT as u64), Use::Same);
     }
 }
