@@ -371,21 +371,24 @@ impl Index {
         Ok(Locked { index: self })
     }
 
-    /// The row of a key as it stands in the file; `None` when the file does not hold it there any more.
+    /// The row of a key as it stands in the file, in one line with rows that were glued to it; `None` when the file does not
+    /// hold it there any more.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn row_text(&self, entry: &Entry) -> io::Result<Option<String>> {
-        let mut bytes = vec![0; 4096];
-        let mut read = 0;
-        while read < bytes.len() {
-            match self.file.read_at(&mut bytes[read..], entry.offset + read as u64)? {
-                0 => break,
-                more => read += more,
+        let mut line = Vec::new();
+        let mut block = [0; 4096];
+        // As long as the lines that are read as rows at the start.
+        while line.len() < LINE_MAX {
+            let read = self.file.read_at(&mut block, entry.offset + line.len() as u64)?;
+            let end = block[..read].iter().position(|byte| *byte == b'\n');
+            line.extend_from_slice(&block[..end.unwrap_or(read)]);
+            if end.is_some() || read == 0 {
+                break;
             }
         }
-        let line = bytes[..read].split(|byte| *byte == b'\n').next().unwrap_or_default();
-        Ok(std::str::from_utf8(line).ok().map(|line| line.trim_start_matches('\u{feff}').trim().to_owned()))
+        Ok(str::from_utf8(&line).ok().map(|line| line.trim_start_matches('\u{feff}').trim().to_owned()))
     }
 
     /// Takes the lock on the file that has the name now: somebody may have put another one there while we waited.

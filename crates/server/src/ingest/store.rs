@@ -235,7 +235,7 @@ impl Store {
     /// The row of an episode, once it is durable. Reads the file: not for an async thread.
     ///
     /// # Errors
-    /// The index cannot be read.
+    /// The index cannot be read, or does not say any more what it said.
     pub fn row(&self, key: &EpisodeKey) -> io::Result<Option<serde_json::Value>> {
         let Some(entry) = self.rows.durable(key) else { return Ok(None) };
         let text = lock(&self.index).row_text(&entry)?.unwrap_or_default();
@@ -244,7 +244,10 @@ impl Store {
         let is_it = |row: &serde_json::Value| {
             row["host_id"] == key.host.as_str() && row["episode_id"] == key.episode.as_str()
         };
-        Ok(rows.map_while(Result::ok).find(is_it))
+        // Somebody asks whether an episode is safe: what is known to be stored is never said not to be.
+        let gone =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("the row of `{key}` is not in its place"));
+        rows.map_while(Result::ok).find(is_it).map(Some).ok_or_else(gone)
     }
 
     /// Bytes free for this process on the file system that uploads come to.

@@ -287,11 +287,16 @@ async fn read_episode(app: &Arc<App>, request: &Request<()>) -> Result<Response<
         Ok(Ok(None)) => {
             Err(Problem::new(StatusCode::NOT_FOUND, "not-stored", format!("`{key}` is not stored.")))
         }
-        Ok(Err(_)) | Err(_) => {
-            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "index", "The index cannot be read.")
-                .retry_after(5))
+        Ok(Err(error)) => {
+            tracing::error!("the index cannot be read: {error}");
+            Err(unreadable())
         }
+        Err(_) => Err(unreadable()),
     }
+}
+
+fn unreadable() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "index", "The index cannot be read.").retry_after(5)
 }
 
 /// `?after=ID&limit=N`, by id.

@@ -259,6 +259,23 @@ fn tokens_open_their_own_host() {
 }
 
 #[test]
+fn row_of_any_length_is_read_and_one_that_is_damaged_is_not_said_to_be_missing() {
+    let mut world = World::new();
+    world.put("h/e", b"x").must(201);
+    world.stop();
+    let index = world.root().join("index.jsonl");
+    let row = world.index().trim_end().trim_end_matches('}').to_owned();
+    std::fs::write(&index, format!("{row},\"note\":\"{}\"}}\n", "n".repeat(10_000))).unwrap();
+    world.restart();
+    let read = world.get("/v1/episodes/h/e").must(200).json();
+    assert_eq!(read["note"].as_str().map(str::len), Some(10_000));
+    let damaged = " ".repeat(world.index().len() - 1) + "\n";
+    std::fs::write(&index, damaged).unwrap();
+    world.get("/v1/episodes/h/e").must(500);
+    world.get("/v1/episodes/h/none").must(404);
+}
+
+#[test]
 fn list_of_a_host_comes_in_pages_by_id() {
     let world = World::new();
     for id in ["c", "a", "b"] {
