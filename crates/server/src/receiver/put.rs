@@ -113,7 +113,7 @@ fn admit(
     if let Some(wait) = app.store.away_for() {
         return Err(Problem::storage_away(wait));
     }
-    let room = reserve(app, &key.host, length)?;
+    let room = reserve(app, &key, length)?;
     Ok(Ticket { key, length, declared, commit: admitted.commit, sequence, wire, _room: room })
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use cutover_core::admission::HostId;
+use cutover_core::admission::{EpisodeKey, HostId};
 use http::StatusCode;
 
 use super::{answer::Problem, app::App};
@@ -24,17 +24,21 @@ pub(crate) struct Reserved {
     bytes: u64,
 }
 
-/// Keeps room for an upload of a host. Says no where it would not fit, counting what is under way.
-pub(crate) fn reserve(app: &Arc<App>, host: &HostId, bytes: u64) -> Result<Reserved, Problem> {
+/// Keeps room for an upload of a host. Says no where it would not fit, counting what is under way. An upload of what is stored
+/// already adds nothing to its host's part, and must be answered: else the host never learns that it is done.
+pub(crate) fn reserve(app: &Arc<App>, key: &EpisodeKey, bytes: u64) -> Result<Reserved, Problem> {
+    let host = &key.host;
     let limits = &app.live().settings.limits;
-    let (episodes_stored, bytes_stored) = app.store.rows().all().of_host(host);
     let free = app.store.free_bytes().unwrap_or(u64::MAX);
     let mut room = app.room.lock().unwrap_or_else(PoisonError::into_inner);
+    // Under the lock: an upload that ends gives its room back after it got its row, so it is never counted as neither.
+    let (episodes_stored, bytes_stored) = app.store.rows().all().of_host(host);
+    let is_stored = app.store.rows().durable(key).is_some_and(|entry| entry.size == bytes);
     let (bytes_coming, episodes_coming) = room.hosts.get(host).copied().unwrap_or_default();
     let full = |error, detail: String| {
         Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, error, detail).retry_after(60))
     };
-    let over = |limit: u64, used: u64| limit > 0 && used > limit;
+    let over = |limit: u64, used: u64| limit > 0 && used > limit && !is_stored;
     if over(limits.host_bytes, bytes_stored.saturating_add(bytes_coming).saturating_add(bytes)) {
         return full("host-quota", format!("Host `{host}` may store {} bytes.", limits.host_bytes));
     }

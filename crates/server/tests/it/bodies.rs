@@ -222,6 +222,12 @@ fn quotas_of_a_host_and_of_the_disk_are_said_before_the_body() {
     world.put("other/2", &[0; 3]).must(201);
     world.set(|settings| (settings.limits.host_bytes, settings.limits.host_episodes) = (0, 1));
     world.put("h/2", &[0; 3]).must(507);
+    // Who asks again for what is stored is told so, however full it is.
+    world.put("h/1", &[0; 8]).must(200);
+    world.put("h/1", &[1; 8]).must(409);
+    world.set(|settings| (settings.limits.host_bytes, settings.limits.host_episodes) = (1, 0));
+    world.put("h/1", &[0; 8]).must(200);
+    world.set(|settings| settings.limits.host_bytes = 0);
     world.set(|settings| (settings.limits.host_episodes, settings.limits.free_bytes) = (0, 1 << 62));
     assert_eq!(world.put("h/2", &[0; 3]).must(507).json()["error"], "disk-full");
     assert_eq!(world.files().len(), 2);
