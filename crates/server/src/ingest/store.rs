@@ -270,6 +270,11 @@ impl Store {
         }
     }
 
+    /// Whether uploads can still become episodes: the committing thread runs until it is told to stop.
+    pub fn is_committing(&self) -> bool {
+        lock(&self.committer).as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Begins to take in an episode.
     ///
     /// # Errors
@@ -728,5 +733,19 @@ mod tests {
         let done = store.reconcile(jiff::Timestamp::now).unwrap();
         assert_eq!(done, Reconciled { rows: 1, parts: 0 });
         assert!(store.rows().durable(&EpisodeKey::new("h", "e").unwrap()).is_some());
+    }
+
+    #[test]
+    fn store_knows_whether_its_thread_still_runs() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path(), None, jiff::Timestamp::now).unwrap();
+        assert!(store.is_committing());
+        // As a panic ends it.
+        drop(lock(&store.queue).take());
+        while store.is_committing() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        store.close();
+        assert!(!store.is_committing());
     }
 }

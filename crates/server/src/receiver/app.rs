@@ -212,10 +212,15 @@ async fn health(State(app): State<Arc<App>>, request: Request<Body>) -> Response
     let known = app.gate.status();
     let judges = known.switch != cutover_core::admission::Switch::Enforce
         || known.freshness != cutover_core::admission::Freshness::TooOld;
-    let (status, word) = match (app.is_stopping(), judges) {
-        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-        (false, true) => (StatusCode::OK, "ok"),
-        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "commits-unknown"),
+    let obstacles = [
+        (app.is_stopping(), "stopping"),
+        (!judges, "commits-unknown"),
+        (app.store.away_for().is_some(), "storage-away"),
+        (!app.store.is_committing(), "not-committing"),
+    ];
+    let (status, word) = match obstacles.into_iter().find(|(is_there, _)| *is_there) {
+        Some((_, word)) => (StatusCode::SERVICE_UNAVAILABLE, word),
+        None => (StatusCode::OK, "ok"),
     };
     ends(&request, json_answer(status, &json!({ "status": word })))
 }

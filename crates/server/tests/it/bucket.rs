@@ -264,8 +264,10 @@ fn bucket_that_is_away_or_full_costs_a_try_later_and_leaves_nothing() {
     let refused: Answer = world.send(&request("PUT", "/v1/episodes/h/b", &headers, b"")).must(503);
     assert_eq!((refused.json()["error"].as_str(), refused.interim.len()), (Some("storage-away"), 0));
     assert_eq!((world.rows().len(), spooled(&world), memory.get("h/a")), (0, 0, None));
+    assert_eq!(world.get("/healthz").must(503).json()["status"], "storage-away");
     memory.set(Mode::Works);
     world.until("it is tried again", || world.put("h/a", b"x").status == 201);
+    world.get("/healthz").must(200);
 }
 
 #[test]
