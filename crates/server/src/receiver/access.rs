@@ -38,7 +38,14 @@ pub(crate) fn authorize(
         return Err(Problem::new(StatusCode::FORBIDDEN, "wrong-certificate", detail));
     }
     if tokens.is_empty() {
-        return Ok(());
+        // A certificate speaks for the hosts it names, and a list of all hosts is none of theirs.
+        return match (&peer.0, host) {
+            (Some(_), None) => {
+                let detail = "A client certificate is for its own hosts only.";
+                Err(Problem::new(StatusCode::FORBIDDEN, "wrong-certificate", detail))
+            }
+            (Some(_), Some(_)) | (None, _) => Ok(()),
+        };
     }
     let missing = || Problem::new(StatusCode::UNAUTHORIZED, "token-missing", "A bearer token is needed.");
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
@@ -130,6 +137,10 @@ mod tests {
         let peer = PeerNames(Some(vec!["a".to_owned()].into()));
         let ask = |host: &str| authorize(&[], &peer, &HeaderMap::new(), Some(&host.parse().unwrap())).is_ok();
         assert!(ask("a") && !ask("b"));
+        let list =
+            |tokens: &[_], peer: &PeerNames| authorize(tokens, peer, &bearer("Bearer t"), None).is_ok();
+        assert!(!list(&[], &peer) && list(&[], &PeerNames::default()));
+        assert!(list(&[(TokenHolder::Anybody, Digest::of(b"t"))], &peer), "a token may be for all of them");
     }
 
     #[test]
