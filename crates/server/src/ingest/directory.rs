@@ -7,10 +7,14 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::Path,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cutover_core::admission::{EpisodeKey, HostId};
+use rustix::io::Errno;
 
 use super::{
     Entry, Layout, Loaded, files,
@@ -28,13 +32,33 @@ pub(super) struct Directory {
     episodes: OwnedFd,
     /// Hosts whose directory is known to be durable.
     hosts: Mutex<HashSet<HostId>>,
+    /// How often the file system could not be flushed.
+    failures: AtomicU64,
 }
 
 impl Directory {
     /// Opens it, making it when it is not there.
     pub(super) fn open(layout: &Layout) -> io::Result<Self> {
         files::make_directories(&layout.episodes())?;
-        Ok(Self { episodes: files::open_directory(&layout.episodes())?, hosts: Mutex::default() })
+        let episodes = files::open_directory(&layout.episodes())?;
+        Ok(Self { episodes, hosts: Mutex::default(), failures: AtomicU64::new(0) })
+    }
+
+    /// How often the file system could not be flushed so far.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Acquire)
+    }
+
+    /// Flushes everything on the file system.
+    ///
+    /// The kernel tells each open descriptor once that bytes could not be written back, counted from when it was opened (errseq; for
+    /// `syncfs` since Linux 5.8). So it is always asked through the descriptor that was opened before any upload, which hears of
+    /// every failure; and what it says holds for all uploads that had begun, also those of later rounds, which it tells nothing
+    /// any more: see [`Directory::failures`].
+    fn flush_all(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(&self.episodes).inspect_err(|_| {
+            self.failures.fetch_add(1, Ordering::AcqRel);
+        })
     }
 
     /// What lies on the file system of the episodes.
@@ -133,15 +157,17 @@ fn left_behind(
 }
 
 /// The bytes of every file become durable.
-pub(super) fn flush_contents(steps: &mut [Step]) {
+pub(super) fn flush_contents(steps: &mut [Step], directory: &Directory) {
     let is_due = |step: &Step| step.item.finished.flush == Flush::Due;
     let due = steps.iter().filter(|step| is_due(step)).count();
     if due >= FLUSH_ALL_FROM {
-        let any =
-            steps.iter().find(|step| is_due(step)).map(|step| rustix::fs::syncfs(&step.item.finished.file));
-        if let Some(Err(error)) = any {
+        if let Err(error) = directory.flush_all() {
             fail_all(steps, "flush", &error.into(), is_due);
         }
+        // An earlier flush that failed may have been the one to hear of these bytes.
+        let failures = directory.failures();
+        let lost = io::Error::other("the file system could not be flushed since the upload began");
+        fail_all(steps, "flush", &lost, |step| is_due(step) && step.item.finished.begun < failures);
         return;
     }
     for step in steps.iter_mut().filter(|step| is_due(step)) {
@@ -192,7 +218,7 @@ fn place(finished: &mut Finished, row: Option<&Entry>) -> io::Result<(Stored, Ro
 }
 
 /// The names of the files become durable.
-pub(super) fn flush_names(steps: &mut [Step]) {
+pub(super) fn flush_names(steps: &mut [Step], directory: &Directory) {
     let changed = |step: &Step| {
         let finished = &step.item.finished;
         let named = step.row == Row::Due || finished.part.name.is_empty();
@@ -205,12 +231,12 @@ pub(super) fn flush_names(steps: &mut [Step]) {
     }
     let mut failed = HashMap::new();
     if directories.len() >= FLUSH_ALL_FROM {
-        if let Some(Err(error)) = directories.values().next().map(rustix::fs::syncfs) {
+        if let Err(error) = directory.flush_all() {
             failed.extend(directories.keys().map(|host| (host.clone(), error)));
         }
     } else {
-        for (host, directory) in &directories {
-            if let Err(error) = rustix::fs::fsync(directory) {
+        for (host, names) in &directories {
+            if let Err(error) = rustix::fs::fsync(names) {
                 failed.insert(host.clone(), error);
             }
         }
@@ -221,5 +247,48 @@ pub(super) fn flush_names(steps: &mut [Step]) {
             step.fate = Err(StoreError::of("flush the directory", key, &(*error).into()));
             step.row = Row::None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{super::store::Item, *};
+    use crate::ingest::{Origin, Store};
+
+    fn step(store: &Arc<Store>, name: &str) -> Step {
+        let mut upload = store.begin(EpisodeKey::new("h", name).unwrap()).unwrap();
+        upload.write(b"x").unwrap();
+        let (finished, reply) = (upload.finish().unwrap(), tokio::sync::oneshot::channel().0);
+        let item = Item { finished, origin: Origin::default(), placed: None, reply };
+        Step { item, fate: Ok(Stored::New), row: Row::None }
+    }
+
+    #[test]
+    fn flush_that_failed_holds_for_every_upload_that_had_begun() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path(), None, jiff::Timestamp::now).unwrap();
+        let steps = |count| (0..count).map(|number| step(&store, &number.to_string())).collect::<Vec<_>>();
+        let fates = |steps: &[Step]| steps.iter().map(|step| step.fate.is_ok()).collect::<Vec<_>>();
+        // Through a descriptor of this kind nothing can be flushed.
+        let path_only = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY;
+        let directory = Directory {
+            episodes: rustix::fs::open(place.path(), path_only, rustix::fs::Mode::empty()).unwrap(),
+            ..Directory::open(store.layout()).unwrap()
+        };
+        let (mut first, mut later) = (steps(3), steps(4));
+        flush_contents(&mut first, &directory);
+        assert_eq!((fates(&first), directory.failures()), (vec![false; 3], 1));
+        // The next flush is a success, and says nothing of what had failed before.
+        let directory =
+            Directory { failures: directory.failures, ..Directory::open(store.layout()).unwrap() };
+        later[3].item.finished.begun = 1;
+        flush_contents(&mut later, &directory);
+        assert_eq!(fates(&later), [false, false, false, true]);
+        // A file that is flushed by itself says itself whether it was written.
+        let mut two = steps(2);
+        flush_contents(&mut two, &directory);
+        assert_eq!(fates(&two), [true, true]);
     }
 }

@@ -125,7 +125,7 @@ pub struct Origin {
 /// What episodes are kept in.
 #[derive(Debug)]
 enum Home {
-    Directory(Directory),
+    Directory(Arc<Directory>),
     Bucket {
         remote: Arc<Remote>,
         /// How many unfinished uploads were removed from its spool.
@@ -184,7 +184,10 @@ impl Store {
         let lock = files::lock_file(&lock_path).map_err(io(&lock_path))?;
         let Some(lock) = lock else { return Err(OpenError::InUse(root.display().to_string())) };
         let home = match bucket {
-            None => Directory::open(&layout).map(Home::Directory).map_err(io(&layout.episodes()))?,
+            None => {
+                let directory = Directory::open(&layout).map_err(io(&layout.episodes()))?;
+                Home::Directory(Arc::new(directory))
+            }
             Some(bucket) => {
                 let (remote, left) = Remote::open(&layout, bucket).map_err(io(&layout.incoming()))?;
                 Home::Bucket { remote: Arc::new(remote), left }
@@ -199,7 +202,12 @@ impl Store {
         let sequences = Arc::new(Mutex::new(sequences));
         let (queue, items) = mpsc::channel(QUEUE);
         let index = Arc::new(Mutex::new(index));
+        let directory = match &home {
+            Home::Directory(directory) => Some(Arc::clone(directory)),
+            Home::Bucket { .. } => None,
+        };
         let mut committer = Committer {
+            directory,
             index: Arc::clone(&index),
             sequences: Arc::clone(&sequences),
             items,
@@ -289,11 +297,16 @@ impl Store {
             Home::Bucket { remote, .. } => (remote.incoming().try_clone(), Flush::Never),
         };
         let directory = directory.map_err(of("open the directory"))?;
+        // Before there is a file whose bytes could be lost.
+        let begun = match &self.home {
+            Home::Directory(directory) => directory.failures(),
+            Home::Bucket { .. } => 0,
+        };
         let number = self.parts.fetch_add(1, Ordering::Relaxed);
         let part = Layout::part_name(&key.episode, number);
         let file = files::create_at(&directory, &part).map_err(of("create a file"))?;
         let part = Part { directory, name: part };
-        Ok(Upload { key, part, file, hasher: Hasher::new(), size: 0, handed_over: 0, flush })
+        Ok(Upload { key, part, file, hasher: Hasher::new(), size: 0, handed_over: 0, flush, begun })
     }
 
     /// Makes an upload an episode. Durable when it returns well.
@@ -415,6 +428,7 @@ pub struct Upload {
     size: u64,
     handed_over: u64,
     flush: Flush,
+    begun: u64,
 }
 
 impl Upload {
@@ -456,6 +470,7 @@ impl Upload {
             digest: self.hasher.finish(),
             size: self.size,
             flush,
+            begun: self.begun,
         })
     }
 }
@@ -471,6 +486,8 @@ pub struct Finished {
     /// How many there are.
     pub size: u64,
     pub(super) flush: Flush,
+    /// How often the file system could not be flushed before it began.
+    pub(super) begun: u64,
 }
 
 /// What makes the bytes of an upload durable.
@@ -487,12 +504,14 @@ pub(super) struct Item {
     pub(super) finished: Finished,
     pub(super) origin: Origin,
     /// What became of its object; `None`: its file is to be put in place.
-    placed: Option<Placed>,
-    reply: oneshot::Sender<Result<Stored, StoreError>>,
+    pub(super) placed: Option<Placed>,
+    pub(super) reply: oneshot::Sender<Result<Stored, StoreError>>,
 }
 
 /// The thread that makes uploads episodes, all that wait at once.
 struct Committer {
+    /// What the episodes are put into; `None` with a bucket.
+    directory: Option<Arc<Directory>>,
     index: Arc<Mutex<Index>>,
     sequences: Arc<Mutex<Sequences>>,
     items: mpsc::Receiver<Item>,
@@ -541,13 +560,17 @@ impl Committer {
         let batch = self.one_of_each(batch);
         let mut steps: Vec<Step> =
             batch.into_iter().map(|item| Step { item, fate: Ok(Stored::New), row: Row::None }).collect();
-        directory::flush_contents(&mut steps);
+        if let Some(directory) = &self.directory {
+            directory::flush_contents(&mut steps, directory);
+        }
         let mut sequences = lock(&self.sequences);
         let mut index = lock(&self.index);
         match index.lock() {
             Ok(mut index) => {
                 put_in_place(&mut steps, &index.rows(), &sequences);
-                directory::flush_names(&mut steps);
+                if let Some(directory) = &self.directory {
+                    directory::flush_names(&mut steps, directory);
+                }
                 append_rows(&mut steps, &mut index, self.clock);
                 take_sequences(&mut steps, &mut sequences);
             }
