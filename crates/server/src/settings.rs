@@ -177,6 +177,8 @@ pub struct LimitSettings {
     pub host_episodes: u64,
     /// Bytes that stay free on the disk.
     pub free_bytes: u64,
+    /// Uploads under way at the same time of one host. 0: any.
+    pub host_uploads: u64,
     /// Uploads per second of one host. 0: any.
     pub requests_per_s: u32,
     /// Uploads at once before that rate holds.
@@ -185,6 +187,10 @@ pub struct LimitSettings {
     pub connections: usize,
     /// Longest time in which less than 1 KiB of a body comes, in seconds.
     pub stall_timeout_s: u64,
+    /// The least bytes per second of a body over its whole length: it must be there after its declared length at this rate, and
+    /// the stall timeout. What is declared keeps room from others until then. Lower it for links, or a `ship.bytes_per_s` for each
+    /// upload, that are slower. 0: any.
+    pub bytes_per_s_min: u64,
     /// Longest time for the head of a request, in seconds; idle connections end after it too.
     pub head_timeout_s: u64,
     /// How long uploads under way may take when the receiver stops, in seconds.
@@ -253,10 +259,12 @@ impl Default for LimitSettings {
             host_bytes: 0,
             host_episodes: 0,
             free_bytes: 64 << 20,
+            host_uploads: 0,
             requests_per_s: 0,
             burst: 32,
             connections: 1024,
             stall_timeout_s: 30,
+            bytes_per_s_min: 4096,
             head_timeout_s: 30,
             drain_timeout_s: 30,
         }

@@ -284,10 +284,15 @@ const MEANINGS: &[(&str, &str)] = &[
     ("gate.limits.host_bytes", "Most bytes stored of one host. 0: any."),
     ("gate.limits.host_episodes", "Most episodes stored of one host. 0: any."),
     ("gate.limits.free_bytes", "Bytes that stay free on the disk."),
+    ("gate.limits.host_uploads", "Uploads under way at the same time of one host. 0: any."),
     ("gate.limits.requests_per_s", "Uploads per second of one host. 0: any."),
     ("gate.limits.burst", "Uploads at once before that rate holds."),
     ("gate.limits.connections", "Connections at the same time."),
     ("gate.limits.stall_timeout_s", "Longest time in which less than 1 KiB of a body comes, in seconds."),
+    (
+        "gate.limits.bytes_per_s_min",
+        "The least bytes per second of a body as a whole: its declared length at this rate, and the stall timeout, is the longest it may take. 0: any.",
+    ),
     (
         "gate.limits.head_timeout_s",
         "Longest time for the head of a request, in seconds; idle connections end after it too.",

@@ -24,25 +24,46 @@ const BLOCK: usize = 2 << 20;
 /// A body that brings less than this within the time limit is stalled.
 const PROGRESS: u64 = 1 << 10;
 
-/// A body as it comes in, with its deadline.
+/// How slow a client may be: what it declares keeps room from others until it came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// The longest pause.
+    pub(super) stall: Duration,
+    /// The least bytes per second over the whole body, the longest pause added. 0: any.
+    pub(super) bytes_per_s_min: u64,
+}
+
+/// A body as it comes in, with its deadlines.
 pub(super) struct Incoming {
     body: Body,
     left: u64,
     /// Bytes since the deadline was set.
     window: u64,
     deadline: Instant,
-    stall: Duration,
+    /// When all of it is to be there.
+    end: Option<Instant>,
+    pace: Pace,
 }
 
 impl Incoming {
-    /// A body of this length, whose client may pause for as long as `stall`.
-    pub(super) fn new(body: Body, length: u64, stall: Duration) -> Self {
-        Self { body, left: length, window: 0, deadline: Instant::now() + stall, stall }
+    /// A body of this length.
+    pub(super) fn new(body: Body, length: u64, pace: Pace) -> Self {
+        let now = Instant::now();
+        let longest = length.checked_div(pace.bytes_per_s_min).map(Duration::from_secs);
+        // A length that no clock reaches has no end.
+        let end = longest.and_then(|longest| now.checked_add(longest)?.checked_add(pace.stall));
+        Self { body, left: length, window: 0, deadline: now + pace.stall, end, pace }
     }
 
     /// Begins the time of the client again.
     fn wait_again(&mut self) {
-        (self.window, self.deadline) = (0, Instant::now() + self.stall);
+        (self.window, self.deadline) = (0, Instant::now() + self.pace.stall);
+    }
+
+    /// Waiting for the disk was not the client's doing.
+    fn waited_for_disk(&mut self, since: Instant) {
+        self.end = self.end.and_then(|end| end.checked_add(since.elapsed()));
+        self.wait_again();
     }
 
     /// The next piece; `None` at the end, which is where the declared length says.
@@ -50,13 +71,19 @@ impl Incoming {
         let cut =
             || Problem::new(StatusCode::BAD_REQUEST, "cut", "The body ended before its declared length.");
         loop {
-            let frame = match timeout_at(self.deadline, self.body.frame()).await {
+            let deadline = self.end.map_or(self.deadline, |end| end.min(self.deadline));
+            let frame = match timeout_at(deadline, self.body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(_))) => return Err(cut()),
                 Ok(None) if self.left == 0 => return Ok(None),
                 Ok(None) => return Err(cut()),
                 Err(_) => {
-                    let detail = format!("Less than {PROGRESS} bytes came in {} s.", self.stall.as_secs());
+                    let Pace { stall, bytes_per_s_min } = self.pace;
+                    let detail = if deadline < self.deadline {
+                        format!("It came with less than {bytes_per_s_min} bytes per second.")
+                    } else {
+                        format!("Less than {PROGRESS} bytes came in {} s.", stall.as_secs())
+                    };
                     return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "stalled", detail));
                 }
             };
@@ -100,18 +127,24 @@ impl Block {
 }
 
 /// The disk's side of a body. Threads that may block are used only as long as something is written.
-struct Disk {
+struct Disk<'a> {
     store: Arc<Store>,
     key: EpisodeKey,
-    /// At work on the blocks that were handed over; `None` before the first.
-    writing: Option<JoinHandle<Result<Upload, StoreError>>>,
+    /// At work on the block that was handed over last, of so many bytes; `None` before the first.
+    writing: Option<(JoinHandle<Result<Upload, StoreError>>, u64)>,
+    /// Is told how many bytes were written, again and again.
+    wrote: &'a mut (dyn FnMut(u64) + Send),
 }
 
-impl Disk {
+impl Disk<'_> {
     /// The upload, once all that was handed over is written; `None` before the first block.
     async fn written(&mut self) -> Result<Option<Upload>, Problem> {
         match self.writing.take() {
-            Some(writing) => joined(writing.await).map(Some),
+            Some((writing, bytes)) => {
+                let upload = joined(writing.await)?;
+                (self.wrote)(bytes);
+                Ok(Some(upload))
+            }
             None => Ok(None),
         }
     }
@@ -119,8 +152,8 @@ impl Disk {
     /// Writes a block, once those before are written.
     async fn write(&mut self, block: Block) -> Result<(), Problem> {
         let upload = self.written().await?;
-        let (store, key) = (Arc::clone(&self.store), self.key.clone());
-        self.writing = Some(spawn_blocking(move || append(&store, key, upload, &block)));
+        let (store, key, bytes) = (Arc::clone(&self.store), self.key.clone(), block.size as u64);
+        self.writing = Some((spawn_blocking(move || append(&store, key, upload, &block)), bytes));
         Ok(())
     }
 
@@ -150,23 +183,25 @@ fn append(
     Ok(upload)
 }
 
-/// Takes a body to the disk. With an error, nothing is left of it. `memory` is that for all bodies, in KiB.
+/// Takes a body to the disk, and tells `wrote` how far it is. With an error, nothing is left of it. `memory` is that for all
+/// bodies, in KiB.
 pub(super) async fn to_disk(
     store: &Arc<Store>,
     key: EpisodeKey,
     mut source: Incoming,
     memory: &Arc<Semaphore>,
+    wrote: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Finished, Problem> {
-    let mut disk = Disk { store: Arc::clone(store), key, writing: None };
+    let mut disk = Disk { store: Arc::clone(store), key, writing: None, wrote };
     let mut block = Block::default();
     loop {
         match source.next().await {
             Ok(Some(piece)) => {
                 // The last block is written with the end.
                 if block.add(piece, memory) && source.left > 0 {
+                    let since = Instant::now();
                     disk.write(std::mem::take(&mut block)).await?;
-                    // Waiting for the disk was not the client's doing.
-                    source.wait_again();
+                    source.waited_for_disk(since);
                 }
             }
             Ok(None) => return disk.finish(block).await,
@@ -248,7 +283,8 @@ mod tests {
     }
 
     fn incoming(pieces: &[Next], length: usize, stall: Duration) -> Incoming {
-        Incoming::new(Body::new(Pieces(pieces.iter().copied().collect())), length as u64, stall)
+        let pace = Pace { stall, bytes_per_s_min: 0 };
+        Incoming::new(Body::new(Pieces(pieces.iter().copied().collect())), length as u64, pace)
     }
 
     fn key(episode: &str) -> EpisodeKey {
@@ -287,9 +323,13 @@ mod tests {
             let pieces = [Next::Piece(size / 3), Next::Pause, Next::Piece(size - size / 3)];
             let source = incoming(&pieces, size, Duration::from_secs(60));
             let memory = Arc::new(Semaphore::new(kib));
-            let taken = runtime.block_on(to_disk(&store, key("e"), source, &memory));
+            let mut written = 0;
+            let mut wrote = |bytes| written += bytes;
+            let taken = runtime.block_on(to_disk(&store, key("e"), source, &memory, &mut wrote));
             let finished = taken.map_err(|problem| problem.status).unwrap();
             assert_eq!((finished.size, finished.digest), (size as u64, Digest::of(&vec![7; size])));
+            // What is written with the end is told by that.
+            assert!(written <= size as u64 && (written > 0 || size < 3 * BLOCK), "{written} of {size}");
         }
     }
 
@@ -301,11 +341,25 @@ mod tests {
         runtime.spawn_blocking(move || std::thread::sleep(stall + Duration::from_secs(1)));
         let pieces = [Next::Piece(BLOCK), Next::Piece(BLOCK), Next::Pause, Next::Piece(BLOCK)];
         let source = incoming(&pieces, 3 * BLOCK, stall);
-        let taken = runtime.block_on(to_disk(&store, key("e"), source, &Arc::new(Semaphore::new(4096))));
+        let memory = Arc::new(Semaphore::new(4096));
+        let taken = runtime.block_on(to_disk(&store, key("e"), source, &memory, &mut |_| ()));
         assert_eq!(
             taken.map(|finished| finished.size).map_err(|problem| problem.status),
             Ok(3 * BLOCK as u64)
         );
+    }
+
+    #[test]
+    fn client_that_never_pauses_and_is_too_slow_on_the_whole_is_given_up() {
+        let (_place, store, runtime) = store_and_runtime();
+        let pieces = [Next::Piece(2048), Next::Pause].repeat(512);
+        let body = Body::new(Pieces(pieces.into_iter().collect()));
+        let pace = Pace { stall: Duration::from_secs(1), bytes_per_s_min: 1 << 20 };
+        let (source, memory) = (Incoming::new(body, 1 << 20, pace), Arc::new(Semaphore::new(4096)));
+        let taken = runtime.block_on(to_disk(&store, key("e"), source, &memory, &mut |_| ()));
+        let problem = taken.map(drop).unwrap_err();
+        assert_eq!(problem.status, StatusCode::REQUEST_TIMEOUT);
+        assert!(problem.detail.contains("1048576 bytes per second"), "{}", problem.detail);
     }
 
     #[test]
@@ -318,7 +372,7 @@ mod tests {
                 [Next::Piece(BLOCK - 1), Next::Pause, Next::Piece(1), Next::Piece(BLOCK - 1), Next::Never];
             let source = incoming(&pieces, 4 * BLOCK, Duration::from_secs(600));
             let (store, memory, key) = (Arc::clone(&store), Arc::clone(&memory), key(episode));
-            runtime.spawn(async move { to_disk(&store, key, source, &memory).await.map(|_| ()) })
+            runtime.spawn(async move { to_disk(&store, key, source, &memory, &mut |_| ()).await.map(|_| ()) })
         };
         let slow = [slow("one"), slow("two")];
         let written = || {
@@ -334,7 +388,8 @@ mod tests {
         }
         let source =
             incoming(&[Next::Piece(10), Next::Pause, Next::Piece(90)], 100, Duration::from_secs(600));
-        let taken = to_disk(&store, key("quick"), source, &memory);
+        let mut wrote = |_| ();
+        let taken = to_disk(&store, key("quick"), source, &memory, &mut wrote);
         let taken = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), taken).await });
         assert!(taken.is_ok_and(|taken| taken.is_ok_and(|finished| finished.size == 100)));
         assert!(slow.iter().all(|slow| !slow.is_finished()));
@@ -344,7 +399,8 @@ mod tests {
     fn nothing_is_left_of_a_body_that_breaks_off() {
         let (place, store, runtime) = store_and_runtime();
         let source = incoming(&[Next::Piece(2 * BLOCK)], 3 * BLOCK, Duration::from_secs(60));
-        let taken = runtime.block_on(to_disk(&store, key("e"), source, &Arc::new(Semaphore::new(4096))));
+        let memory = Arc::new(Semaphore::new(4096));
+        let taken = runtime.block_on(to_disk(&store, key("e"), source, &memory, &mut |_| ()));
         assert_eq!(taken.map(|_| ()).map_err(|problem| problem.status), Err(StatusCode::BAD_REQUEST));
         assert_eq!(std::fs::read_dir(place.path().join("data/episodes/h")).unwrap().count(), 0);
     }

@@ -20,7 +20,7 @@ use super::{
     access::authorize,
     answer::{Problem, stored},
     app::{App, EPISODES, Live, peer_of},
-    body::{Incoming, to_disk},
+    body::{Incoming, Pace, to_disk},
     room::{Reserved, reserve},
     socket::Wire,
 };
@@ -39,7 +39,7 @@ struct Ticket {
     /// That of a valid signature of the host.
     sequence: Option<u64>,
     wire: Option<Arc<Wire>>,
-    _room: Reserved,
+    room: Reserved,
 }
 
 pub(crate) async fn put_episode(State(app): State<Arc<App>>, request: Request<Body>) -> Response<Body> {
@@ -114,7 +114,7 @@ fn admit(
         return Err(Problem::storage_away(wait));
     }
     let room = reserve(app, &key, length)?;
-    Ok(Ticket { key, length, declared, commit: admitted.commit, sequence, wire, _room: room })
+    Ok(Ticket { key, length, declared, commit: admitted.commit, sequence, wire, room })
 }
 
 /// The declared length. Chunked bodies have none that could be checked before they are read.
@@ -180,10 +180,18 @@ fn conflict(key: &EpisodeKey, stored: Digest) -> Problem {
 }
 
 /// Takes the body, makes it durable, and says what became of it.
-async fn take_in(app: &Arc<App>, live: &Live, ticket: Ticket, body: Body) -> Result<Response<Body>, Problem> {
-    let stall = Duration::from_secs(live.settings.limits.stall_timeout_s.max(1));
-    let source = Incoming::new(body, ticket.length, stall);
-    let finished = to_disk(&app.store, ticket.key.clone(), source, &app.bodies).await?;
+async fn take_in(
+    app: &Arc<App>,
+    live: &Live,
+    mut ticket: Ticket,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    let limits = &live.settings.limits;
+    let stall = Duration::from_secs(limits.stall_timeout_s.max(1));
+    let pace = Pace { stall, bytes_per_s_min: limits.bytes_per_s_min };
+    let source = Incoming::new(body, ticket.length, pace);
+    let mut wrote = |bytes| ticket.room.written(bytes);
+    let finished = to_disk(&app.store, ticket.key.clone(), source, &app.bodies, &mut wrote).await?;
     app.metrics.bytes.inc_by(finished.size);
     if ticket.wire.as_ref().is_some_and(|wire| wire.body_ended(ticket.length)) {
         let detail = format!("More than the declared {} bytes came.", ticket.length);
