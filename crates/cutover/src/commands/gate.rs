@@ -13,7 +13,7 @@ use cutover_core::{
 use cutover_server::{
     gate::ReleaseTrust,
     receiver::{Ports, Receiver},
-    settings::{GateSettings, ReleasesTrust},
+    settings::ReleasesTrust,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,17 +58,13 @@ fn quoted(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn settings(context: &Context, flags: Flags) -> Result<(GateSettings, Vec<PathBuf>), Failure> {
-    let resolved = context.settings(None, flags)?;
-    Ok((resolved.settings.gate, resolved.files))
-}
-
 fn serve(command: &GateServe, context: &Context) -> Result<Exit, Failure> {
     let flags = serve_flags(command);
     let Resolved { settings, files, .. } = context.settings(None, flags.clone())?;
     let bucket =
         settings.gate.storage.url.as_deref().map(|place| place::keeping(place, &settings)).transpose()?;
-    let trust = release_trust(&settings, settings.gate.root.join("trusted"))?;
+    let state = settings.gate.root.join("trusted");
+    let trust = release_trust(&settings, state.clone())?;
     let ports = Ports { clock: clock::precise, bucket, trust };
     let failed = |source| Failure::new(Exit::Failed, "failed to start the receiver").because(source);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
@@ -76,9 +72,9 @@ fn serve(command: &GateServe, context: &Context) -> Result<Exit, Failure> {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+        let mut watched = Watched::new(files, &settings, state);
         let receiver = Receiver::start(settings.gate, ports).await?;
         announce(&receiver, context)?;
-        let mut watched = Watched::new(files);
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
@@ -109,31 +105,40 @@ fn announce(receiver: &Receiver, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The settings files, and how they were when they were read last.
+/// The settings files and the revocation lists they name, and how they were when they were read last.
 struct Watched {
     files: Vec<(PathBuf, Seen)>,
+    /// Where the metadata of releases is kept that was believed last.
+    state: PathBuf,
 }
 
 type Seen = Option<(u64, u64, i64, i64)>;
 
 impl Watched {
-    fn new(files: Vec<PathBuf>) -> Self {
-        Self { files: files.into_iter().map(|path| (path.clone(), look_at(&path))).collect() }
+    fn new(files: Vec<PathBuf>, settings: &Settings, state: PathBuf) -> Self {
+        let files = files.into_iter().chain(settings.trust_policy.crl.iter().cloned());
+        Self { files: files.map(|path| (path.clone(), look_at(&path))).collect(), state }
     }
 
     fn changed(&self) -> bool {
         self.files.iter().any(|(path, seen)| look_at(path) != *seen)
     }
 
-    /// Reads the settings again. What cannot be used changes nothing.
+    /// Reads the settings and the revocation lists again. What cannot be used changes nothing.
     fn reload(&mut self, receiver: &Receiver, context: &Context, flags: &Flags) {
         for (path, seen) in &mut self.files {
             *seen = look_at(path);
         }
-        let read = settings(context, flags.clone());
-        match read.and_then(|(gate, files)| receiver.set(gate).map(|()| files).map_err(Failure::from)) {
-            Ok(files) => {
-                *self = Self::new(files);
+        let read = || {
+            let Resolved { settings, files, .. } = context.settings(None, flags.clone())?;
+            let trust = release_trust(&settings, self.state.clone())?;
+            let watched = Self::new(files, &settings, self.state.clone());
+            receiver.set(settings.gate, trust.as_ref())?;
+            Ok::<_, Failure>(watched)
+        };
+        match read() {
+            Ok(watched) => {
+                *self = watched;
                 tracing::info!("the settings were read again");
             }
             Err(failure) => {

@@ -154,6 +154,70 @@ fn releases_count_as_far_as_the_anchor_vouches_for_them() {
 }
 
 #[test]
+fn release_whose_signer_was_revoked_admits_nothing_and_a_list_that_ended_is_no_verdict() {
+    let world = World::new();
+    let repository = Repository::new(&world);
+    let commit = "a".repeat(40);
+    let bundle = publish(&repository, "1.0.0", &commit);
+    let verified = world.run(&["bundle", "verify", text(&bundle), "--json"]).must(0).json();
+    let serial = verified["signers"][0]["serial"].as_str().expect("a serial").to_owned();
+    let pki = text(&stamped().pki);
+    let (good, bad) = (world.path("good.crl"), world.path("bad.crl"));
+    world.run(&["pki", "revoke", pki, "--number", "1", "--days", "1", "-o", text(&good)]).must(0);
+    world.run(&["pki", "revoke", pki, &serial, "--number", "2", "-o", text(&bad)]).must(0);
+
+    static LATER_H: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+    let clock = || {
+        let hours = LATER_H.load(std::sync::atomic::Ordering::SeqCst);
+        jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours)
+    };
+    let anchor = TrustAnchor::parse(&std::fs::read(stamped().pki.join("root.pem")).expect("read"));
+    let anchor = anchor.expect("an anchor");
+    let source = |list: &Path| {
+        let mut lists = RevocationLists::none();
+        lists.add(&std::fs::read(list).expect("read")).expect("a list");
+        let trust = ReleaseTrust { anchor: anchor.clone(), lists, state: world.path("state"), clock };
+        let selection = Selection { package: None, channel: None, minimum: None, last: 0 };
+        ReleasesSource::new(repository.dir.clone(), selection, Some(trust))
+    };
+    let source_of_good = source(&good);
+    assert!(source_of_good.read().is_ok());
+    let none = source(&bad).read().expect_err("nothing is left").to_string();
+    assert!(none.contains("no commits"), "{none}");
+
+    // The list ends, and is renewed; of the latter there is nothing to see here but that the former is not remembered.
+    let refresh = |hours: i64| {
+        LATER_H.store(hours, std::sync::atomic::Ordering::SeqCst);
+        source_of_good.read().map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(refresh(0), Ok(()));
+    let ended = refresh(48).expect_err("ended");
+    assert!(ended.contains("revocation list"), "{ended}");
+    assert_eq!(refresh(0), Ok(()), "no failure is kept");
+
+    // A running receiver takes a new list when it is there.
+    let list = world.write("in-use.crl", std::fs::read(&good).expect("read"));
+    let settings = format!(
+        "[trust-policy]\ncrl = [\"{}\"]\n[gate]\nsource = \"releases\"\n[gate.git]\nttl_s = 1\n[gate.releases]\n\
+         repository = \"{}\"\ntrust = \"anchor\"\n",
+        text(&list),
+        text(&repository.dir)
+    );
+    let (config, root) = (world.write("gate.toml", settings), world.path("gate"));
+    let arguments = ["--config", text(&config), "--root", text(&root)];
+    let receiver = Receiver::start_program(&stamped().program, &arguments, &[]);
+    assert_eq!(put(&receiver, "h/before", b"x", &commit, "none").0, 201);
+    world.write("in-use.crl", std::fs::read(&bad).expect("read"));
+    let since = std::time::Instant::now();
+    let mut number = 0;
+    while put(&receiver, &format!("h/{number}"), b"x", &commit, "none").0 != 503 {
+        number += 1;
+        assert!(since.elapsed() < PATIENCE, "the new list is not read");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn repository_that_went_back_or_was_left_alone_admits_nothing_new() {
     let world = World::new();
     let repository = Repository::new(&world);

@@ -12,7 +12,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use cutover_bundle::{Limits, RevocationLists, TrustAnchor, verify_detached, verify_signature};
+use cutover_bundle::{
+    BundleError, Limits, RevocationLists, TrustAnchor, TrustError, verify_detached, verify_signature,
+};
 use cutover_core::{
     admission::{CommitHash, Known},
     causes::chain,
@@ -59,8 +61,29 @@ pub struct ReleasesSource {
     repository: PathBuf,
     selection: Selection,
     trust: Option<ReleaseTrust>,
-    /// What the manifests say that were read before, by their digest; `None` where they name no full commit.
-    commits: Mutex<BTreeMap<Digest, Option<CommitHash>>>,
+    /// What the manifests say that were read before, by their digest.
+    seen: Mutex<BTreeMap<Digest, Seen>>,
+}
+
+/// So many seconds a manifest counts as verified without another look: certificates and revocation lists end. New lists come
+/// with a new source, which has seen nothing.
+const VERIFIED_FOR_S: i64 = 600;
+
+/// What a manifest says.
+#[derive(Clone, Debug)]
+struct Seen {
+    /// `None` where it names no full commit.
+    commit: Option<CommitHash>,
+    /// When its signature was found to be good; `None` where nothing is verified.
+    verified_at: Option<Instant>,
+}
+
+impl Seen {
+    fn counts_at(&self, now: Option<Instant>) -> bool {
+        let age = self.verified_at.zip(now).map(|(then, now)| now.unix().saturating_sub(then.unix()));
+        // A clock that was set back tells nothing.
+        age.is_none_or(|age| (0..VERIFIED_FOR_S).contains(&age))
+    }
 }
 
 type Failed = Box<dyn Error + Send + Sync>;
@@ -68,14 +91,15 @@ type Failed = Box<dyn Error + Send + Sync>;
 impl ReleasesSource {
     /// The releases in a directory. Without `trust`, whoever writes there is believed.
     pub fn new(repository: PathBuf, selection: Selection, trust: Option<ReleaseTrust>) -> Self {
-        Self { repository, selection, trust, commits: Mutex::default() }
+        Self { repository, selection, trust, seen: Mutex::default() }
     }
 
     /// Each release that counts, newest version first, with its commit.
     fn releases(&self) -> Result<Vec<(CommitHash, Digest)>, Failed> {
         let storage = DirectoryStorage::open(&self.repository)?;
         let Some(trust) = &self.trust else {
-            return self.commits(self.selection.of(list(&storage)?), |entry| claimed(&storage, entry));
+            let wanted = self.selection.of(list(&storage)?);
+            return self.commits(wanted, None, |entry| claimed(&storage, entry).map(Some));
         };
         let now = Instant::from_unix((trust.clock)().as_second()).ok_or("the time is none")?;
         let state = StateDirectory::open(&trust.state)?;
@@ -90,29 +114,32 @@ impl ReleasesSource {
                 Listed { package, platform, channel, entry }
             }));
         }
-        self.commits(self.selection.of(listed), |entry| trust.vouched(&catalogue, entry, now))
+        self.commits(self.selection.of(listed), Some(now), |entry| trust.vouched(&catalogue, entry, now))
     }
 
-    /// The commits of releases. Each manifest is read once.
+    /// The commits of releases. Each manifest is read once while what is known of it counts; one that is not trusted is read each
+    /// time, for it may come to be.
     fn commits(
         &self,
         wanted: Vec<IndexEntry>,
-        read: impl Fn(&IndexEntry) -> Result<Option<CommitHash>, Failed>,
+        now: Option<Instant>,
+        read: impl Fn(&IndexEntry) -> Result<Option<Seen>, Failed>,
     ) -> Result<Vec<(CommitHash, Digest)>, Failed> {
-        let mut known = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::new();
         let mut present = BTreeMap::new();
         for entry in wanted {
             let digest = entry.manifest.sha256;
-            let commit = match known.get(&digest) {
-                Some(commit) => commit.clone(),
+            let seen = match known.get(&digest).filter(|seen| seen.counts_at(now)) {
+                Some(seen) => Some(seen.clone()),
                 None => read(&entry)?,
             };
-            if commit.is_none() {
+            let Some(seen) = seen else { continue };
+            if seen.commit.is_none() {
                 tracing::debug!(version = %entry.version, "a release names no full commit; it admits nothing");
             }
-            found.extend(commit.clone().map(|commit| (commit, digest)));
-            present.insert(digest, commit);
+            found.extend(seen.commit.clone().map(|commit| (commit, digest)));
+            present.insert(digest, seen);
         }
         *known = present;
         Ok(found)
@@ -155,17 +182,26 @@ impl ReleaseTrust {
         Ok(())
     }
 
-    /// The commit in a manifest whose signature holds. A release whose signature does not is none: the others count.
+    /// A manifest whose signature holds. A release whose signature does not is none: the others count.
     fn vouched(
         &self,
         catalogue: &Catalogue<'_>,
         entry: &IndexEntry,
         now: Instant,
-    ) -> Result<Option<CommitHash>, Failed> {
+    ) -> Result<Option<Seen>, Failed> {
         let files = catalogue.files(entry, &|_| None)?;
         let (anchor, lists) = (&self.anchor, &self.lists);
         match verify_detached(&files.manifest, files.signature, anchor, lists, now, &Limits::default()) {
-            Ok(verified) => Ok(commit_of(verified.manifest())),
+            Ok(verified) => Ok(Some(Seen { commit: commit_of(verified.manifest()), verified_at: Some(now) })),
+            // Nobody can say whether the release is good: that ends when somebody renews a list or sets the clock. Until then the
+            // last set counts, and hosts come again instead of being refused for good.
+            Err(BundleError::Trust(
+                error @ (TrustError::RevocationUnknown { .. }
+                | TrustError::RevocationStale { .. }
+                | TrustError::RevocationInvalid { .. }
+                | TrustError::RevocationRequired
+                | TrustError::Clock(_)),
+            )) => Err(error.into()),
             Err(error) => {
                 let causes = chain(&error);
                 tracing::warn!(version = %entry.version, "a release is not trusted, and admits nothing: {causes}");
@@ -175,8 +211,8 @@ impl ReleaseTrust {
     }
 }
 
-/// The commit in a manifest that the index names.
-fn claimed(storage: &DirectoryStorage, entry: &IndexEntry) -> Result<Option<CommitHash>, Failed> {
+/// A manifest that the index names.
+fn claimed(storage: &DirectoryStorage, entry: &IndexEntry) -> Result<Seen, Failed> {
     let limits = ManifestLimits::default();
     let path = manifest_path(entry.manifest.sha256);
     let bytes = match storage.open(&path)? {
@@ -186,7 +222,7 @@ fn claimed(storage: &DirectoryStorage, entry: &IndexEntry) -> Result<Option<Comm
     if Digest::of(&bytes) != entry.manifest.sha256 {
         return Err(format!("`{path}` is missing or damaged").into());
     }
-    Ok(commit_of(&Manifest::parse(&bytes, &limits)?))
+    Ok(Seen { commit: commit_of(&Manifest::parse(&bytes, &limits)?), verified_at: None })
 }
 
 fn commit_of(manifest: &Manifest) -> Option<CommitHash> {
@@ -206,7 +242,11 @@ impl Source for ReleasesSource {
     }
 
     fn describes(&self) -> String {
-        let believed = if self.trust.is_some() { "verified" } else { "believed" };
+        // By other lists another set may be verified: the one at hand does not outlive them.
+        let believed = match &self.trust {
+            Some(trust) => format!("verified by {}", Digest::of(format!("{:?}", trust.lists).as_bytes())),
+            None => "believed".to_owned(),
+        };
         format!("releases {} {believed} {:?}", self.repository.display(), self.selection)
     }
 }

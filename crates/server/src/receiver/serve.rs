@@ -94,7 +94,6 @@ impl Ports {
 /// A receiver that listens. Dropping it without [`Receiver::stop`] cuts its connections.
 pub struct Receiver {
     app: Arc<App>,
-    trust: Option<ReleaseTrust>,
     acceptor: Arc<RwLock<Option<TlsAcceptor>>>,
     addresses: Vec<SocketAddr>,
     stop: watch::Sender<Stop>,
@@ -155,7 +154,7 @@ impl Receiver {
         let app = Arc::new(App::new(gate, store, Live::new(settings)?));
         let (stop, stopped) = watch::channel(Stop::No);
         let (addresses, accepting) = (Vec::new(), JoinSet::new());
-        let mut receiver = Self { app, trust, acceptor, addresses, stop, accepting };
+        let mut receiver = Self { app, acceptor, addresses, stop, accepting };
         let router = routes(Arc::clone(&receiver.app));
         for place in places {
             let server = Server {
@@ -194,12 +193,13 @@ impl Receiver {
         &self.addresses
     }
 
-    /// Takes new settings. Connections stay; sockets and the directory are those of the start.
+    /// Takes new settings, and what releases are verified by from now on, whose revocation lists may be newer ones. Connections
+    /// stay; sockets and the directory are those of the start.
     ///
     /// # Errors
     /// [`StartError`]; then everything stays as it was.
-    pub fn set(&self, settings: GateSettings) -> Result<(), StartError> {
-        let rules = settings.rules_trusting(self.trust.as_ref())?;
+    pub fn set(&self, settings: GateSettings, trust: Option<&ReleaseTrust>) -> Result<(), StartError> {
+        let rules = settings.rules_trusting(trust)?;
         let acceptor = tls(&settings.tls)?;
         settings.sockets()?;
         let live = Live::new(settings)?;

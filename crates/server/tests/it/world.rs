@@ -152,11 +152,11 @@ impl World {
     /// Changes the settings of the running receiver.
     pub(crate) fn set(&mut self, change: impl FnOnce(&mut GateSettings)) {
         change(&mut self.settings);
-        self.receiver.as_ref().unwrap().set(self.settings.clone()).unwrap();
+        self.receiver.as_ref().unwrap().set(self.settings.clone(), None).unwrap();
     }
 
     pub(crate) fn try_set(&self, settings: GateSettings) -> Result<(), cutover_server::receiver::StartError> {
-        self.receiver.as_ref().unwrap().set(settings)
+        self.receiver.as_ref().unwrap().set(settings, None)
     }
 
     pub(crate) fn head(&self) -> String {
