@@ -10,7 +10,7 @@ use cutover_core::{
 use super::{
     current,
     error::{NodeError, PointError},
-    place,
+    journal,
     report::Observed,
     restore::{self, Target},
     root::Node,
@@ -149,7 +149,8 @@ impl Node {
         Ok(damaged)
     }
 
-    /// One restore point, or why it is of no use; `None` for that of an execution that was undone or is not that far.
+    /// One restore point, or why it is of no use; `None` for that of an execution that is not that far. One that has ended
+    /// sealed its point, or the point is gone: what lies there without a seal is damage, and never passed over for an older one.
     fn point(
         &self,
         layout: Layout,
@@ -159,7 +160,9 @@ impl Node {
     ) -> Result<Option<Point>, NodeError> {
         match restore::see(&self.files, layout, &id, target) {
             Ok(seen) => Ok(Some(Ok(seen))),
-            Err(PointError::Unsealed(_)) if self.files.exists(&place::journal(number))? => Ok(None),
+            Err(PointError::Unsealed(_)) if journal::end(&self.files, number)? == journal::End::Open => {
+                Ok(None)
+            }
             Err(error) => Ok(Some(Err((id, error)))),
         }
     }

@@ -244,3 +244,25 @@ fn clock_that_goes_backwards_changes_no_order() {
     let numbers: Vec<_> = world.node().history(9).expect("history").iter().map(|row| row.number).collect();
     assert_eq!(numbers, [Some(4), Some(3), Some(2), Some(1)]);
 }
+
+// Exit code 17
+#[test]
+fn point_whose_ended_journal_is_damaged_is_reported_and_no_older_one_is_taken_instead() {
+    for layout in LAYOUTS {
+        let world = World::new(layout);
+        for release in [first(), second(), third()] {
+            world.apply(&release);
+        }
+        let journal = world.path().join(".cutover/journal/000003.jsonl");
+        let mut bytes = std::fs::read(&journal).expect("read");
+        let evidence = bytes.windows(10).position(|part| part == b"\"evidence\"").expect("a seal");
+        bytes[evidence + 20] ^= 1;
+        std::fs::write(&journal, bytes).expect("altered");
+        let target = RollbackTarget::Newest;
+        for observed in [world.node().observe(None), world.node().observe_for_rollback(&target)] {
+            let observed = observed.expect("observed");
+            let damage = observed.points_for(&target).expect_err("refused");
+            assert!(damage.to_string().contains("000003"), "{layout:?} {damage}");
+        }
+    }
+}
