@@ -7,6 +7,7 @@
 use std::{
     any::Any,
     collections::BTreeMap,
+    ffi::OsString,
     io::{self, Read, Write},
     path::{Path, PathBuf},
 };
@@ -139,6 +140,10 @@ pub trait Disk: Send + Sync {
     fn create_dir(&self, path: &RelPath, mode: u32) -> io::Result<()>;
     /// Lists a directory, sorted by name; names that are not UTF-8 are an error naming them.
     fn list(&self, path: &RelPath) -> io::Result<Vec<(String, EntryKind)>>;
+    /// As [`Disk::list`], whatever the names are: for what is taken apart or measured, and may not be ours.
+    fn names(&self, path: &RelPath) -> io::Result<Vec<(OsString, EntryKind)>> {
+        Ok(self.list(path)?.into_iter().map(|(name, kind)| (name.into(), kind)).collect())
+    }
     /// Metadata of a path, not following a symlink at its end; `None` when nothing is there.
     fn metadata(&self, path: &RelPath) -> io::Result<Option<Metadata>>;
     /// Extended attributes (ACLs included) by name.

@@ -3,12 +3,12 @@
 use std::{
     any::Any,
     collections::BTreeMap,
-    ffi::CStr,
+    ffi::{CStr, OsStr, OsString},
     fs::File,
     io::{self, Read as _, Write},
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
-        unix::fs::FileExt as _,
+        unix::{ffi::OsStrExt as _, fs::FileExt as _},
     },
     path::{Component, Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -94,6 +94,33 @@ impl RealDisk {
     pub(crate) fn rename_to_free(&self, from: &RelPath, to: &RelPath) -> io::Result<()> {
         let ((from_parent, from), (to_parent, to)) = (self.parent(from)?, self.parent(to)?);
         Ok(rustix::fs::renameat_with(&from_parent, from, &to_parent, to, RenameFlags::NOREPLACE)?)
+    }
+
+    /// The entries of a directory, sorted, each name as `named` makes it.
+    fn entries<N: Ord>(
+        &self,
+        path: &RelPath,
+        named: impl Fn(&CStr) -> io::Result<N>,
+    ) -> io::Result<Vec<(N, EntryKind)>> {
+        let directory = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            if entry.file_name() == c"." || entry.file_name() == c".." {
+                continue;
+            }
+            let name = named(entry.file_name())?;
+            let kind = match entry.file_type() {
+                FileType::Unknown => {
+                    let stat = rustix::fs::statat(&directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                    FileType::from_raw_mode(stat.st_mode)
+                }
+                kind => kind,
+            };
+            entries.push((name, kind_of(kind)));
+        }
+        entries.sort();
+        Ok(entries)
     }
 
     fn open_regular(&self, path: &RelPath) -> io::Result<File> {
@@ -412,25 +439,11 @@ impl Disk for RealDisk {
     }
 
     fn list(&self, path: &RelPath) -> io::Result<Vec<(String, EntryKind)>> {
-        let directory = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
-        let mut entries = Vec::new();
-        for entry in Dir::read_from(&directory)? {
-            let entry = entry?;
-            if entry.file_name() == c"." || entry.file_name() == c".." {
-                continue;
-            }
-            let name = utf8_name(entry.file_name())?;
-            let kind = match entry.file_type() {
-                FileType::Unknown => {
-                    let stat = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-                    FileType::from_raw_mode(stat.st_mode)
-                }
-                kind => kind,
-            };
-            entries.push((name, kind_of(kind)));
-        }
-        entries.sort();
-        Ok(entries)
+        self.entries(path, utf8_name)
+    }
+
+    fn names(&self, path: &RelPath) -> io::Result<Vec<(OsString, EntryKind)>> {
+        self.entries(path, |name| Ok(OsStr::from_bytes(name.to_bytes()).to_owned()))
     }
 
     fn metadata(&self, path: &RelPath) -> io::Result<Option<Metadata>> {

@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use cutover_core::model::{Digest, Hasher, Manifest, RestorePoint};
+use cutover_core::{
+    causes::chain,
+    model::{Digest, Hasher, Manifest, RestorePoint},
+};
 use serde::de::DeserializeOwned;
 
 use super::place;
@@ -22,6 +25,9 @@ use crate::{
 
 /// The largest file of ours that is read into memory.
 const READ_MAX: u64 = 256 << 20;
+
+/// How often a directory is emptied in which somebody still makes files.
+const EMPTYING_MAX: u32 = 3;
 
 /// From how many bytes on a file is parsed as it is read.
 const LARGE: u64 = 1 << 20;
@@ -371,8 +377,9 @@ impl Files {
         self.disk.sync_all().attempt("flush", "")
     }
 
-    /// Makes `path` go away at once and durably: it moves to the trash, where it is then taken apart. What remains there
-    /// after a crash is removed by recovery.
+    /// Makes `path` go away at once and durably: it moves to the trash, where it is then taken apart. What remains there,
+    /// after a crash or because somebody still writes in it, is removed by recovery: whoever discards something needs it gone
+    /// from its place and no more.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), FsError> {
         if !self.exists(path)? {
             return Ok(());
@@ -380,7 +387,11 @@ impl Files {
         let trash = self.free_in_trash()?;
         self.disk.rename(path, &trash).attempt("discard", path)?;
         self.sync_parent(path)?;
-        self.remove_tree(&trash)
+        if let Err(error) = self.remove_tree(&trash) {
+            let (path, error) = (path.display(), chain(&error));
+            tracing::warn!(%path, %error, "what it held remains in the trash until the next run");
+        }
+        Ok(())
     }
 
     /// A name in the trash that nothing has.
@@ -394,20 +405,32 @@ impl Files {
         }
     }
 
-    /// Takes a tree apart. Only for what nothing refers to.
+    /// Takes a tree apart, whatever the names in it are. Only for what nothing refers to. Everything that can be removed is,
+    /// whatever else fails; the first error is returned.
     pub(crate) fn remove_tree(&self, path: &Path) -> Result<(), FsError> {
         let Some(metadata) = self.metadata(path)? else { return Ok(()) };
         if metadata.kind != EntryKind::Directory {
             return self.remove_file(path);
         }
-        for (name, kind) in self.list(path)? {
-            let child = path.join(name);
-            match kind {
-                EntryKind::Directory => self.remove_tree(&child)?,
-                EntryKind::File | EntryKind::Symlink | EntryKind::Other => self.remove_file(&child)?,
+        let mut left = EMPTYING_MAX;
+        loop {
+            let mut first_error = Ok(());
+            for (name, kind) in self.disk.names(path).attempt("list", path)? {
+                let child = path.join(name);
+                let removed = match kind {
+                    EntryKind::Directory => self.remove_tree(&child),
+                    EntryKind::File | EntryKind::Symlink | EntryKind::Other => self.remove_file(&child),
+                };
+                first_error = first_error.and(removed);
+            }
+            first_error?;
+            left -= 1;
+            match self.disk.remove_dir(path) {
+                // Somebody who has it open made another file meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && left > 0 => {}
+                removed => return removed.attempt("remove directory", path),
             }
         }
-        self.disk.remove_dir(path).attempt("remove directory", path)
     }
 
     /// Does heavy work: on a thread that gives way where one is wanted, else on this one.

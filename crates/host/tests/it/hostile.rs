@@ -149,3 +149,29 @@ fn root_that_is_no_directory_is_refused() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     assert_eq!(RealDisk::open(file.path()).expect_err("refused").kind(), io::ErrorKind::NotADirectory);
 }
+
+#[test]
+fn odd_name_in_a_tree_that_goes_is_no_reason_to_get_stuck() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    for layout in [Layout::Versioned, Layout::Exchange] {
+        let world = World::new(layout);
+        world.apply(&first());
+        world.fail_probes();
+        let current = world.current();
+        world.service.on_activate(
+            "2.0.0",
+            Box::new(move || {
+                let name = std::ffi::OsStr::from_bytes(b"cache-\xff");
+                std::fs::create_dir(current.join(name)).expect("made");
+                std::fs::write(current.join(name).join(name), "odd").expect("written");
+            }),
+        );
+        let report = world.apply(&second());
+        assert!(matches!(report.outcome, Outcome::ProbeFailed { .. }), "{layout:?} {report:?}");
+        assert_eq!(world.tree(), first().tree(), "{layout:?}");
+        assert!(world.recover().is_none());
+        let trash = std::fs::read_dir(world.path().join(".cutover/trash")).expect("listed");
+        assert_eq!(trash.count(), 0, "{layout:?}");
+    }
+}
