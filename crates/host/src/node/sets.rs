@@ -170,13 +170,14 @@ impl Node {
         Ok(self.files.replace(place::SET_MARK.as_ref(), &bytes, 0o600)?)
     }
 
-    /// Ends what [`Node::join`] began, and removes what dead processes left.
-    fn leave(&self, lock: &NodeLock) -> Result<(), NodeError> {
+    /// Ends what [`Node::join`] began, and removes what dead processes left, as far as that can be done now.
+    fn leave(&self, lock: &NodeLock, warnings: &mut Vec<String>) -> Result<(), NodeError> {
         self.files.remove_file(place::SET_MARK_NEW.as_ref())?;
         self.files.remove_file(place::SET_MARK.as_ref())?;
         self.files.sync_dir(place::META.as_ref())?;
-        self.tidy(lock)?;
-        Ok(journal::keep_reserve(&self.files)?)
+        self.tidy(lock, warnings);
+        self.keep_reserve(warnings);
+        Ok(())
     }
 
     /// Whether a part of `set` may begin here: nothing is under way but parts of it that wait.
@@ -560,7 +561,7 @@ impl<'a> Coordination<'a> {
             for part in 0..self.set.parts().len() {
                 if left.insert(self.set.parts()[part].root.clone()) {
                     let member = self.members.member(part);
-                    member.node.leave(member.lock)?;
+                    member.node.leave(member.lock, &mut self.warnings)?;
                 }
             }
             self.record(SetRecord::Finished { outcome: outcome.clone() });

@@ -139,3 +139,29 @@ fn first_use_that_died_before_it_chose_a_layout_leaves_nothing_and_chooses_none(
     node.forget_first_use().expect("nothing to do");
     assert_eq!(world.apply(&first()).outcome, Outcome::Confirmed);
 }
+
+#[test]
+fn housekeeping_that_fails_keeps_nobody_from_recovering_and_is_told() {
+    let world = World::new(Layout::Versioned);
+    world.apply(&first());
+    world.apply(&second());
+    world.rollback();
+    let disk = cutover_host::disk::RealDisk::open(world.path()).expect("a disk");
+    let catalog = cutover_host::catalog::Catalog::open(&disk).expect("opened").catalog;
+    catalog.bury(second().bundle().release().manifest).expect("buried").expect("known");
+    drop(catalog);
+    let rotten = world.path().join(".cutover/manifests").join(format!("{}.json", "0".repeat(64)));
+    std::fs::write(&rotten, "rotten").expect("written");
+    world.apply(&second().version("3.0.0"));
+    let text = std::fs::read_to_string(last_journal(&world)).expect("read");
+    let switched = text.lines().position(|line| line.contains(r#""intent","step":4"#)).expect("a line");
+    cut_journal(&world, switched + 1);
+    let report = world.recover().expect("an execution");
+    assert_eq!(report.outcome, Outcome::Confirmed);
+    assert!(report.warnings.iter().any(|warning| warning.contains("removed releases")), "{report:?}");
+    assert!(world.recover().is_none(), "and nobody is kept from anything");
+    std::fs::remove_file(&rotten).expect("removed");
+    world.recover();
+    let catalog = cutover_host::catalog::Catalog::open(&disk).expect("opened").catalog;
+    assert!(catalog.tombstones().expect("read").is_empty(), "the next run does what is left");
+}

@@ -69,7 +69,15 @@ fn prune_that_cannot_read_a_restore_point_removes_nothing_it_needs() {
             let mut machine = ready.fork();
             let fault = Fault::Error(Errno::Eio, Lasting::Once);
             let life = machine.run(&prune, Faults::at(call.index, fault));
-            assert!(matches!(life.ended, Ended::Failed(_)), "{layout:?} {call}: {:?}", life.ended);
+            match &life.ended {
+                Ended::Failed(_) => {}
+                // Housekeeping asked, before anything was to be pruned: it tries again the next time.
+                Ended::Pruned(report) => {
+                    let needed = "000003".parse().expect("an id");
+                    assert!(!report.removed_points.contains(&needed), "{layout:?} {call}: {report:?}");
+                }
+                ended => panic!("{layout:?} {call}: {ended:?}"),
+            }
             let trace = calls(&machine, &prune);
             assert!(!trace.is_empty());
             assert_confirmed(&machine.run(&Action::Rollback(RollbackTarget::Newest), Faults::none()).ended);
