@@ -280,11 +280,12 @@ impl Run<'_> {
             return Err(StepError::Installed { path, problem: difference.text() });
         }
         let catalog = self.node.catalog()?;
+        let baseline = self.baseline(&catalog)?;
         let context = ProbeContext {
             release: to.clone(),
             root: self.node.files.disk.root(),
             tree: self.node.files.disk.root().join(base),
-            baseline: self.plan.from.as_ref().and_then(|from| baseline(&catalog, from)),
+            baseline,
         };
         let report = shielded("a probe", || self.ports.prober.probe(&context))?;
         if let Some(latency) = report.latency()
@@ -296,6 +297,20 @@ impl Run<'_> {
         let (passed, summary) = (report.passed(), report.summary());
         self.probes = Some(report);
         if passed { Ok(summary.into()) } else { Err(StepError::Probe(summary)) }
+    }
+
+    /// What was measured of the release before. A catalog that cannot be read is an error: without a baseline every release
+    /// is fast enough.
+    fn baseline(&mut self, catalog: &Catalog) -> Result<Option<Latency>, CatalogError> {
+        let Some(from) = &self.plan.from else { return Ok(None) };
+        let Some(json) = catalog.measurement(from.manifest)? else { return Ok(None) };
+        let baseline = serde_json::from_str(&json);
+        if let Err(error) = &baseline {
+            // It would be there for the next release, too, and keep every one of them out.
+            let warning = format!("the latency measured of {from} is of no use: {}", chain(error));
+            self.warnings.push(warning);
+        }
+        Ok(baseline.ok())
     }
 
     /// What must lie in the tree after the switch.
@@ -337,11 +352,6 @@ impl Run<'_> {
 /// Runs foreign code so that a panic of it is an error of the step.
 fn shielded<T>(who: &'static str, work: impl FnOnce() -> T) -> Result<T, StepError> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| StepError::Panic(who))
-}
-
-fn baseline(catalog: &Catalog, from: &ReleaseRef) -> Option<Latency> {
-    let json = catalog.measurement(from.manifest).ok().flatten()?;
-    serde_json::from_str(&json).ok()
 }
 
 fn switch_of(plan: &Plan) -> &Switch {

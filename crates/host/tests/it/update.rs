@@ -409,3 +409,20 @@ fn stage_error_names_the_file() {
     let error = StageError::Directory("a/b".parse().expect("a path"));
     assert!(error.to_string().contains("`a/b`"));
 }
+
+#[test]
+fn baseline_that_cannot_be_read_fails_the_probe_and_confirms_nothing() {
+    let world = World::new(Layout::Versioned);
+    world.apply(&first());
+    let catalog = world.path().join(".cutover/catalog.db");
+    let connection = rusqlite::Connection::open(catalog).expect("opened");
+    connection.execute_batch("DROP TABLE measurements").expect("dropped");
+    drop(connection);
+    let report = world.apply(&second());
+    let reason = "look a measurement up";
+    assert!(
+        matches!(&report.outcome, Outcome::ProbeFailed { reason: why } if why.contains(reason)),
+        "{report:?}"
+    );
+    assert_eq!(world.tree(), first().tree());
+}
