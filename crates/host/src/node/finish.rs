@@ -12,7 +12,7 @@ use cutover_core::{
 };
 
 use super::{
-    error::NodeError,
+    error::{NodeError, PointError},
     place,
     report::{Report, StepReport, StepResult},
     restore,
@@ -116,11 +116,15 @@ impl Run<'_> {
         let files = &self.node.files;
         let mut target = None;
         for (number, id) in restore::ids(files)? {
-            if number < self.plan.number
-                && let Ok(point) = restore::read(files, &id)
-                && point.from == self.plan.to
-            {
-                target = Some(number);
+            if number >= self.plan.number {
+                continue;
+            }
+            match restore::read(files, &id) {
+                Ok(point) if point.from == self.plan.to => target = Some(number),
+                // It may be the target, or say that an older one is not.
+                Err(PointError::Fs(error)) => return Err(error.into()),
+                Ok(_)
+                | Err(PointError::Manifest { .. } | PointError::File { .. } | PointError::Unsealed(_)) => {}
             }
         }
         for (number, id) in restore::ids(files)?.into_iter().rev() {

@@ -157,7 +157,8 @@ fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
         .find(|release| release.version == *version)
         .ok_or_else(|| NodeError::UnknownRelease(version.clone()))?;
     let mut leads_back = false;
-    node.each_point(layout, Target::Check, |seen| leads_back |= seen.point.from.as_ref() == Some(&release))?;
+    let leads = |seen: PointSeen| leads_back |= seen.point.from.as_ref() == Some(&release);
+    evidence_only(node.each_point(layout, Target::Check, leads)?)?;
     let needed = leads_back || current::release(&node.files, layout)?.as_ref() == Some(&release);
     if needed {
         return Err(NodeError::Needed(version.clone()));

@@ -161,10 +161,12 @@ impl Run<'_> {
             return Ok(true);
         }
         for (_, id) in restore::ids(&self.node.files)? {
-            if let Ok(point) = restore::read(&self.node.files, &id)
-                && point.from == self.plan.to
-            {
-                return Ok(true);
+            match restore::read(&self.node.files, &id) {
+                Ok(point) if point.from == self.plan.to => return Ok(true),
+                // It might lead there. What stays without need is found by the next prune.
+                Err(PointError::Fs(_)) => return Ok(true),
+                Ok(_)
+                | Err(PointError::Manifest { .. } | PointError::File { .. } | PointError::Unsealed(_)) => {}
             }
         }
         Ok(false)

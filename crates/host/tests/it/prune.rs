@@ -160,3 +160,16 @@ fn releases_are_listed_by_semver_newest_first() {
     let versions: Vec<String> = listed.iter().map(|release| release.version.to_string()).collect();
     assert_eq!(versions, ["1.10.0", "1.10.0-rc.1", "1.9.0"]);
 }
+
+#[test]
+fn release_is_not_forgotten_while_a_point_cannot_be_read() {
+    let world = five(Layout::Versioned);
+    let point = world.path().join(".cutover/restore/000004/manifest.json");
+    std::fs::remove_file(&point).expect("removed");
+    std::fs::create_dir(&point).expect("made");
+    let node = world.node();
+    let lock = node.lock().expect("the lock");
+    let error = node.forget(&lock, &Version::new(1, 2, 0)).expect_err("it might lead there");
+    assert!(matches!(error, NodeError::Fs(_)), "{error}");
+    assert!(node.releases().expect("listed").iter().any(|release| release.version == Version::new(1, 2, 0)));
+}

@@ -266,3 +266,29 @@ fn point_whose_ended_journal_is_damaged_is_reported_and_no_older_one_is_taken_in
         }
     }
 }
+
+#[test]
+fn used_points_stay_until_the_next_run_when_one_cannot_be_read_at_the_moment() {
+    let world = World::new(Layout::Versioned);
+    for release in [first(), second(), third()] {
+        world.apply(&release);
+    }
+    let point = |number: u32| world.path().join(format!(".cutover/restore/{number:06}"));
+    let (manifest, aside) = (point(2).join("manifest.json"), point(2).join("aside"));
+    let (from, to) = (manifest.clone(), aside.clone());
+    world.service.on_activate(
+        "1.0.0",
+        Box::new(move || {
+            std::fs::rename(&from, &to).expect("moved");
+            std::fs::create_dir(&from).expect("made");
+        }),
+    );
+    let target = RollbackTarget::Point("000002".parse().expect("an id"));
+    let report = world.try_rollback_on(&world.node(), &target).expect("ran");
+    assert_eq!(report.outcome, Outcome::Confirmed, "{report:?}");
+    assert!(report.warnings.iter().any(|warning| warning.contains("used restore points")), "{report:?}");
+    std::fs::remove_dir(&manifest).expect("removed");
+    std::fs::rename(&aside, &manifest).expect("moved back");
+    assert_eq!(world.recover().expect("taken up").outcome, Outcome::Confirmed);
+    assert_eq!([1, 2, 3, 4].map(|number| point(number).exists()), [true, false, false, false]);
+}
