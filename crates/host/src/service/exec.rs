@@ -43,13 +43,15 @@ impl Commands {
         .succeed()
     }
 
+    /// The commands there is no doing without are set. Asked before anything changes: an update that finds out after the
+    /// switch can go neither on nor back.
+    fn must_be_complete(&self) -> Result<(), ServiceError> {
+        needed(&self.settings.start, "start")?;
+        needed(&self.settings.stop, "stop").map(drop)
+    }
+
     fn stop(&self, target: Option<&Activation>) -> Result<(), ServiceError> {
-        if self.settings.stop.is_empty() {
-            return Err(ServiceError::Settings(
-                "mode `exec` needs `stop`, the command that stops the service".to_owned(),
-            ));
-        }
-        self.run(&self.settings.stop, target).map(drop).map_err(Into::into)
+        Ok(self.run(needed(&self.settings.stop, "stop")?, target).map(drop)?)
     }
 
     /// Asks until the service says that it is ready.
@@ -74,8 +76,19 @@ impl Commands {
     }
 }
 
+/// The command of setting `name`, which must be set.
+fn needed<'s>(command: &'s [String], name: &str) -> Result<&'s [String], ServiceError> {
+    if command.is_empty() {
+        return Err(ServiceError::Settings(format!(
+            "mode `exec` needs `{name}`, the command that {name}s the service"
+        )));
+    }
+    Ok(command)
+}
+
 impl ServiceManager for Commands {
     fn quiesce(&self) -> Result<(), ServiceError> {
+        self.must_be_complete()?;
         if self.settings.stop_first { self.stop(None) } else { Ok(()) }
     }
 
@@ -94,13 +107,9 @@ impl ServiceManager for Commands {
             self.run(&settings.reload, Some(target))?;
             "reloaded"
         } else {
-            if settings.start.is_empty() {
-                return Err(ServiceError::Settings(
-                    "mode `exec` needs `start`, the command that starts the service".to_owned(),
-                ));
-            }
+            let start = needed(&settings.start, "start")?;
             self.stop(Some(target))?;
-            self.run(&settings.start, Some(target))?;
+            self.run(start, Some(target))?;
             "restarted"
         };
         self.wait_ready(target)?;
@@ -108,6 +117,7 @@ impl ServiceManager for Commands {
     }
 
     fn status(&self) -> Result<ServiceStatus, ServiceError> {
+        self.must_be_complete()?;
         if self.settings.status.is_empty() {
             return Ok(ServiceStatus::bare(ServiceState::Unknown, "no `status` command is set"));
         }
@@ -197,5 +207,19 @@ mod tests {
             settings.ready_timeout_s = Some(0);
         });
         assert!(matches!(commands.activate(&release("1.0.0")), Err(ServiceError::NotReady { .. })));
+    }
+
+    #[test]
+    fn missing_command_is_found_before_anything_changes() {
+        for name in ["start", "stop"] {
+            let (_root, commands) = file_service(|settings| match name {
+                "start" => settings.start.clear(),
+                _ => settings.stop.clear(),
+            });
+            let errors = [commands.quiesce().expect_err("refused"), commands.status().expect_err("refused")];
+            for error in errors {
+                assert!(matches!(&error, ServiceError::Settings(what) if what.contains(name)), "{error}");
+            }
+        }
     }
 }
