@@ -504,7 +504,8 @@ impl Files {
     {
         let threads = self.threads.get().min(items.len());
         if threads <= 1 {
-            return self.aside(|| items.iter().filter_map(|item| work(item).transpose()).collect());
+            let found = || items.iter().filter_map(|item| work(item).transpose()).collect::<Result<_, _>>();
+            return self.aside(found).inspect_err(|_| failed());
         }
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::new());
@@ -537,5 +538,28 @@ impl Files {
         let mut results = results.into_inner().expect("no holder panics");
         results.sort_by_key(|(index, _)| *index);
         Ok(results.into_iter().map(|(_, result)| result).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn work_that_fails_is_told_at_once_on_any_number_of_threads() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for threads in [1, 3] {
+            let disk = Arc::new(RealDisk::open(directory.path()).expect("a disk"));
+            let threads = NonZeroUsize::new(threads).expect("some");
+            let files = Files::new(disk, threads, Nice::NONE);
+            let told = AtomicUsize::new(0);
+            let work = |item: &u32| if *item == 2 { Err("as told") } else { Ok(*item) };
+            let tell = || {
+                told.fetch_add(1, Ordering::SeqCst);
+            };
+            assert_eq!(files.for_each_or(&[1, 2, 3], work, tell), Err("as told"));
+            assert_eq!(told.load(Ordering::SeqCst), 1, "{threads} threads");
+        }
     }
 }

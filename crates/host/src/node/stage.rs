@@ -234,9 +234,14 @@ impl<'a> Staging<'a> {
             (self.progress)(self.laid.fetch_add(job.bytes(), Ordering::Relaxed) + job.bytes());
             Ok::<_, NodeError>(())
         };
+        let abandon = || {
+            if let Some(payload) = self.payload {
+                payload.abandon();
+            }
+        };
         let patched = self.payload.map(Payload::patch_order).unwrap_or_default();
         if !patched.is_empty() {
-            self.files.aside(|| {
+            let laid = self.files.aside(|| {
                 patched.into_iter().try_for_each(|sha256| {
                     // One after the other, as the delta manifest demands; what is not to be laid down at all has no job.
                     match jobs.iter().position(|job| job.object() == Some(sha256)) {
@@ -244,13 +249,9 @@ impl<'a> Staging<'a> {
                         None => Ok(()),
                     }
                 })
-            })?;
+            });
+            laid.inspect_err(|_| abandon())?;
         }
-        let abandon = || {
-            if let Some(payload) = self.payload {
-                payload.abandon();
-            }
-        };
         self.files.for_each_or(&jobs, lay, abandon)?;
         Ok(())
     }
