@@ -270,18 +270,8 @@ fn change(
             return Err(elsewhere(state.release.map_or("nothing".to_owned(), |release| release.to_string())));
         }
         state.directories.extend(point.directories.iter().cloned());
-        let puts: Vec<&SafePath> = switch
-            .changes
-            .iter()
-            .filter(|change| !matches!(change, Change::Remove { .. }))
-            .map(Change::path)
-            .collect();
-        let in_the_way = |path: &SafePath| {
-            puts.iter().any(|put| {
-                put.ancestors().any(|parent| parent == *path)
-                    || path.ancestors().any(|parent| parent == **put)
-            })
-        };
+        let stays = |change: &&Change| !matches!(change, Change::Remove { .. });
+        let in_the_way = in_the_way(switch.changes.iter().filter(stays).map(Change::path));
         let (first, last): (Vec<&Change>, Vec<&Change>) = switch
             .changes
             .iter()
@@ -316,6 +306,17 @@ fn change(
         current::set_in_place(files, &state)?;
     }
     Ok(())
+}
+
+/// Says of a path that is removed whether one of `puts` needs its place first: as a directory, or because it lies where a
+/// directory was.
+fn in_the_way<'p>(puts: impl Iterator<Item = &'p SafePath>) -> impl Fn(&SafePath) -> bool {
+    let (mut paths, mut above) = (BTreeSet::new(), BTreeSet::new());
+    for put in puts {
+        paths.insert(put);
+        above.extend(put.ancestors());
+    }
+    move |path| above.contains(path) || path.ancestors().any(|parent| paths.contains(&parent))
 }
 
 fn is_directory(files: &Files, path: &Path) -> Result<bool, NodeError> {
@@ -501,4 +502,32 @@ fn is_as_before(files: &Files, path: &SafePath, seen: &SeenFile) -> Result<bool,
         }
         _ => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_above_or_below_a_new_path_is_in_its_way() {
+        let paths = |texts: &[&str]| -> Vec<SafePath> {
+            texts.iter().map(|text| text.parse().expect("a path")).collect()
+        };
+        let puts = paths(&["a/b/c", "d"]);
+        let in_the_way = in_the_way(puts.iter());
+        assert!(paths(&["a", "a/b", "d/e", "d/e/f"]).iter().all(&in_the_way));
+        assert!(!paths(&["a/c", "a/b/d", "e", "dd", "d-/e"]).iter().any(&in_the_way));
+    }
+
+    #[test]
+    fn many_paths_are_told_apart_in_a_moment() {
+        let paths = |base: &str| -> Vec<SafePath> {
+            (0..20_000).map(|n| format!("{base}/{}/{n}", n % 100).parse().expect("a path")).collect()
+        };
+        let (puts, removed) = (paths("new"), paths("old"));
+        let began = std::time::Instant::now();
+        let in_the_way = in_the_way(puts.iter());
+        assert!(!removed.iter().any(in_the_way));
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    }
 }
