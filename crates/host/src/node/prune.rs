@@ -9,6 +9,7 @@ use std::{
 };
 
 use cutover_core::{
+    causes::chain,
     model::{
         Digest, Encoding, Hasher, Instant, ObjectEntry, ReleaseName, ReleaseRef, RestorePoint,
         RestorePointId, SafePath, SeenKind, Version,
@@ -85,9 +86,7 @@ fn prune(
     let files = &node.files;
     let layout = node.layout()?;
     let mut report = PruneReport::default();
-    if measure == Measure::Everything {
-        report.bytes_before = allocated(files)?;
-    }
+    report.bytes_before = measured(measure, || allocated(files));
     let mut points = Vec::new();
     let damaged =
         evidence_only(node.each_point(layout, Target::Check, |seen| points.push(Head::of(&seen)))?)?;
@@ -121,16 +120,6 @@ fn prune(
     if changed {
         remove_journals(files)?;
     }
-    if measure == Measure::Everything {
-        report.bytes_after = allocated(files)?;
-        let current_bytes = match &current {
-            Some(release) => tree_bytes(files, &current::tree(layout, release), &mut BTreeSet::new())?,
-            None => 0,
-        };
-        let points_bytes = report.bytes_after.saturating_sub(current_bytes);
-        let full_copies: u64 = kept.iter().map(|head| head.bytes).sum();
-        report.bytes_saved_by_sharing = full_copies.saturating_sub(points_bytes);
-    }
     if changed || !report.cooled_points.is_empty() || report.removed_objects > 0 {
         node.record(
             lock,
@@ -146,7 +135,32 @@ fn prune(
             },
         )?;
     }
+    report.bytes_after = measured(measure, || allocated(files));
+    let current_bytes = measured(measure, || match (&current, layout) {
+        (Some(release), Layout::Versioned | Layout::Exchange) => {
+            tree_bytes(files, &current::tree(layout, release), &mut BTreeSet::new())
+        }
+        // In place it lies among files that are not ours, and none of it was measured.
+        (Some(_), Layout::InPlace) | (None, _) => Ok(0),
+    });
+    let points_bytes = report.bytes_after.saturating_sub(current_bytes);
+    let full_copies: u64 = kept.iter().map(|head| head.bytes).sum();
+    report.bytes_saved_by_sharing = match measure {
+        Measure::Everything => full_copies.saturating_sub(points_bytes),
+        Measure::Nothing => 0,
+    };
     Ok(report)
+}
+
+/// Measures if that is wanted. What cannot be looked at keeps nothing from being pruned; then it is 0.
+fn measured(measure: Measure, bytes: impl FnOnce() -> Result<u64, FsError>) -> u64 {
+    match measure {
+        Measure::Nothing => 0,
+        Measure::Everything => bytes().unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "what is allocated could not be measured");
+            0
+        }),
+    }
 }
 
 fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
@@ -414,7 +428,7 @@ fn tree_bytes(files: &Files, path: &Path, inodes: &mut BTreeSet<u64>) -> Result<
     match metadata.kind {
         EntryKind::Directory => {
             let mut sum = metadata.allocated;
-            for (name, _) in files.list(path)? {
+            for (name, _) in files.disk.names(path).attempt("list", path)? {
                 sum += tree_bytes(files, &path.join(name), inodes)?;
             }
             Ok(sum)
@@ -430,7 +444,7 @@ fn own_bytes(files: &Files, path: &Path) -> Result<u64, FsError> {
     match metadata.kind {
         EntryKind::Directory => {
             let mut sum = metadata.allocated;
-            for (name, _) in files.list(path)? {
+            for (name, _) in files.disk.names(path).attempt("list", path)? {
                 sum += own_bytes(files, &path.join(name))?;
             }
             Ok(sum)

@@ -173,3 +173,21 @@ fn release_is_not_forgotten_while_a_point_cannot_be_read() {
     assert!(matches!(error, NodeError::Fs(_)), "{error}");
     assert!(node.releases().expect("listed").iter().any(|release| release.version == Version::new(1, 2, 0)));
 }
+
+#[test]
+fn foreign_files_of_any_name_beside_ours_do_not_keep_a_prune_from_its_end() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    for layout in LAYOUTS {
+        let world = five(layout);
+        let odd = world.current().join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
+        std::fs::write(odd, vec![0; 4 << 20]).expect("written");
+        let node = world.node();
+        let report = prune(&node, &Retention { keep: 2, ..Retention::default() });
+        assert_eq!(report.removed_points.len(), 3, "{layout:?}");
+        assert_eq!(node.history(1).expect("read")[0].action, "prune", "{layout:?}");
+        if layout == Layout::InPlace {
+            assert!(report.bytes_before < 4 << 20, "what is not ours does not count: {report:?}");
+        }
+    }
+}
