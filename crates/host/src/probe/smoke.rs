@@ -129,6 +129,17 @@ mod tests {
     }
 
     #[test]
+    fn release_that_is_known_to_have_no_service_passes() {
+        let release = cutover_core::model::ReleaseRef {
+            package: "db".parse().expect("a name"),
+            version: "1.0.0".parse().expect("a version"),
+            manifest: "0".repeat(64).parse().expect("a digest"),
+        };
+        let bare = ServiceStatus::bare(ServiceState::Stopped, "");
+        smoke(vec![ServiceStatus { release: Some(release), ..bare }]).expect("nothing is meant to run");
+    }
+
+    #[test]
     fn service_that_restarts_backs_off_or_never_was_ready_fails() {
         for statuses in [
             vec![ready(7, 0), ready(8, 1)],

@@ -38,6 +38,23 @@ fn supervisor_without_a_release_waits_for_one() {
 }
 
 #[test]
+fn release_without_a_service_is_known_and_nothing_runs() {
+    let mut site = Site::new(|_| {});
+    let bare = |site: &Site, version| Activation { hints: None, ..site.release(version, "") };
+    let booted = bare(&site, "1.0.0");
+    site.start_supervisor(Some(&booted));
+    assert_eq!(site.status().release, booted.release);
+    site.activate(&site.release("1.1.0", "")).expect("ready");
+    let later = bare(&site, "1.2.0");
+    assert_eq!(site.activate(&later).expect("stopped").note, "the release has no service");
+    let status = site.status();
+    assert_eq!((status.state, status.release, status.pid), (ServiceState::Stopped, later.release, None));
+    let nothing = Activation { release: None, ..later };
+    site.activate(&nothing).expect("stopped");
+    assert_eq!(site.status().release, None);
+}
+
+#[test]
 fn crashed_service_is_restarted_on_the_same_socket() {
     let site = Site::new(|_| {}).supervise();
     let first = site.activate(&site.release("1.0.0", "")).expect("ready").pid.expect("a process");

@@ -71,8 +71,10 @@ pub(super) struct Daemon {
     /// A program that can take over as soon as nobody waits for an answer.
     checked: Option<(PathBuf, Option<u64>)>,
     reexecs: u32,
-    /// Whether nothing is meant to be installed, so that sockets are closed.
+    /// Whether nothing is meant to run, so that sockets are closed.
     let_go: bool,
+    /// The current release if it has no service: whoever looks is told that nothing is meant to run, and did not crash.
+    without_service: Option<ReleaseRef>,
     finished: bool,
 }
 
@@ -124,6 +126,7 @@ impl Daemon {
             checked: None,
             reexecs: 0,
             let_go: false,
+            without_service: None,
             finished: false,
         };
         tracing::info!(root = %daemon.root.display(), pid = std::process::id(), "supervising");
@@ -153,7 +156,7 @@ impl Daemon {
     }
 
     fn adopt(options: SupervisorOptions) -> io::Result<Self> {
-        let SupervisorOptions { root, settings, current: _, arguments, environment } = options;
+        let SupervisorOptions { root, settings, current, arguments, environment } = options;
         let state = State::inherit(&environment)?;
         let mut sockets = Sockets::default();
         for (listen, socket) in state.sockets {
@@ -185,10 +188,19 @@ impl Daemon {
             checked: None,
             reexecs: state.reexecs,
             let_go: false,
+            without_service: None,
             finished: false,
             settings,
         };
         daemon.machine.set_policy(launch::policy(&daemon.settings));
+        if daemon.machine.releases_in_use().next().is_none()
+            && let Ok(Some((release, tree, hints))) = current.current()
+        {
+            let activation = Activation { release: Some(release), tree, hints };
+            if launch::job(&daemon.settings, &activation).is_none() {
+                daemon.without_service = activation.release;
+            }
+        }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), reexecs = daemon.reexecs, "took over");
         if let Some(client) = state.asked_by {
             let asked = Ask::Reexec { path: daemon.program.clone() };
@@ -323,7 +335,10 @@ impl Daemon {
                 self.remember(activation);
                 self.feed(Event::Boot(job));
             }
-            None => tracing::info!("the current release has no service"),
+            None => {
+                tracing::info!("the current release has no service");
+                self.without_service = activation.release;
+            }
         }
     }
 
@@ -500,11 +515,13 @@ impl Daemon {
                 match launch::job(&self.settings, &activation) {
                     Some(job) => {
                         self.let_go = false;
+                        self.without_service = None;
                         self.remember(activation);
                         self.feed(Event::Activate { request, job });
                     }
                     None => {
                         self.let_go = true;
+                        self.without_service = activation.release;
                         self.feed(Event::Deactivate { request });
                     }
                 }
@@ -605,7 +622,7 @@ impl Daemon {
         let process = serving.map(|(generation, ..)| generation).or(self.machine.starting());
         ServiceStatus {
             state,
-            release: self.machine.release().cloned(),
+            release: self.machine.release().or(self.without_service.as_ref()).cloned(),
             pid: process.and_then(|generation| self.processes.get(&generation)).map(Process::id),
             ready_for_ms: serving.map(|(_, _, since)| now.saturating_sub(since)),
             restarts: self.machine.restarts(),
