@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use cutover_core::plan::Copies;
 use cutover_host::disk::{Copied, Disk, EntryKind, Locked, Metadata, NewFile, OpenFile, Space};
 
 use crate::{
@@ -446,6 +447,13 @@ impl Disk for FaultDisk {
         state.fs.write_note(ino, note);
         let guard: Box<dyn Any + Send + Sync> = Box::new(Lock { disk: self.clone(), ino });
         Ok(Locked::Taken(guard))
+    }
+
+    fn copies(&self) -> Copies {
+        match self.state().fs.options().reflinks {
+            Reflinks::Unsupported => Copies::TakeRoom,
+            Reflinks::Supported => Copies::MayShare,
+        }
     }
 
     fn space(&self) -> io::Result<Space> {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    planner::{Observation, PointSeen},
+    planner::{Copies, Observation, PointSeen},
     step::{Change, Expand, Layout, Plan, PlanKind, Reuse, Source, Stage, StageFile, Step, Switch},
 };
 use crate::model::{FileEntry, FileKind, Manifest, ReleaseRef, RestorePointId, SafePath, SeenKind};
@@ -37,8 +37,8 @@ pub fn check_plan(
     ensure(plan.from.as_ref() == installed, || "it starts from a release that is not current".to_owned())?;
     if let Some(stage) = parts.stage {
         check_sources(plan, stage, observation, wanted.map(|(_, manifest)| manifest))?;
-        check_bytes(plan, stage)?;
     }
+    check_bytes(plan, &parts, observation)?;
     check_changes(plan, &parts)?;
     match (plan.kind, wanted) {
         (PlanKind::Update, Some((release, manifest))) => {
@@ -151,11 +151,28 @@ fn is_reusable(
     right && (reuse == Reuse::Copy || (code && seen.mode == file.mode.bits()))
 }
 
-fn check_bytes(plan: &Plan, stage: &Stage) -> Result<(), Violation> {
-    let reused = |file: &&StageFile| matches!(file.source, Source::Present { .. });
-    let new: u64 = stage.files.iter().filter(|file| !reused(file)).map(|file| file.size).sum();
-    ensure(plan.bytes.new == new && plan.bytes.need >= new.saturating_mul(2), || {
-        format!("it asks for {} free bytes, but twice {new} are needed", plan.bytes.need)
+fn check_bytes(plan: &Plan, parts: &Parts<'_>, observation: &Observation) -> Result<(), Violation> {
+    let (mut new, mut copied) = (0_u64, 0_u64);
+    for file in parts.stage.iter().flat_map(|stage| &stage.files) {
+        match &file.source {
+            Source::Bundle | Source::Store | Source::RestorePoint { .. } => new += file.size,
+            Source::Present { reuse: Reuse::Copy, .. } => copied += file.size,
+            Source::Present { reuse: Reuse::Link, .. } => {}
+        }
+    }
+    // In place, whatever is there and changes is kept as a copy.
+    let changed: BTreeSet<&SafePath> = parts.switch.changes.iter().map(Change::path).collect();
+    for (_, seen) in observation.seen.iter().filter(|(path, _)| changed.contains(path)) {
+        if let SeenKind::File { size, .. } = seen.kind {
+            copied += size;
+        }
+    }
+    let needed = match observation.copies {
+        Copies::MayShare => new.saturating_mul(2),
+        Copies::TakeRoom => new.saturating_mul(2).saturating_add(copied),
+    };
+    ensure(plan.bytes.new == new && plan.bytes.need >= needed, || {
+        format!("it asks for {} free bytes, but {needed} are needed", plan.bytes.need)
     })
 }
 

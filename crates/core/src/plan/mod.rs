@@ -9,8 +9,8 @@ mod step;
 
 pub use check::{Violation, check_plan};
 pub use planner::{
-    Installed, KeptTree, LocalChanges, Observation, PointSeen, Policy, Refusal, RollbackTarget, SchemaSeen,
-    need_after, plan_rollback, plan_update,
+    Copies, Installed, KeptTree, LocalChanges, Observation, PointSeen, Policy, Refusal, RollbackTarget,
+    SchemaSeen, need_after, plan_rollback, plan_update,
 };
 pub use step::{
     Change, CheckTree, Expand, Layout, MigrationFile, OnProbeFailure, Ownership, Plan, PlanBytes, PlanKind,

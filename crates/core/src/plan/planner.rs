@@ -61,6 +61,19 @@ pub struct Observation {
     pub stored: BTreeSet<Digest>,
     /// Other packages of this host and their versions.
     pub packages: BTreeMap<Name, Version>,
+    /// What copies cost below the root.
+    pub copies: Copies,
+}
+
+/// What the copy of a file costs on a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copies {
+    /// Nothing, or that is not known: the two may share their content until one is written.
+    #[default]
+    MayShare,
+    /// As much room as the file: nothing is ever shared there.
+    TakeRoom,
 }
 
 impl Observation {
@@ -220,7 +233,7 @@ pub fn plan_update(
         Layout::Versioned | Layout::Exchange => (stage_tree(observation, wanted), Switch::default()),
         Layout::InPlace => in_place(observation, wanted),
     };
-    let bytes = cost(&stage, wanted);
+    let bytes = cost(observation, &stage, &switch, wanted);
     let steps = Variable { first: Step::Stage(stage), expand: expand(wanted), switch };
     Ok(assemble(observation, policy, PlanKind::Update, Some(release.clone()), bytes, steps))
 }
@@ -493,7 +506,7 @@ fn twice(new: u64, kept: u64) -> u64 {
 }
 
 /// Free space that an update from `before` to `wanted` needs at most, when `before` is not there yet to be planned from: room
-/// for everything that `before` does not have, as [`PlanBytes::need`] counts it.
+/// for everything that `before` does not have, as [`PlanBytes::need`] counts it where copies may share their content.
 pub fn need_after(before: &Manifest, wanted: &Manifest) -> u64 {
     let there: BTreeSet<Digest> = before.files.iter().map(|file| file.sha256).collect();
     let is_new = |sha256: &Digest| !there.contains(sha256);
@@ -502,14 +515,30 @@ pub fn need_after(before: &Manifest, wanted: &Manifest) -> u64 {
     twice(new.sum(), kept.sum())
 }
 
-fn cost(stage: &Stage, wanted: &Manifest) -> PlanBytes {
+fn cost(observation: &Observation, stage: &Stage, switch: &Switch, wanted: &Manifest) -> PlanBytes {
     let reused = |file: &&StageFile| matches!(file.source, Source::Present { .. });
     let new: u64 = stage.files.iter().filter(|file| !reused(file)).map(|file| file.size).sum();
     let from_bundle = stage.files.iter().filter(|file| file.source == Source::Bundle);
     let brought: BTreeSet<&Digest> = from_bundle.map(|file| &file.sha256).collect();
     let kept = wanted.objects.iter().filter(|object| brought.contains(&object.sha256));
     let need = twice(new, kept.map(|object| object.stored_size).sum());
+    let need = need.saturating_add(copied(observation, &stage.files, switch));
     PlanBytes { new, reused: stage.files.iter().filter(reused).map(|file| file.size).sum(), need }
+}
+
+/// Room for what is copied on this host: present files that cannot be shared between trees, and what the restore point of an
+/// in-place switch keeps of what is replaced or removed.
+fn copied(observation: &Observation, staged: &[StageFile], switch: &Switch) -> u64 {
+    if observation.copies == Copies::MayShare {
+        return 0;
+    }
+    let is_copy = |file: &&StageFile| matches!(file.source, Source::Present { reuse: Reuse::Copy, .. });
+    let kept = switch.changes.iter().filter_map(|change| observation.seen.get(change.path()));
+    let kept = kept.map(|seen| match seen.kind {
+        SeenKind::File { size, .. } => size,
+        SeenKind::Symlink { .. } => 0,
+    });
+    staged.iter().filter(is_copy).map(|file| file.size).chain(kept).fold(0, u64::saturating_add)
 }
 
 /// Which restore point to go back to.
@@ -556,11 +585,13 @@ pub fn plan_rollback(
             (Step::Stage(stage_cold(seen)), Switch::default())
         }
     };
-    let new = match &first {
-        Step::Stage(stage) => stage.files.iter().map(|file| file.size).sum(),
-        _ => 0,
+    let staged = match &first {
+        Step::Stage(stage) => stage.files.as_slice(),
+        _ => &[],
     };
-    let bytes = PlanBytes { new, reused: 0, need: new.saturating_mul(2) };
+    let new: u64 = staged.iter().map(|file| file.size).sum();
+    let need = twice(new, 0).saturating_add(copied(observation, staged, &switch));
+    let bytes = PlanBytes { new, reused: 0, need };
     let steps = Variable { first, expand: None, switch };
     Ok(assemble(observation, policy, PlanKind::Rollback, seen.point.from.clone(), bytes, steps))
 }

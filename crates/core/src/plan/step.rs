@@ -81,7 +81,8 @@ pub struct PlanBytes {
     pub new: u64,
     /// Bytes reused from the present tree.
     pub reused: u64,
-    /// Free bytes required before the first write: twice what is laid down anew and kept in the store.
+    /// Free bytes required before the first write: twice what is laid down anew and kept in the store, and once what is
+    /// copied where copies take room.
     pub need: u64,
 }
 

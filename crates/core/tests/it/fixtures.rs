@@ -10,7 +10,9 @@ use cutover_core::{
         Digest, Encoding, FileEntry, FileKind, FileMode, Manifest, ObjectEntry, ReleaseRef, RestorePoint,
         RestorePointId, SafePath, SeenFile, SeenKind, SeenTree, Version,
     },
-    plan::{Installed, KeptTree, Layout, LocalChanges, Observation, OnProbeFailure, PointSeen, Policy},
+    plan::{
+        Copies, Installed, KeptTree, Layout, LocalChanges, Observation, OnProbeFailure, PointSeen, Policy,
+    },
 };
 
 /// A path that is known to be good.
@@ -91,6 +93,7 @@ pub(crate) fn observation(layout: Layout, installed: Option<&Manifest>) -> Obser
         seen: installed.map(tree).unwrap_or_default(),
         stored: BTreeSet::new(),
         packages: BTreeMap::new(),
+        copies: Copies::MayShare,
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use cutover_core::{
     model::{Conflict, Digest, FileKind, Manifest, Requirement, Schema, SeenKind, Symlink},
     plan::{
-        Change, Expand, Layout, LocalChanges, MigrationFile, Observation, Plan, PlanKind, Policy, Refusal,
-        Reuse, RollbackTarget, SchemaSeen, Source, Stage, Step, Switch, check_plan, need_after,
-        plan_rollback, plan_update,
+        Change, Copies, Expand, Layout, LocalChanges, MigrationFile, Observation, Plan, PlanBytes, PlanKind,
+        Policy, Refusal, Reuse, RollbackTarget, SchemaSeen, Source, Stage, Step, Switch, check_plan,
+        need_after, plan_rollback, plan_update,
     },
 };
 use proptest::prelude::*;
@@ -90,6 +90,50 @@ fn update_that_cannot_be_planned_yet_is_counted_as_its_plan_will_be() {
     let planned = plan(&observation(Layout::Versioned, Some(&old())), &new()).expect("a plan");
     assert!(need_after(&old(), &new()) >= planned.bytes.need && planned.bytes.need > 0);
     assert_eq!(need_after(&new(), &new()), 0);
+}
+
+// E23
+#[test]
+fn what_is_copied_counts_where_copies_take_room() {
+    for layout in LAYOUTS {
+        let shared = observation(layout, Some(&old()));
+        let full = Observation { copies: Copies::TakeRoom, ..observation(layout, Some(&old())) };
+        let (sharing, copying) =
+            (plan(&shared, &new()).expect("a plan"), plan(&full, &new()).expect("a plan"));
+        let copied: u64 = match layout {
+            // The unchanged config.
+            Layout::Versioned | Layout::Exchange => stage(&copying)
+                .files
+                .iter()
+                .filter(|file| matches!(file.source, Source::Present { reuse: Reuse::Copy, .. }))
+                .map(|file| file.size)
+                .sum(),
+            // What the restore point keeps: the old program, and what is gone.
+            Layout::InPlace => ["bin/db", "share/gone"]
+                .iter()
+                .map(|gone| old().files.iter().find(|file| file.path == path(gone)).expect("a file").size)
+                .sum(),
+        };
+        assert!(copied > 0, "{layout:?}");
+        assert_eq!(
+            copying.bytes,
+            PlanBytes { need: sharing.bytes.need + copied, ..sharing.bytes },
+            "{layout:?}"
+        );
+        let short = PlanBytes { need: 2 * copying.bytes.new + copied - 1, ..copying.bytes };
+        let short = Plan { bytes: short, ..copying };
+        assert!(check_plan(&short, &full, Some((&release(&new()), &new())), &[]).is_err(), "{layout:?}");
+    }
+}
+
+#[test]
+fn room_for_the_copies_of_an_in_place_rollback_counts() {
+    let at_new = |copies| Observation { copies, ..observation(Layout::InPlace, Some(&new())) };
+    let points = [point(6, &old(), &new(), &["share/come"])];
+    let need =
+        |copies| rollback(&at_new(copies), &points, &RollbackTarget::Newest).expect("a plan").bytes.need;
+    let kept: u64 = new().files.iter().filter(|file| !old().files.contains(file)).map(|file| file.size).sum();
+    assert_eq!(need(Copies::TakeRoom), need(Copies::MayShare) + kept);
 }
 
 #[test]

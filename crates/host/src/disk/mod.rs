@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cutover_core::plan::Copies;
+
 mod real;
 
 pub use real::{RealDisk, begin_write_back};
@@ -171,6 +173,10 @@ pub trait Disk: Send + Sync {
     /// Takes an exclusive lock on a file without waiting, creating it if needed. The file is never deleted; the lock
     /// ends with the guard or the process, and is not inherited by processes we start.
     fn lock(&self, path: &RelPath, note: &str) -> io::Result<Locked>;
+    /// What a copy costs here; the same at any time.
+    fn copies(&self) -> Copies {
+        Copies::MayShare
+    }
     /// Free space.
     fn space(&self) -> io::Result<Space>;
 }

@@ -14,6 +14,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use cutover_core::plan::Copies;
 use rustix::{
     fs::{
         AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid,
@@ -42,6 +43,22 @@ pub struct RealDisk {
     path: PathBuf,
     /// Cleared once the file system said that it cannot share extents.
     reflinks: AtomicBool,
+    copies: Copies,
+}
+
+/// File systems that never share the content of two files, by their numbers in statfs(2): ext2 to ext4, tmpfs, ramfs, F2FS. The
+/// others may, or it depends on how they were made.
+const NEVER_SHARE: [u32; 4] = [0xEF53, 0x0102_1994, 0x8584_58F6, 0xF2F5_2010];
+
+/// What copies cost on a file system of this kind.
+fn copies_on(kind: impl TryInto<i64>) -> Copies {
+    // Some machines have the number signed and with 32 bits.
+    let kind = kind.try_into().unwrap_or(0) & i64::from(u32::MAX);
+    if NEVER_SHARE.iter().any(|known| i64::from(*known) == kind) {
+        Copies::TakeRoom
+    } else {
+        Copies::MayShare
+    }
 }
 
 impl RealDisk {
@@ -53,7 +70,8 @@ impl RealDisk {
         let path = path.canonicalize()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty())?;
-        Ok(Self { root, path, reflinks: AtomicBool::new(true) })
+        let copies = copies_on(rustix::fs::fstatfs(&root)?.f_type);
+        Ok(Self { root, path, reflinks: AtomicBool::new(true), copies })
     }
 
     fn open_at(&self, path: &RelPath, flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
@@ -540,6 +558,10 @@ impl Disk for RealDisk {
         }
         let guard: Box<dyn Any + Send + Sync> = Box::new(file);
         Ok(Locked::Taken(guard))
+    }
+
+    fn copies(&self) -> Copies {
+        self.copies
     }
 
     fn space(&self) -> io::Result<Space> {

@@ -120,6 +120,7 @@ impl Node {
             seen,
             stored: Store::open(&self.files)?.digests(),
             packages: self.options.packages.clone(),
+            copies: self.files.disk.copies(),
         };
         Ok(Observed { observation, points, damaged })
     }

@@ -11,7 +11,7 @@ use std::{
 use cutover_core::{
     execute::Outcome,
     model::RestorePointId,
-    plan::{Layout, RollbackTarget, plan_rollback},
+    plan::{Copies, Layout, RollbackTarget, plan_rollback},
     set::{Back, Part, Set},
 };
 use cutover_host::{
@@ -601,6 +601,10 @@ impl Disk for Below {
 
     fn lock(&self, path: &Path, note: &str) -> io::Result<Locked> {
         self.disk.lock(&self.at(path), note)
+    }
+
+    fn copies(&self) -> Copies {
+        self.disk.copies()
     }
 
     fn space(&self) -> io::Result<Space> {
