@@ -217,7 +217,7 @@ impl<'a> Migrator<'a> {
             plan: &plan,
             started,
         };
-        let report = Report { resumed, ..run.to_its_end()? };
+        let report = Report { resumed, ..run.carry_out()? };
         Ok(Applied::Done(Box::new(report)))
     }
 

@@ -42,7 +42,7 @@ pub(super) struct Run<'r> {
 
 impl Run<'_> {
     /// All phases; when one fails, what is to be done about that, too. The lease is renewed meanwhile.
-    pub(super) fn to_its_end(&mut self) -> Result<Report, Error> {
+    pub(super) fn carry_out(&mut self) -> Result<Report, Error> {
         if self.is_instant() {
             return self.all_phases().map_err(|error| self.failed(error));
         }
