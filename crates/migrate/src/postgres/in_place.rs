@@ -4,10 +4,11 @@
 mod checks;
 mod exchange;
 mod fill;
+mod functions;
 
 use serde::{Deserialize, Serialize};
 
-use self::{checks::restore_constraints, exchange::remove_added, fill::restore_rows};
+use self::{checks::restore_constraints, exchange::remove_added, functions::restore_rows};
 use super::{
     PostgresEngine,
     build::drop_artefacts,
@@ -28,7 +29,8 @@ use crate::{
 pub(crate) use self::{
     checks::verify,
     exchange::{swap_back_statements, swap_statements},
-    fill::{backfill, drain_last, drain_touched},
+    fill::backfill,
+    functions::{drain_last, drain_touched},
 };
 
 /// The BEFORE trigger that fills a new column while the old version writes rows without it.
@@ -245,7 +247,7 @@ pub(crate) fn dual_write(
         .filter(|column| is_filled(column))
         .filter_map(|column| Some((column, column.up.as_ref()?)))
         .collect();
-    let mut sql = fill::touch(shape);
+    let mut sql = functions::touch(shape);
     if (ups.is_empty() && sql.is_empty()) || is_instant(shape) || shape.change.fate != Fate::Alter {
         return Ok(());
     }

@@ -1,9 +1,8 @@
 //! Constraints of a table that stays: what the rows have to hold, added without blocking anybody.
 
 use super::{
-    becoming_not_null, before,
-    fill::{drain_touched, fill_chunk},
-    has_walk, here, is_instant, name_until_swap, not_null_check,
+    becoming_not_null, before, fill::fill_chunk, functions::drain_touched, has_walk, here, is_instant,
+    name_until_swap, not_null_check,
 };
 use crate::{
     change::{Fate, NewConstraint},

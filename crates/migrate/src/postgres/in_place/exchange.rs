@@ -1,7 +1,7 @@
 //! The swap of a table that stays, and the way back: names change, columns are hidden, constraints come and go.
 
 use super::{
-    FILLER, TOUCHER, add_columns, becoming_not_null, before, before_note, create_table, fill::untouched,
+    FILLER, TOUCHER, add_columns, becoming_not_null, before, before_note, create_table, functions::untouched,
     here, is_filled, is_instant, not_null_check, note_table,
 };
 use crate::{
