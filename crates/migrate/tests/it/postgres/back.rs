@@ -1,6 +1,7 @@
 //! Ways back that are cut off, or that would lose something; and row functions beside writers.
 
 use std::{
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -19,7 +20,7 @@ use super::{
     harness::{chain, schema_only, settings},
     server::{Database, have_server},
 };
-use crate::support::{At, done, migration};
+use crate::support::{At, Recorder, done, migration};
 
 const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, amount bigint NOT NULL, name text); \
      INSERT INTO orders SELECT g, g * 100, 'n' || g FROM generate_series(1, 2000) g; ANALYZE orders;";
@@ -41,7 +42,7 @@ fn short_lease() -> Settings {
 
 /// Breaks off at a place, as a process that is killed there does: nothing is rolled back, released or told.
 struct CutOff<'a> {
-    place: &'static str,
+    place: &'a str,
     /// What happens at an earlier place.
     before: (&'static str, &'a (dyn Fn() + Sync)),
     done: AtomicBool,
@@ -140,6 +141,43 @@ fn rollback_that_was_cut_off_after_its_commit_leaves_nothing_for_the_next_run() 
         write_meanwhile(&database);
         apply_again(&database);
         nothing_is_missing(&database);
+    }
+}
+
+#[test]
+fn rollback_that_was_cut_off_anywhere_is_finished_by_the_next_one() {
+    if !have_server() {
+        return;
+    }
+    let keep = Database::with(SETUP);
+    done(migrator(&keep, &Unwatched).apply(&migration("0001_amount", None, STEPS), None));
+    let recorder = Recorder::default();
+    migrator(&keep, &recorder).rollback("0001_amount", Loss::Refuse).expect("rolled back");
+    let places: BTreeSet<String> = recorder.points.lock().expect("points").iter().cloned().collect();
+    assert!(places.len() >= 3, "{places:?}");
+    for place in &places {
+        let database = Database::with(SETUP);
+        let before = schema_only(&database);
+        done(migrator(&database, &Unwatched).apply(&migration("0001_amount", None, STEPS), None));
+        database.run("INSERT INTO orders VALUES (8000, 80.00, 'since the swap')");
+        let watch = CutOff { place, before: ("", &|| {}), done: AtomicBool::new(false) };
+        cut_off(&database, &watch, |migrator| {
+            let _ = migrator.rollback("0001_amount", Loss::Refuse);
+        });
+        // In whichever shape the table has now.
+        database.run("UPDATE orders SET name = 'meanwhile' WHERE id = 7; DELETE FROM orders WHERE id = 8");
+        after_a_death(|| migrator(&database, &Unwatched).rollback("0001_amount", Loss::Refuse));
+        assert_eq!(schema_only(&database), before, "{place}");
+        assert_eq!(
+            database.value("SELECT string_agg(id || ' ' || amount || ' ' || name, ', ' ORDER BY id) FROM orders WHERE id IN (7, 8, 8000)"),
+            "7 700 meanwhile, 8000 8000 since the swap",
+            "{place}"
+        );
+        assert_eq!(
+            database.value("SELECT count(*) || ' ' || sum(amount) FROM orders"),
+            "2000 200107200",
+            "{place}"
+        );
     }
 }
 
