@@ -61,8 +61,10 @@ fn log_to_stderr(command: &Command) {
     };
     let filter = std::env::var("CUTOVER_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter).unwrap_or_else(|_| default.into());
+    // A line that cannot be written is lost: reporting that to the same stderr would end this process with a panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Somebody who embeds this library may have a subscriber already; then that one stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = log.log_internal_errors(false).try_init();
 }
 
 /// What cannot be parsed: the help that was asked for, or an error.

@@ -55,10 +55,19 @@ impl Receiver {
     }
 
     pub(crate) fn start_program(program: &Path, arguments: &[&str], variables: &[(&str, String)]) -> Self {
+        Self::start_logging(program, arguments, variables, Stdio::null())
+    }
+
+    fn start_logging(
+        program: &Path,
+        arguments: &[&str],
+        variables: &[(&str, String)],
+        log: impl Into<Stdio>,
+    ) -> Self {
         let mut serve = command(program, &[&["gate", "serve"], arguments].concat());
         serve
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .env("CUTOVER_GATE__LISTEN", "[\"tcp:127.0.0.1:0\"]");
         let mut child = serve.spawn().expect("the program starts");
@@ -223,6 +232,19 @@ fn receiver_without_a_window_or_a_clone_does_not_start() {
     let ran = run(Path::new(PLAIN), &["gate", "serve", "--root", text(&root)]).must(2);
     assert!(ran.stderr.contains("gate.git.repository"), "{}", ran.stderr);
     assert!(!root.exists());
+}
+
+#[test]
+fn receiver_whose_log_cannot_be_written_goes_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (clone, root) = (directory.path().join("clone"), directory.path().join("gate"));
+    let commit = clone_at(&clone);
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
+    let arguments = ["--root", text(&root), "--repository", text(&clone)];
+    let mut receiver = Receiver::start_logging(Path::new(PLAIN), &arguments, &[], full);
+    assert_eq!(put(receiver.address, "h/1", &commit, b"x").map_or(0, |(status, _)| status), 201);
+    receiver.signal(rustix::process::Signal::TERM);
+    assert!(receiver.child.wait().expect("it ends").success());
 }
 
 #[test]
