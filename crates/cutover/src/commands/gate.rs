@@ -131,10 +131,14 @@ impl Watched {
         }
         let read = || {
             let Resolved { settings, files, .. } = context.settings(None, flags.clone())?;
+            // Without one of its files the rest may mean something else: a receiver without tokens takes from everybody.
+            if let Some((gone, _)) = self.files.iter().find(|(_, seen)| seen.is_none()) {
+                return Err(Failure::usage(format!("`{}` is gone", gone.display())));
+            }
             let trust = release_trust(&settings, self.state.clone())?;
             let watched = Self::new(files, &settings, self.state.clone());
             receiver.set(settings.gate, trust.as_ref())?;
-            Ok::<_, Failure>(watched)
+            Ok(watched)
         };
         match read() {
             Ok(watched) => {

@@ -63,7 +63,7 @@ impl Context {
     /// The context of a run with these arguments.
     ///
     /// # Errors
-    /// A `--set` that is no `KEY=VALUE`.
+    /// A `--set` that is no `KEY=VALUE`, or a variable that is no text.
     pub(crate) fn new(global: &Global, now: Instant) -> Result<Self, Failure> {
         let flags = global
             .settings
@@ -80,7 +80,7 @@ impl Context {
             progress: global.progress,
             config: global.config.clone(),
             flags,
-            environment: settings::environment(),
+            environment: settings::environment()?,
             now,
             source_date: std::env::var("SOURCE_DATE_EPOCH").ok(),
         })

@@ -108,7 +108,7 @@ impl Stage {
     fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null());
-        for (name, _) in crate::settings::environment() {
+        for (name, _) in crate::settings::environment().into_iter().flatten() {
             command.env_remove(name);
         }
         command.env_remove("SOURCE_DATE_EPOCH");

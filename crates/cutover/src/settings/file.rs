@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,21 +17,15 @@ use super::{
 /// The largest settings file, in bytes.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Reads `path`; `None` when there is no such file.
-pub(super) fn read(path: &Path) -> Result<Option<Node>, SettingsError> {
+/// Reads `path`, which has to be there.
+pub(super) fn read(path: &Path) -> Result<Node, SettingsError> {
     let failed = |source| SettingsError::Read { path: path.to_owned(), source };
-    let text = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.len() > BYTES_MAX => {
-            return Err(failed(std::io::Error::new(
-                std::io::ErrorKind::FileTooLarge,
-                format!("it is larger than {BYTES_MAX} bytes"),
-            )));
-        }
-        Ok(_) => std::fs::read_to_string(path).map_err(failed)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    parse(&text, path).map(Some)
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if metadata.len() > BYTES_MAX {
+        let reason = format!("it is larger than {BYTES_MAX} bytes");
+        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, reason)));
+    }
+    parse(&std::fs::read_to_string(path).map_err(failed)?, path)
 }
 
 fn parse(text: &str, path: &Path) -> Result<Node, SettingsError> {

@@ -11,6 +11,7 @@ mod tree;
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io,
     path::{Path, PathBuf},
 };
@@ -32,8 +33,16 @@ pub const MASK: &str = "********";
 const SYSTEM_FILE: &str = "/etc/cutover/cutover.toml";
 /// What variables that hold settings start with.
 const PREFIX: &str = "CUTOVER_";
-/// Variables that are no settings.
-const OTHER_VARIABLES: &[&str] = &["CUTOVER_LOG", "CUTOVER_BUILD_ANCHOR"];
+/// Variables that are no settings: of this program, and those that it gives to services, probes and signers, which may run it.
+const OTHER_VARIABLES: &[&str] = &[
+    "CUTOVER_LOG",
+    "CUTOVER_BUILD_ANCHOR",
+    "CUTOVER_ROOT",
+    "CUTOVER_RELEASE",
+    "CUTOVER_TREE",
+    "CUTOVER_SCHEME",
+    "CUTOVER_CERTIFICATE",
+];
 
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
@@ -158,12 +167,9 @@ impl Resolved {
     pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
         let mut layers = Vec::new();
         let mut files = Vec::new();
-        if let Some(main) = main_file(sources)? {
-            let drop_ins = drop_ins(&main)?;
-            for path in std::iter::once(main).chain(drop_ins) {
-                layers.extend(file::read(&path)?);
-                files.push(path);
-            }
+        for path in files_of(sources)? {
+            layers.push(read_layer(&path)?);
+            files.push(path);
         }
         layers.push(environment_layer(&sources.environment));
         layers.push(flags_layer(&sources.flags)?);
@@ -172,6 +178,7 @@ impl Resolved {
             refuse_anchor(&layer)?;
             tree.merge(layer);
         }
+        refuse_unknown_variables(&sources.environment)?;
         let masked = drop_masked(&mut tree);
         let settings = Settings::deserialize(&tree).map_err(describe)?;
         Ok(Self { settings, tree, files, masked })
@@ -262,29 +269,57 @@ fn names_known_at(path: &[String], node: Node) -> Option<&'static [&'static str]
     }
 }
 
-fn main_file(sources: &Sources) -> Result<Option<PathBuf>, SettingsError> {
+/// The files to read, lowest first: the named one; else that of the root; else the system's. Drop-ins count also where there is
+/// no file that they lie beside: then they are laid over the settings of the next place.
+fn files_of(sources: &Sources) -> Result<Vec<PathBuf>, SettingsError> {
     if let Some(file) = &sources.file {
-        return if file.is_file() {
-            Ok(Some(file.clone()))
-        } else {
-            Err(SettingsError::Missing(file.clone()))
-        };
+        if !is_there(file)? {
+            return Err(SettingsError::Missing(file.clone()));
+        }
+        return Ok(std::iter::once(file.clone()).chain(drop_ins(file)?).collect());
     }
     let of_root = sources.root.as_ref().map(|root| root.join("cutover.toml"));
-    Ok(of_root.into_iter().chain([PathBuf::from(SYSTEM_FILE)]).find(|path| path.is_file()))
+    let mut files = Vec::new();
+    for main in of_root.into_iter().chain([PathBuf::from(SYSTEM_FILE)]) {
+        files.splice(0..0, drop_ins(&main)?);
+        if is_there(&main)? {
+            files.insert(0, main);
+            break;
+        }
+    }
+    Ok(files)
+}
+
+/// Whether something has this name, a link to nothing included. Only what is surely not there may count as no settings: they
+/// can demand more than the defaults do.
+fn is_there(path: &Path) -> Result<bool, SettingsError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(SettingsError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// Reads a file that one run may read several times: a pipe would be empty the second time.
+fn read_layer(path: &Path) -> Result<Node, SettingsError> {
+    let failed = |source| SettingsError::Read { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
+    }
+    file::read(path)
 }
 
 /// `<file>.d/*.toml`, by name.
 fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, SettingsError> {
-    let directory = PathBuf::from(format!("{}.d", main.display()));
+    let mut directory = main.as_os_str().to_owned();
+    directory.push(".d");
+    let directory = PathBuf::from(directory);
+    if !is_there(&directory)? {
+        return Ok(Vec::new());
+    }
     let failed = |source| SettingsError::Read { path: directory.clone(), source };
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
     let mut found = Vec::new();
-    for entry in entries {
+    for entry in std::fs::read_dir(&directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             found.push(path);
@@ -319,6 +354,21 @@ fn variable_path(name: &str) -> Option<Vec<String>> {
         path[2..].iter_mut().for_each(|key| *key = key.to_lowercase());
     }
     Some(path)
+}
+
+/// A variable that sets nothing is as much of an error as a key that nobody knows. (F3)
+fn refuse_unknown_variables(environment: &[(String, String)]) -> Result<(), SettingsError> {
+    let is_unknown = |name: &str| {
+        name.starts_with(PREFIX) && !OTHER_VARIABLES.contains(&name) && variable_path(name).is_none()
+    };
+    match environment.iter().find(|(name, _)| is_unknown(name)) {
+        Some((name, _)) => Err(SettingsError::Value {
+            place: Origin::Environment(name.clone()),
+            key: String::new(),
+            reason: "it is no setting; the variable of one is written CUTOVER_SECTION__KEY".to_owned(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn flags_layer(flags: &[(String, String, String)]) -> Result<Node, SettingsError> {
@@ -431,7 +481,12 @@ fn nearest<'n>(written: &str, names: &[&'n str]) -> Option<&'n str> {
 /// # Errors
 /// [`SettingsError`].
 pub fn read_file<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
-    let tree = file::read(path)?.ok_or_else(|| SettingsError::Missing(path.to_owned()))?;
+    let tree = file::read(path).map_err(|error| match error {
+        SettingsError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            SettingsError::Missing(path.to_owned())
+        }
+        other => other,
+    })?;
     T::deserialize(&tree).map_err(|error| match describe(error) {
         // Nothing was written there: a key is missing, and the file is all the place there is.
         SettingsError::Value { place: Origin::Default, key, reason } => {
@@ -441,14 +496,27 @@ pub fn read_file<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Setti
     })
 }
 
-/// The environment as pairs of text; variables that are no UTF-8 cannot be settings.
-pub fn environment() -> Vec<(String, String)> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with(PREFIX))
-        .collect::<BTreeMap<_, _>>()
-        .into_iter()
-        .collect()
+/// The variables that may be settings, as pairs of text.
+///
+/// # Errors
+/// [`SettingsError::Value`]: one of them is no UTF-8, and what it should set is not known.
+pub fn environment() -> Result<Vec<(String, String)>, SettingsError> {
+    pairs_of_text(std::env::vars_os())
+}
+
+fn pairs_of_text(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, SettingsError> {
+    let ours = variables.filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+    let texts = ours.map(|(name, value)| match (name.into_string(), value.into_string()) {
+        (Ok(name), Ok(value)) => Ok((name, value)),
+        (name, _) => Err(SettingsError::Value {
+            place: Origin::Environment(name.unwrap_or_else(|name| name.to_string_lossy().into_owned())),
+            key: String::new(),
+            reason: "it is no UTF-8".to_owned(),
+        }),
+    });
+    Ok(texts.collect::<Result<BTreeMap<_, _>, _>>()?.into_iter().collect())
 }
 
 /// Refuses to start when a variable tries to set the trust anchor, also for commands that need no settings. (M10)

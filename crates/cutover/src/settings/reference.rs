@@ -425,11 +425,13 @@ pub fn page() -> String {
     let mut text = String::from(
         "# Settings\n\nPrinted by `cutover __reference settings`; do not edit by hand.\n\n\
          One TOML file: `--config FILE`, else `cutover.toml` in the root, else `/etc/cutover/cutover.toml`. Files in \
-         `<file>.d/*.toml` are laid over it by name. Later layers win: defaults, file, drop-ins, environment \
+         `<file>.d/*.toml` are laid over it by name; those beside a file that is not there, over the next place's. Later \
+         layers win: defaults, file, drop-ins, environment \
          (`CUTOVER_SECTION__KEY`; `_` in a section's name stands for `-`), flags (`--set SECTION.KEY=VALUE`, and those named \
-         in the command line reference). Tables are merged key by key, lists are replaced whole. An unknown key is an \
-         error. `cutover config show --origin` says where each value came from; values under `service.env` and keys named \
-         like a secret are masked, and a mask that is loaded again leaves its key unset.\n\n\
+         in the command line reference). Tables are merged key by key, lists are replaced whole. An unknown key or \
+         `CUTOVER_` variable is an error, and so is a file that cannot be read, such as a link to nothing; a receiver keeps \
+         its settings when one of its files goes away. `cutover config show --origin` says where each value came from; values under `service.env`, keys named \
+         like a secret and passwords in URLs are masked, and a mask that is loaded again leaves its key unset.\n\n\
          The trust anchor is no setting: a file, variable or flag that tries to set one refuses the start with exit code \
          11. `CUTOVER_LOG` (such as `debug`) says how much is logged to stderr; it is no setting either.\n",
     );

@@ -1,6 +1,9 @@
 //! Tests of the settings: layers, origins, suggestions, refusals.
 
-use std::fs;
+use std::{
+    fs,
+    os::unix::{ffi::OsStringExt as _, fs::symlink},
+};
 
 use super::*;
 
@@ -149,6 +152,60 @@ fn trust_anchor_in_any_layer_is_refused() {
         assert!(matches!(error, SettingsError::Anchor { .. }), "{error}");
         assert_eq!(error.exit(), Exit::NotTrusted);
     }
+}
+
+#[test]
+fn settings_that_cannot_be_read_are_not_the_defaults() {
+    let unreadable = |make: &dyn Fn(&Path)| {
+        let place = place("");
+        fs::remove_file(place.directory.path().join("cutover.toml")).expect("removed");
+        make(place.directory.path());
+        let named = Sources {
+            file: Some(place.directory.path().join("cutover.toml")),
+            root: None,
+            ..place.sources.clone()
+        };
+        let named = Resolved::load(&named).expect_err("refused");
+        (place.load().expect_err("refused"), named)
+    };
+    let link = |name: &str, at: &Path| symlink("nowhere", at.join(name)).expect("linked");
+    let (of_root, named) = unreadable(&|at| link("cutover.toml", at));
+    assert!(matches!((of_root, named), (SettingsError::Read { .. }, SettingsError::Read { .. })));
+    let (of_root, named) = unreadable(&|at| fs::create_dir(at.join("cutover.toml")).expect("made"));
+    assert!(matches!((of_root, named), (SettingsError::Read { .. }, SettingsError::Read { .. })));
+    let (of_root, _) = unreadable(&|at| link("cutover.toml.d", at));
+    assert!(matches!(of_root, SettingsError::Read { .. }), "{of_root}");
+    let (of_root, _) = unreadable(&|at| {
+        fs::create_dir(at.join("cutover.toml.d")).expect("made");
+        link("cutover.toml.d/10.toml", at);
+    });
+    assert!(matches!(of_root, SettingsError::Read { .. }), "{of_root}");
+}
+
+#[test]
+fn drop_ins_count_without_a_file_beside_them() {
+    let place = place("").drop_in("10.toml", "[trust-policy]\nrequire_sbom = true");
+    fs::remove_file(place.directory.path().join("cutover.toml")).expect("removed");
+    assert!(place.load().expect("valid").settings.trust_policy.require_sbom);
+}
+
+// F3
+#[test]
+fn variable_that_sets_nothing_is_an_error() {
+    for name in ["CUTOVER_INSTALL_JOBS", "CUTOVER_"] {
+        let refused = place("").variable(name, "1").refused();
+        assert!(refused.contains(name) && refused.contains("CUTOVER_SECTION__KEY"), "{refused}");
+    }
+    for name in OTHER_VARIABLES {
+        place("").variable(name, "x").load().expect("no setting");
+    }
+    let refused = |name: &[u8], value: &[u8]| {
+        let variable = (OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec()));
+        pairs_of_text([variable].into_iter()).err().map(|error| error.to_string())
+    };
+    assert!(refused(b"CUTOVER_GATE__ROOT", b"/\xff").is_some_and(|text| text.contains("CUTOVER_GATE__ROOT")));
+    assert!(refused(b"CUTOVER_\xff", b"1").is_some());
+    assert_eq!(refused(b"PATH", b"/\xff"), None);
 }
 
 #[test]

@@ -279,6 +279,38 @@ fn settings_are_read_again_when_asked_and_when_the_file_changes_and_bad_ones_cha
 }
 
 #[test]
+fn settings_file_that_is_gone_changes_nothing_until_it_is_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (clone, root) = (directory.path().join("clone"), directory.path().join("gate"));
+    let commit = clone_at(&clone);
+    let file = directory.path().join("cutover.toml");
+    let drop_in = directory.path().join("cutover.toml.d/closed.toml");
+    std::fs::create_dir(directory.path().join("cutover.toml.d")).expect("a directory");
+    let text_of = format!("[gate]\nroot = {root:?}\n[gate.git]\nrepository = {clone:?}\n");
+    std::fs::write(&file, text_of).expect("written");
+    std::fs::write(&drop_in, "gate.closed = true").expect("written");
+    let log = directory.path().join("log");
+    let log_file = std::fs::File::create(&log).expect("a file");
+    let receiver = Receiver::start_logging(Path::new(PLAIN), &["--config", text(&file)], &[], log_file);
+    let status = || put(receiver.address, "h/1", &commit, b"x").map_or(0, |(status, _)| status);
+    let until = |is_so: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(&log).expect("a log"));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let is_said = || std::fs::read_to_string(&log).expect("a log").contains("closed.toml` is gone");
+    assert_eq!(status(), 503);
+    std::fs::remove_file(&drop_in).expect("removed");
+    until(&is_said);
+    receiver.signal(rustix::process::Signal::HUP);
+    assert_eq!(status(), 503);
+    std::fs::write(&drop_in, "gate.closed = false").expect("written");
+    until(&|| status() == 201);
+}
+
+#[test]
 fn commit_is_checked_by_hand_with_an_exit_code_for_scripts() {
     let directory = tempfile::tempdir().expect("a directory");
     let clone = directory.path().join("clone");
