@@ -186,6 +186,89 @@ pub(crate) enum Command {
     DemoService(DemoService),
 }
 
+impl Command {
+    /// Whether what it prints is all it does: then nothing is done when that is lost.
+    pub(crate) fn only_prints(&self) -> bool {
+        match self {
+            Self::Check(_)
+            | Self::Status(_)
+            | Self::RestorePoints(_)
+            | Self::Config(_)
+            | Self::Completions { .. }
+            | Self::Reference { .. }
+            | Self::Demo(_) => true,
+            Self::Pki(_)
+            | Self::Recover(_)
+            | Self::Prune(_)
+            | Self::Run(_)
+            | Self::Man { .. }
+            | Self::DemoService(_) => false,
+            Self::Plan(plan) => plan.output.is_none(),
+            Self::Apply(apply) => apply.dry_run,
+            Self::History(history) => !history.clear,
+            Self::Verify(verify) => !verify.repair,
+            Self::Rollback(rollback) => rollback.dry_run,
+            Self::Trust(command) => match command {
+                Trust::Show => true,
+                Trust::Embed { .. } => false,
+            },
+            Self::Bundle(command) => match command {
+                Bundle::Verify { .. } | Bundle::Inspect { .. } => true,
+                Bundle::Create(_) | Bundle::Sign { .. } | Bundle::Extract { .. } => false,
+            },
+            Self::Delta(command) => match command {
+                Delta::Verify { .. } | Delta::Inspect { .. } => true,
+                Delta::Generate(_) | Delta::Apply { .. } => false,
+            },
+            Self::Repo(command) => match command {
+                Repo::List { .. } | Repo::Verify { .. } => true,
+                Repo::Log(command) => match command {
+                    RepoLog::Show(_) | RepoLog::Verify(_) => true,
+                    RepoLog::Cosign { .. }
+                    | RepoLog::Init { .. }
+                    | RepoLog::Key { .. }
+                    | RepoLog::Add { .. } => false,
+                },
+                Repo::Init(_)
+                | Repo::Publish(_)
+                | Repo::Remove(_)
+                | Repo::Promote { .. }
+                | Repo::Yank { .. }
+                | Repo::Refresh { .. }
+                | Repo::RotateKey(_) => false,
+            },
+            Self::Schema(command) => match command {
+                Schema::Plan(_)
+                | Schema::Lint { .. }
+                | Schema::Rehearse { .. }
+                | Schema::Status(_)
+                | Schema::Rejects { .. }
+                | Schema::History(_)
+                | Schema::Prelude { .. }
+                | Schema::CheckPlugin { .. } => true,
+                Schema::Apply(_)
+                | Schema::Pause(_)
+                | Schema::Resume(_)
+                | Schema::Approve(_)
+                | Schema::SetRate { .. }
+                | Schema::Rollback { .. }
+                | Schema::Complete { .. }
+                | Schema::Cancel(_)
+                | Schema::Rebaseline { .. } => false,
+            },
+            Self::Gate(command) => match command {
+                Gate::Check { .. } | Gate::Token { .. } => true,
+                Gate::Serve(_) => false,
+            },
+            Self::Ship(command) => match command {
+                Ship::Status { .. } => true,
+                Ship::Run { .. } | Ship::Retry { .. } | Ship::Drop { .. } | Ship::Key { .. } => false,
+            },
+            Self::Index(Index::Repair(repair)) => repair.dry_run,
+        }
+    }
+}
+
 /// Pages that are printed from the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ReferencePage {

@@ -46,11 +46,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     };
     let form = if cli.global.json { Form::Json } else { Form::Text };
     log_to_stderr(&cli.command);
+    let only_prints = cli.command.only_prints();
     let ended = Context::new(&cli.global, clock::now()).and_then(|context| commands::run(cli, &context));
-    ended.unwrap_or_else(|failure| {
+    let exit = ended.unwrap_or_else(|failure| {
         output::failure(&failure, form);
         failure.exit()
-    })
+    });
+    match output::lost() {
+        Some(error) => without_output(exit, &error, only_prints),
+        None => exit,
+    }
+}
+
+/// How a run ends whose output is lost: as it would have, for what it changed is changed; but a command that only prints did
+/// nothing.
+fn without_output(exit: Exit, error: &std::io::Error, only_prints: bool) -> Exit {
+    // Who closes a pipe early, as `head` does, has what they wanted.
+    if error.kind() != std::io::ErrorKind::BrokenPipe {
+        output::note(format!("warning: not everything could be printed: {error}"));
+    }
+    if only_prints && exit == Exit::Done { Exit::Failed } else { exit }
 }
 
 /// Logs to stderr, as much as `CUTOVER_LOG` says. A supervisor tells what it does; other commands print their results.
@@ -70,9 +85,10 @@ fn log_to_stderr(command: &Command) {
 /// What cannot be parsed: the help that was asked for, or an error.
 fn usage(error: &clap::Error, arguments: &[OsString]) -> Exit {
     if !error.use_stderr() {
-        // Nobody can be told that stdout is gone.
-        let _ = error.print();
-        return Exit::Done;
+        return match error.print() {
+            Ok(()) => Exit::Done,
+            Err(error) => without_output(Exit::Done, &error, true),
+        };
     }
     let _ = error.print();
     if arguments.iter().any(|argument| argument == "--json") {

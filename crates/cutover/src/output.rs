@@ -1,6 +1,9 @@
 //! What is printed: data on stdout, everything else on stderr; JSON that is versioned.
 
-use std::io::Write as _;
+use std::{
+    io::{self, Write as _},
+    sync::{Mutex, PoisonError},
+};
 
 use serde::Serialize;
 
@@ -18,12 +21,22 @@ pub(crate) enum Form {
     Json,
 }
 
-/// Writes one line of data to stdout. A closed pipe ends the program quietly, as `head` expects.
+/// Why stdout took no more, once it did not.
+static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Writes one line of data to stdout. What cannot be written ends nothing: the command goes on, and [`lost`] says so in the end.
 pub(crate) fn line(text: impl AsRef<str>) {
-    let mut stdout = std::io::stdout().lock();
-    if writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()).is_err() {
-        std::process::exit(i32::from(crate::exit::Exit::Failed.code()));
+    let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+    if lost.is_some() {
+        return;
     }
+    let mut stdout = io::stdout().lock();
+    *lost = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()).err();
+}
+
+/// Why some of the output is lost, if it is; told once.
+pub(crate) fn lost() -> Option<io::Error> {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// Writes one line for people to stderr.

@@ -1,8 +1,8 @@
 //! The command line itself: help, usage errors, reference pages, completions, manual pages.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-use crate::world::{PLAIN, Ran, World, run, text};
+use crate::world::{PLAIN, Ran, World, command, run, text};
 
 fn plain(arguments: &[&str]) -> Ran {
     run(Path::new(PLAIN), arguments)
@@ -43,6 +43,28 @@ fn failure_has_one_document_on_stdout_and_words_on_stderr() {
 }
 
 #[test]
+fn output_that_is_lost_changes_no_ending_but_that_of_who_only_prints() {
+    let world = World::new();
+    let to_nowhere = |mut command: Command| {
+        let full = fs::File::options().write(true).open("/dev/full").expect("a device");
+        let output = command.stdout(full).output().expect("started");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let bundle = world.build_version("1.0.0");
+    let bundle = text(&bundle);
+    for (more, code) in [("--dry-run", 1), ("--json", 0), ("--json", 3)] {
+        let (ended, said) = to_nowhere(world.on_root_command(&["apply", bundle, more]));
+        assert_eq!(ended, Some(code), "{said}");
+        assert!(said.contains("not everything could be printed"), "{said}");
+    }
+    assert_eq!(world.version(), "1.0.0");
+    for arguments in [&["--help"][..], &["config", "show"], &["gate", "token", "*"]] {
+        let (ended, said) = to_nowhere(command(Path::new(PLAIN), arguments));
+        assert_eq!(ended, Some(1), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn version_is_the_packages() {
     assert_eq!(plain(&["--version"]).must(0).stdout, format!("cutover {}\n", env!("CARGO_PKG_VERSION")));
 }
@@ -79,6 +101,28 @@ fn manual_pages_render_for_every_command() {
     }
     assert!(!pages.iter().any(|name| name.contains("demo-service")), "{pages:?}");
     assert!(fs::read_to_string(dir.join("cutover-apply.1")).expect("read").contains("dry\\-run"));
+}
+
+#[test]
+fn paths_that_are_no_text_are_printed_as_well_as_they_can_be() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+    let world = World::new();
+    let bundle = world.build_version("1.0.0");
+    let odd = world.dir.path().join(OsStr::from_bytes(b"x\xff"));
+    fs::create_dir(&odd).expect("made");
+    let copy = odd.join("bundle");
+    fs::copy(&bundle, &copy).expect("copied");
+    let program = &crate::world::stamped().program;
+    let ran = |arguments: &[&OsStr]| {
+        let mut command = command(program, &["--json", "--progress", "none", "--set", "service.mode=none"]);
+        command.args(arguments);
+        crate::world::finish(command).must(0).json()
+    };
+    let [verify, apply, status] = ["verify", "apply", "status"].map(OsStr::new);
+    let root = [OsStr::new("--root"), odd.as_os_str()];
+    assert!(ran(&[OsStr::new("bundle"), verify, copy.as_os_str()])["bundle"].is_string());
+    ran(&[&[apply, copy.as_os_str()], &root[..]].concat());
+    assert!(ran(&[&[status], &root[..]].concat())["root"].is_string());
 }
 
 #[test]
