@@ -1,8 +1,10 @@
 //! Files outside installed roots: reading what the operator names, and writing results whole or not at all.
 //!
-//! Results go through the same disk port as updates do: written aside, flushed, renamed, directory flushed.
+//! Results go through the same disk port as updates do: written aside, flushed, renamed, directory flushed. What is no file,
+//! such as a device or a pipe, is written to instead and keeps its name.
 
 use std::{
+    fs::{self, File},
     io::{self, BufWriter, Read as _, Write},
     path::{Path, PathBuf},
 };
@@ -30,7 +32,7 @@ pub(crate) enum Existing {
 pub(crate) fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |source| Failure::io(&format!("read {what}"), path, source);
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let file = File::open(path).map_err(failed)?;
     file.take(READ_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > READ_MAX {
         return Err(failed(io::Error::from(io::ErrorKind::FileTooLarge)));
@@ -38,7 +40,8 @@ pub(crate) fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Writes `path` whole or not at all: `fill` writes aside, and only what is durable gets the name.
+/// Writes `path` whole or not at all: `fill` writes aside, and only what is durable gets the name. Of a link, that is the
+/// name of the file it leads to; a device or a pipe is written to as it is.
 ///
 /// # Errors
 /// Whatever `fill` reports; or the file exists and must be kept, or cannot be written.
@@ -49,6 +52,12 @@ pub(crate) fn write(
     fill: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let failed = |what: &'static str| move |source| Failure::io(what, path, source);
+    let target = match (existing, present(path)?) {
+        (_, Present::Nothing | Present::File) | (Existing::Keep, _) => path.to_owned(),
+        (Existing::Replace, Present::LinkTo(file)) => file,
+        (Existing::Replace, Present::Stream) => return write_to(path, fill),
+    };
+    let path = target.as_path();
     let (directory, name) = split(path)?;
     let disk =
         RealDisk::open(&directory).map_err(|source| Failure::io("open directory", &directory, source))?;
@@ -66,6 +75,44 @@ pub(crate) fn write(
         let _ = disk.remove_file(&aside);
     }
     result
+}
+
+/// What has a name already.
+enum Present {
+    Nothing,
+    File,
+    /// A link to this file.
+    LinkTo(PathBuf),
+    /// A device, a pipe, or a link to one: replacing it would break whoever uses it.
+    Stream,
+}
+
+/// # Errors
+/// It cannot be looked at, or nothing could be written there.
+fn present(path: &Path) -> Result<Present, Failure> {
+    let failed = |source| Failure::io("look at", path, source);
+    let refused = |what: &str| Err(Failure::usage(format!("`{}` is {what}", path.display())));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Present::Nothing),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if metadata.is_file() => return Ok(Present::File),
+        Ok(_) => {}
+    }
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => refused("a link to nothing"),
+        Err(error) => Err(failed(error)),
+        Ok(metadata) if metadata.is_dir() => refused("a directory"),
+        Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Present::LinkTo).map_err(failed),
+        Ok(_) => Ok(Present::Stream),
+    }
+}
+
+fn write_to(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
+    let failed = |source| Failure::io("write", path, source);
+    let file = File::options().write(true).open(path).map_err(failed)?;
+    let mut buffered = BufWriter::with_capacity(1 << 17, file);
+    fill(&mut buffered)?;
+    buffered.flush().map_err(failed)
 }
 
 fn write_aside(
@@ -119,4 +166,60 @@ fn split(path: &Path) -> Result<(PathBuf, String), Failure> {
         Some(_) | None => PathBuf::from("."),
     };
     Ok((directory, name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileTypeExt as _, symlink};
+
+    use super::*;
+
+    fn put(path: &Path, existing: Existing) -> Result<(), Failure> {
+        write(path, 0o644, existing, |out| {
+            out.write_all(b"new").map_err(|source| Failure::io("write", path, source))
+        })
+    }
+
+    #[test]
+    fn link_stays_and_its_file_is_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [file, link] = ["file", "link"].map(|name| directory.path().join(name));
+        fs::write(&file, "old").expect("written");
+        symlink("file", &link).expect("linked");
+        put(&link, Existing::Replace).expect("written");
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&file).expect("read"), b"new");
+        put(&link, Existing::Keep).expect_err("there is something");
+        assert_eq!(fs::read_dir(directory.path()).expect("read").count(), 2);
+    }
+
+    #[test]
+    fn pipe_is_written_to_and_not_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("made");
+        let link = directory.path().join("link");
+        symlink("pipe", &link).expect("linked");
+        for path in [&pipe, &link] {
+            let reader = std::thread::spawn({
+                let pipe = pipe.clone();
+                move || fs::read(pipe).expect("read")
+            });
+            put(path, Existing::Replace).expect("written");
+            assert_eq!(reader.join().expect("no panic"), b"new");
+            assert!(fs::symlink_metadata(&pipe).expect("there").file_type().is_fifo());
+        }
+    }
+
+    #[test]
+    fn directory_and_link_to_nothing_are_wrong_usage() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let link = directory.path().join("link");
+        symlink("nowhere", &link).expect("linked");
+        for path in [directory.path(), &link] {
+            assert_eq!(put(path, Existing::Replace).expect_err("refused").exit(), crate::exit::Exit::Usage);
+        }
+        assert!(link.is_symlink());
+    }
 }
