@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Read as _, Write},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use cutover_host::disk::{Disk as _, NewFile, RealDisk};
@@ -155,6 +155,27 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {
     disk.sync_dir(Path::new("")).map_err(failed)
 }
 
+/// Where a path leads, also when its end is not there yet: links are followed as far as there are any.
+///
+/// # Errors
+/// Some of it cannot be looked at.
+pub(crate) fn resolved(path: &Path) -> Result<PathBuf, Failure> {
+    let failed = |source| Failure::io("look at", path, source);
+    let mut at = PathBuf::new();
+    for component in std::path::absolute(path).map_err(failed)?.components() {
+        match component {
+            Component::ParentDir => drop(at.pop()),
+            component => at.push(component),
+        }
+        match fs::canonicalize(&at) {
+            Ok(real) => at = real,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(at)
+}
+
 /// The directory of a path, and its last component.
 fn split(path: &Path) -> Result<(PathBuf, String), Failure> {
     let name = path
@@ -221,5 +242,16 @@ mod tests {
             assert_eq!(put(path, Existing::Replace).expect_err("refused").exit(), crate::exit::Exit::Usage);
         }
         assert!(link.is_symlink());
+    }
+
+    #[test]
+    fn path_is_followed_as_far_as_it_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let base = fs::canonicalize(directory.path()).expect("there");
+        fs::create_dir(base.join("real")).expect("made");
+        symlink("real", base.join("link")).expect("linked");
+        let leads = |path: &str| resolved(&directory.path().join(path)).expect("looked at");
+        assert_eq!(leads("link/new/deep"), base.join("real/new/deep"));
+        assert_eq!(leads("link/../x/./y/../z"), base.join("x/z"));
     }
 }

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Context, bundle, delta_release, log, opened,
-    place::{make, open},
+    place::{is_in_bucket, make, open},
     trust,
 };
 use crate::{
@@ -173,10 +173,18 @@ fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
     if command.root_threshold > command.root_keys {
         return Err(Failure::usage("--root-threshold asks for more keys than --root-keys makes"));
     }
-    files::make_directory(&command.keys, 0o700)?;
-    if command.keys.starts_with(&command.dir) {
-        return Err(Failure::usage("the keys would lie in the directory that is served"));
+    if !is_in_bucket(&command.dir) {
+        let (served, keys) = (files::resolved(&command.dir)?, files::resolved(&command.keys)?);
+        if keys.starts_with(&served) || served.starts_with(&keys) {
+            return Err(Failure::usage(format!(
+                "the keys in `{}` and what is served from `{}` must lie apart",
+                keys.display(),
+                served.display()
+            ))
+            .hint("pass --keys a directory that nobody serves"));
+        }
     }
+    files::make_directory(&command.keys, 0o700)?;
     let root_name = |number: u8| match command.root_keys {
         1 => "root".to_owned(),
         _ => format!("root-{number}"),

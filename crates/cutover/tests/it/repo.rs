@@ -87,8 +87,25 @@ fn private_keys_are_nobody_elses_and_never_in_what_is_served() {
         let mode = entry.unwrap().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{mode:o}");
     }
-    let inside = world.path("other/keys");
-    world.run(&["repo", "init", text(&world.path("other")), "--keys", text(&inside)]).must(2);
+    std::os::unix::fs::symlink("served", world.path("link")).unwrap();
+    fs::create_dir(world.path("served")).unwrap();
+    let absolute = world.path("served/keys");
+    for (served, keys) in [
+        (text(&world.path("served")), text(&absolute)),
+        ("served", text(&absolute)),
+        ("served", "./served/keys"),
+        ("served", "x/../served/keys"),
+        ("served", "link/keys"),
+        ("link/new", "served/new"),
+        (".", "keys"),
+        ("served/repository", "served"),
+    ] {
+        let mut init = command(&stamped().program, &["repo", "init", served, "--keys", keys]);
+        init.current_dir(world.dir.path());
+        let ran = finish(init).must(2);
+        assert!(ran.stderr.contains("must lie apart"), "{}", ran.stderr);
+        assert_eq!(fs::read_dir(world.path("served")).unwrap().count(), 0, "{served} {keys}");
+    }
 }
 
 #[test]
