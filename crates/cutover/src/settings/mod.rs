@@ -197,7 +197,8 @@ impl Resolved {
                         .filter(|node| length == path.len() || !matches!(node.value, Value::Table(_)))
                 })
                 .map_or(Origin::Default, |node| node.origin.clone());
-            let value = if is_secret(path) { MASK.into() } else { value.clone() };
+            let mut value = value.clone();
+            mask(&mut value, &mut path.to_vec());
             shown.push(Shown { key: path.join("."), value, origin: origin.to_string() });
         });
         shown
@@ -223,8 +224,22 @@ fn mask(value: &mut serde_json::Value, path: &mut Vec<String>) {
         }
         serde_json::Value::Array(items) => items.iter_mut().for_each(|item| mask(item, path)),
         value if is_secret(path) => *value = MASK.into(),
+        serde_json::Value::String(text) => {
+            if let Some(password) = password_in(text) {
+                text.replace_range(password, MASK);
+            }
+        }
         _ => {}
     }
+}
+
+/// Where the password stands in a URL: `scheme://user:password@host`.
+fn password_in(text: &str) -> Option<std::ops::Range<usize>> {
+    let authority = text.find("://")? + 3;
+    let end = text[authority..].find(['/', '?', '#']).map_or(text.len(), |at| authority + at);
+    let at = authority + text[authority..end].rfind('@')?;
+    let start = authority + text[authority..at].find(':')? + 1;
+    (start < at).then_some(start..at)
 }
 
 /// Every dotted key that exists, without the free keys of maps. From the code, for the reference page's test.
@@ -408,13 +423,28 @@ fn drop_masked(tree: &mut Node) -> Vec<String> {
     let masked: Vec<Vec<String>> = tree
         .leaves()
         .into_iter()
-        .filter(|(path, node)| {
-            is_secret(path) && matches!(&node.value, Value::Text(text) | Value::Raw(text) if text == MASK)
-        })
+        .filter(|(path, node)| holds_mask(node, path))
         .map(|(path, _)| path)
         .collect();
     masked.iter().for_each(|path| tree.remove(path));
     masked.into_iter().map(|path| path.join(".")).collect()
+}
+
+/// Whether a value, or one in it, is a mask or a URL with one.
+fn holds_mask(node: &Node, path: &[String]) -> bool {
+    let is_masked = |text: &str| {
+        (text == MASK && is_secret(path)) || password_in(text).is_some_and(|password| &text[password] == MASK)
+    };
+    match &node.value {
+        Value::Text(text) => is_masked(text),
+        // One URL, or a list of them.
+        Value::Raw(text) => is_masked(text) || text.split(['"', '\'']).any(is_masked),
+        Value::List(items) => items.iter().any(|item| holds_mask(item, path)),
+        Value::Table(table) => {
+            table.iter().any(|(key, node)| holds_mask(node, &[path, std::slice::from_ref(key)].concat()))
+        }
+        Value::Integer(_) | Value::Float(_) | Value::Bool(_) => false,
+    }
 }
 
 /// Values that are never printed: passed to processes or servers, or named like a secret.

@@ -223,6 +223,38 @@ fn dumped_settings_can_be_loaded_again() {
     assert_eq!(first.settings, second.settings);
 }
 
+// F2
+#[test]
+fn passwords_in_urls_are_masked_and_a_masked_url_stays_unset() {
+    let urls = "[schema]\nurl = \"postgres://u:hunter2@db:5432/app\"\n\
+                [source]\nurls = [\"https://plain.example\", \"https://u:hunter2@a.example/x\"]\n\
+                proxy = \"http://u:hunter2@proxy:3128\"\n\
+                [[probes.http]]\nurl = \"http://u:hunter2@localhost/\"\n";
+    let first = place(urls).load().expect("valid");
+    let shown = serde_json::to_string(&first.show()).expect("JSON");
+    for printed in [&shown, &first.dump()] {
+        assert!(!printed.contains("hunter2"), "{printed}");
+        assert!(printed.contains("postgres://u:********@db:5432/app"), "{printed}");
+    }
+    let second = place(&first.dump()).load().expect("valid");
+    assert_eq!(second.masked, ["probes.http", "schema.url", "source.proxy", "source.urls"]);
+    assert_eq!((second.settings.schema.url, second.settings.source.proxy), (None, None));
+    let list = "[\"https://u:********@a.example\"]";
+    let variable = place("").variable("CUTOVER_SOURCE__URLS", list).load().expect("valid");
+    assert_eq!(variable.masked, ["source.urls"]);
+}
+
+#[test]
+fn password_of_a_url_is_what_stands_between_the_first_colon_and_the_last_at() {
+    let found = |url: &'static str| password_in(url).map(|range| &url[range]);
+    assert_eq!(found("postgres://u:p:w@x@host/db"), Some("p:w@x"));
+    for url in
+        ["https://host:80/a@b", "https://u@host", "https://u:@host", "sqlite:a:b@c", "s3://bucket/x", ""]
+    {
+        assert_eq!(found(url), None, "{url}");
+    }
+}
+
 #[test]
 fn known_keys_come_from_the_code() {
     let known = known_keys();
