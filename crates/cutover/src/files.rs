@@ -77,6 +77,32 @@ pub(crate) fn write(
     result
 }
 
+/// Makes the directory `path` whole or not at all: `fill` gets one beside it, which has the name only once it is filled.
+///
+/// # Errors
+/// Whatever `fill` reports; or the directory cannot be made. Then nothing is left of it.
+pub(crate) fn write_directory(
+    path: &Path,
+    fill: impl FnOnce(&RealDisk) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let failed = |source| Failure::io("write", path, source);
+    let (directory, name) = split(path)?;
+    make_directory(&directory, 0o755)?;
+    let prefix = format!(".{name}.");
+    // It is removed with whatever is in it when this function is left.
+    let aside =
+        tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempdir_in(&directory).map_err(failed)?;
+    let Some(aside_name) = aside.path().file_name() else {
+        return Err(failed(io::ErrorKind::NotFound.into()));
+    };
+    let disk = RealDisk::open(&directory).map_err(failed)?;
+    let made = Path::new(aside_name).join(&name);
+    disk.create_dir(&made, 0o755).map_err(failed)?;
+    fill(&RealDisk::open(&directory.join(&made)).map_err(failed)?)?;
+    disk.rename(&made, Path::new(&name)).map_err(failed)?;
+    disk.sync_dir(Path::new("")).map_err(failed)
+}
+
 /// What has a name already.
 enum Present {
     Nothing,

@@ -7,10 +7,11 @@ use std::{
 };
 
 use cutover_bundle::{
-    Bundle as OpenBundle, DeltaBundle, Level, Limits, WriteError,
+    Bundle as OpenBundle, DeltaBundle, Level, Limits, VerifiedBundle, WriteError,
     signer::{CertificateChain, CommandSigner, FileSigner, Pin, Pkcs11Signer, Pkcs11Uri, Signer},
 };
 use cutover_core::model::{Instant, Manifest, ObjectEntry};
+use cutover_host::disk::{Disk as _, RealDisk};
 use zeroize::Zeroizing;
 
 use super::{
@@ -409,19 +410,32 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
 }
 
 fn extract(path: &Path, target: &Path, into: Option<&Path>, context: &Context) -> Result<Exit, Failure> {
-    use cutover_host::disk::{Disk as _, RealDisk};
-
     let settings = context.settings(None, [])?.settings;
     let bundle = open_verified(path, &settings, context.now)?;
-    if target.exists() {
+    if target.symlink_metadata().is_ok() {
         return Err(Failure::usage(format!("`{}` exists already", target.display())));
     }
-    files::make_directory(target, 0o755)?;
+    // Nothing gets its name before every byte of it is checked.
+    files::write_directory(target, |disk| unpack(&bundle, disk, target))?;
+    let manifest = bundle.manifest();
+    if let Some(into) = into {
+        documents::extract(manifest, &|object| object_of(&bundle, object), into)?;
+    }
+    match context.form {
+        Form::Json => {
+            output::json(&serde_json::json!({ "directory": target, "files": manifest.files.len() }))?
+        }
+        Form::Text => output::line(format!("{}: {} files", target.display(), manifest.files.len())),
+    }
+    Ok(Exit::Done)
+}
+
+/// Lays a release out on `disk`, as what will be called `target`.
+fn unpack(bundle: &VerifiedBundle<File>, disk: &RealDisk, target: &Path) -> Result<(), Failure> {
     let failed = |what: &Path| {
         let at = target.join(what);
         move |source| Failure::io("write", &at, source)
     };
-    let disk = RealDisk::open(target).map_err(failed(Path::new("")))?;
     let manifest = bundle.manifest();
     let paths =
         manifest.files.iter().map(|file| &file.path).chain(manifest.symlinks.iter().map(|link| &link.path));
@@ -448,15 +462,5 @@ fn extract(path: &Path, target: &Path, into: Option<&Path>, context: &Context) -
     for link in &manifest.symlinks {
         disk.symlink(&link.target, link.path.as_path()).map_err(failed(link.path.as_path()))?;
     }
-    disk.sync_all().map_err(failed(Path::new("")))?;
-    if let Some(into) = into {
-        documents::extract(manifest, &|object| object_of(&bundle, object), into)?;
-    }
-    match context.form {
-        Form::Json => {
-            output::json(&serde_json::json!({ "directory": target, "files": manifest.files.len() }))?
-        }
-        Form::Text => output::line(format!("{}: {} files", target.display(), manifest.files.len())),
-    }
-    Ok(Exit::Done)
+    disk.sync_all().map_err(failed(Path::new("")))
 }

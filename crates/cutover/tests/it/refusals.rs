@@ -207,6 +207,20 @@ fn altered_payload_is_refused_and_nothing_of_it_stays() {
     world.apply(&next, &[]).must(0);
 }
 
+#[test]
+fn altered_payload_is_not_extracted_and_leaves_nothing() {
+    let (world, next) = world();
+    let mut altered = Parts::read(&next);
+    let last = altered.payload.len() - 1;
+    altered.payload[last] ^= 1;
+    let bundle = world.write("altered", altered.bytes());
+    let out = world.path("into/out");
+    world.run(&["bundle", "extract", text(&bundle), "-o", text(&out)]).must(16);
+    assert_eq!(fs::read_dir(world.path("into")).map_or(0, Iterator::count), 0);
+    world.run(&["bundle", "extract", text(&next), "-o", text(&out)]).must(0);
+    assert_eq!(fs::read_dir(world.path("into")).map_or(0, Iterator::count), 1);
+}
+
 // V3, V4
 #[test]
 fn policy_refuses_what_does_not_fit_this_root() {
