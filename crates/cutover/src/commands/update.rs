@@ -5,10 +5,10 @@ use std::{path::Path, sync::Arc};
 use cutover_core::{
     execute::Outcome,
     model::{Manifest, ReleaseRef},
-    plan::{Layout, Plan as PlanDocument, check_plan, plan_update},
+    plan::{Layout, Plan as PlanDocument, PlanKind, check_plan, plan_update},
 };
 use cutover_host::{
-    node::{Observed, Report},
+    node::{NodeError, Observed, Report},
     payload::Payload,
     preflight::PreflightReport,
 };
@@ -179,24 +179,42 @@ fn plan_bundle(
     let policy = site.policy(context.now)?;
     let plan = plan_update(&observed.observation, &release, bundle.manifest(), &policy)?;
     check_plan(&plan, &observed.observation, Some((&release, bundle.manifest())), &observed.points)
-        .map_err(cutover_host::node::NodeError::from)?;
+        .map_err(NodeError::from)?;
     Ok(Planned { bundle, plan })
 }
 
-/// Looks and plans without a lock; a root that is not there yet is planned for as an empty directory.
+/// Looks and plans without a lock; a root that is not there yet is planned for as an empty directory. A plan that was read is
+/// looked at instead of the one made here.
 fn plan_only(
     given: &Given<'_>,
+    read: Option<PlanDocument>,
     at: &AtRoot,
     update: &UpdateFlags,
     context: &Context,
 ) -> Result<(Planned, PreflightReport), Failure> {
     let settings = context.settings(Some(&at.root), flags_of(update))?.settings;
     let bundle = given.open(&at.root, &settings, context)?;
-    plan_opened(bundle, &at.root, settings, context)
+    plan_opened(bundle, read, &at.root, settings, context)
+}
+
+/// Refuses a plan that was read for what the engine would refuse it for.
+fn must_fit(planned: &Planned, observed: &Observed) -> Result<(), Failure> {
+    let Planned { bundle, plan } = planned;
+    let release = bundle.release();
+    let wanted = match plan.kind {
+        PlanKind::Update if plan.to.as_ref() != Some(&release) => return Err(NodeError::Payload.into()),
+        PlanKind::Update => Some((&release, bundle.manifest())),
+        PlanKind::Rollback => None,
+    };
+    if plan.based_on != observed.observation.digest() {
+        return Err(NodeError::Changed.into());
+    }
+    Ok(check_plan(plan, &observed.observation, wanted, &observed.points).map_err(NodeError::from)?)
 }
 
 fn plan_opened(
     bundle: Update,
+    read: Option<PlanDocument>,
     root: &Path,
     settings: Settings,
     context: &Context,
@@ -204,14 +222,19 @@ fn plan_opened(
     let site = Site::open(root, settings, Missing::Imagine, "plan")?;
     let status = site.node.status()?;
     if let Some(set) = status.set {
-        return Err(cutover_host::node::NodeError::InSet(set).into());
+        return Err(NodeError::InSet(set).into());
     }
     if let Some(in_flight) = status.in_flight {
-        return Err(cutover_host::node::NodeError::Unfinished(in_flight.number).into());
+        return Err(NodeError::Unfinished(in_flight.number).into());
     }
     let observed = site.node.observe(Some(bundle.manifest()))?;
-    let planned = plan_bundle(&site, bundle, &observed, context)?;
+    let mut planned = plan_bundle(&site, bundle, &observed, context)?;
+    let is_read = read.is_some();
+    planned.plan = read.unwrap_or(planned.plan);
     let report = site.preflight(&planned.plan, Some((planned.bundle.manifest(), site.packages())))?;
+    if is_read {
+        must_fit(&planned, &observed)?;
+    }
     Ok((planned, report))
 }
 
@@ -222,7 +245,7 @@ pub(super) fn plan(command: &Plan, context: &Context) -> Result<Exit, Failure> {
     if let Some(set) = given.open_set(&command.at.root, &settings, &command.update, in_file, context)? {
         return sets::plan(&set, false, context);
     }
-    let (planned, preflight) = plan_only(&given, &command.at, &command.update, context)?;
+    let (planned, preflight) = plan_only(&given, None, &command.at, &command.update, context)?;
     if let Some(path) = &command.output {
         let text = serde_json::to_vec_pretty(&planned.plan).expect("plans have string keys");
         files::write(path, 0o644, Existing::Replace, |out| {
@@ -251,7 +274,8 @@ pub(super) fn apply(command: &Apply, context: &Context) -> Result<Exit, Failure>
         };
     }
     if command.dry_run {
-        let (planned, preflight) = plan_only(&given, &command.at, &command.update, context)?;
+        let read = command.plan.as_deref().map(read_plan).transpose()?;
+        let (planned, preflight) = plan_only(&given, read, &command.at, &command.update, context)?;
         planned.bundle.check(&format!("refused `{}`", command.bundle.display()))?;
         match context.form {
             Form::Json => output::json(&serde_json::json!({
@@ -290,7 +314,8 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
     let given_plan = command.plan.as_deref().map(read_plan).transpose()?;
     if !command.at.root.join(".cutover").is_dir() {
         // A refusal must leave nothing behind, and taking the lock makes the root: so it is all checked once before.
-        bundle = plan_opened(bundle, &command.at.root, settings.clone(), context)?.0.bundle;
+        let read = given_plan.clone();
+        bundle = plan_opened(bundle, read, &command.at.root, settings.clone(), context)?.0.bundle;
     }
     let name = format!("apply {}", bundle.release());
     let site = Site::open(&command.at.root, settings, Missing::Make, &name)?;

@@ -92,16 +92,27 @@ fn plan_that_was_read_is_executed_exactly_or_refused() {
     // The world changes: a file of the present release is damaged.
     let victim = world.visible().join("share/version");
     fs::write(&victim, "other").expect("written");
-    let ran = world.apply(&next, &["--plan", text(&file)]).must(1);
-    assert!(ran.stderr.contains("something changed since the plan was made"), "{}", ran.stderr);
+    for more in [&["--plan", text(&file)][..], &["--plan", text(&file), "--dry-run"]] {
+        let ran = world.apply(&next, more).must(1);
+        assert!(ran.stderr.contains("something changed since the plan was made"), "{}", ran.stderr);
+    }
     fs::write(&victim, "1.0.0").expect("written");
     world.on_root(&["verify"]).must(0);
 
     world.on_root(&["plan", text(&next), "-o", text(&file)]).must(0);
+    let shown = world.apply(&next, &["--plan", text(&file), "--dry-run", "--json"]).must(0).json();
+    let written: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+    assert_eq!(shown["plan"], written);
+    let other = world.build_version("1.2.0");
+    let ran = world.apply(&other, &["--plan", text(&file), "--dry-run"]).must(1);
+    assert!(ran.stderr.contains("another release than the bundle holds"), "{}", ran.stderr);
     world.apply(&next, &["--plan", text(&file)]).must(0);
     assert_eq!(world.version(), "1.1.0");
-    let ran = world.apply(&next, &["--plan", text(&world.write("no.json", "{}"))]).must(2);
-    assert!(ran.stderr.contains("is no plan"), "{}", ran.stderr);
+    let no_plan = world.write("no.json", "{}");
+    for more in [&["--plan", text(&no_plan)][..], &["--plan", text(&no_plan), "--dry-run"]] {
+        let ran = world.apply(&other, more).must(2);
+        assert!(ran.stderr.contains("is no plan"), "{}", ran.stderr);
+    }
 }
 
 // E10
