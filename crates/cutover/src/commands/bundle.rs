@@ -110,7 +110,7 @@ fn report_written(
     let sha256 = cutover_core::model::Digest::of(manifest_bytes);
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "bundle": path,
+            "bundle": path.display().to_string(),
             "package": manifest.package,
             "version": manifest.version,
             "manifest_sha256": sha256,
@@ -119,7 +119,7 @@ fn report_written(
             "payload_bytes": payload_bytes,
             "signers": signers,
             "delta": delta.as_ref().map(|delta| serde_json::json!({
-                "bundle": delta.path,
+                "bundle": delta.path.display().to_string(),
                 "from": delta.from,
                 "patches": delta.patches,
                 "objects": delta.carried,
@@ -212,7 +212,9 @@ fn sign(
         }
     }
     match context.form {
-        Form::Json => output::json(&serde_json::json!({ "bundle": output, "signers": signers.len() }))?,
+        Form::Json => output::json(
+            &serde_json::json!({ "bundle": output.display().to_string(), "signers": signers.len() }),
+        )?,
         Form::Text => output::line(format!("{}: signed", output.display())),
     }
     Ok(Exit::Done)
@@ -319,7 +321,7 @@ fn verify(path: &Path, context: &Context) -> Result<Exit, Failure> {
     documents::check_all(manifest, &read).map_err(|failure| documents::with_hint(failure, path))?;
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "bundle": path,
+            "bundle": path.display().to_string(),
             "verified": true,
             "signature_us": signature_us,
             "package": manifest.package,
@@ -368,7 +370,7 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
     };
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "bundle": path,
+            "bundle": path.display().to_string(),
             "verified": false,
             "manifest_sha256": view.manifest_sha256,
             "payload_bytes": view.payload_bytes,
@@ -422,9 +424,9 @@ fn extract(path: &Path, target: &Path, into: Option<&Path>, context: &Context) -
         documents::extract(manifest, &|object| object_of(&bundle, object), into)?;
     }
     match context.form {
-        Form::Json => {
-            output::json(&serde_json::json!({ "directory": target, "files": manifest.files.len() }))?
-        }
+        Form::Json => output::json(
+            &serde_json::json!({ "directory": target.display().to_string(), "files": manifest.files.len() }),
+        )?,
         Form::Text => output::line(format!("{}: {} files", target.display(), manifest.files.len())),
     }
     Ok(Exit::Done)

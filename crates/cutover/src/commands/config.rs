@@ -1,5 +1,7 @@
 //! `config show` and `config check`.
 
+use std::path::PathBuf;
+
 use crate::{
     args::Config,
     commands::Context,
@@ -13,9 +15,10 @@ pub(super) fn run(command: Config, context: &Context) -> Result<Exit, Failure> {
         Config::Show { origin, root } => {
             let resolved = context.settings(root.as_deref(), [])?;
             let shown = resolved.show();
+            let files = names(&resolved.files);
             match (context.form, origin) {
                 (Form::Json, _) => {
-                    output::json(&serde_json::json!({ "settings": shown, "files": resolved.files }))?;
+                    output::json(&serde_json::json!({ "settings": shown, "files": files }))?;
                 }
                 (Form::Text, true) => output::line(output::table(
                     &["setting", "value", "from"],
@@ -27,7 +30,9 @@ pub(super) fn run(command: Config, context: &Context) -> Result<Exit, Failure> {
         Config::Check { root } => {
             let resolved = context.settings(root.as_deref(), [])?;
             match context.form {
-                Form::Json => output::json(&serde_json::json!({ "valid": true, "files": resolved.files }))?,
+                Form::Json => {
+                    output::json(&serde_json::json!({ "valid": true, "files": names(&resolved.files) }))?;
+                }
                 Form::Text if resolved.files.is_empty() => {
                     output::line("no settings file; the defaults are in force");
                 }
@@ -40,4 +45,8 @@ pub(super) fn run(command: Config, context: &Context) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+fn names(files: &[PathBuf]) -> Vec<String> {
+    files.iter().map(|file| file.display().to_string()).collect()
 }

@@ -94,8 +94,8 @@ fn generate(command: &DeltaGenerate, context: &Context) -> Result<Exit, Failure>
     write_file(&described, &text)?;
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "patch": command.output,
-            "description": described,
+            "patch": command.output.display().to_string(),
+            "description": described.display().to_string(),
             "algorithm": algorithm,
             "bytes": patch.len(),
             "full_bytes": full_bytes,
@@ -252,7 +252,7 @@ fn report(
     let memory = applied.map_or(0, |applied| applied.memory_bytes);
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "file": subject,
+            "file": subject.display().to_string(),
             "algorithm": description.algorithm,
             "sha256": description.target_sha256,
             "result_bytes": description.target_size,
@@ -287,7 +287,7 @@ fn inspect(patch: &Path, with: &DeltaWith, context: &Context) -> Result<Exit, Fa
     .map_err(failed)?;
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "patch": patch,
+            "patch": patch.display().to_string(),
             "memory_bytes": memory,
             "description": description,
         }))?,

@@ -54,7 +54,7 @@ pub(super) fn verify(
     let (delta, manifest) = (bundle.delta(), bundle.verified_manifest().manifest());
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "bundle": path,
+            "bundle": path.display().to_string(),
             "verified": true,
             "signature_us": u64::try_from(signature.as_micros()).unwrap_or(u64::MAX),
             "package": manifest.package,
@@ -98,7 +98,7 @@ pub(super) fn inspect(
     let manifest = view.claimed_manifest.map_err(|error| Failure::about(error, refused("manifest")))?;
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "bundle": path,
+            "bundle": path.display().to_string(),
             "verified": false,
             "manifest_sha256": view.manifest_sha256,
             "payload_bytes": view.payload_bytes,

@@ -188,28 +188,30 @@ fn check(commit: &str, source: &GateSource, context: &Context) -> Result<Exit, F
     };
     let decision = decide(rules.switch, known.as_ref(), Ok(commit.clone()));
     let head = known.as_ref().map(|known| known.head().as_str());
+    let refused = decision.as_ref().err().map(|refusal| match refusal {
+        Refusal::OutOfDate { .. } => {
+            let newest = head.unwrap_or("unknown");
+            let message = format!("{commit} is not accepted: the newest commit is {newest}");
+            Failure::new(Exit::Policy, message).hint(gate.remediation.trim().to_owned())
+        }
+        refusal => Failure::new(Exit::Policy, refusal.to_string()),
+    });
     match context.form {
+        // There is only ever one document, so this one says of a refusal what a failure's does.
         Form::Json => output::json(&serde_json::json!({
             "commit": commit.as_str(),
-            "accepted": decision.is_ok(),
+            "accepted": refused.is_none(),
             "head_commit": head,
             "known_commits": known.as_ref().map(|known| known.len()),
+            "error": refused.as_ref().map(|failure| failure.to_json()["error"].take()),
         }))?,
-        Form::Text if decision.is_ok() => output::line(format!("{commit} is accepted")),
+        Form::Text if refused.is_none() => output::line(format!("{commit} is accepted")),
         Form::Text => {}
     }
-    match decision {
-        Ok(_) => Ok(Exit::Done),
-        Err(Refusal::OutOfDate { .. }) => {
-            let newest = head.unwrap_or("unknown");
-            Err(Failure::new(
-                Exit::Policy,
-                format!("{commit} is not accepted: the newest commit is {newest}"),
-            )
-            .hint(gate.remediation.trim().to_owned()))
-        }
-        Err(refusal) => Err(Failure::new(Exit::Policy, refusal.to_string())),
+    if let Some(failure) = &refused {
+        output::failure(failure, Form::Text);
     }
+    Ok(if refused.is_none() { Exit::Done } else { Exit::Policy })
 }
 
 fn token(host: &str, context: &Context) -> Result<Exit, Failure> {

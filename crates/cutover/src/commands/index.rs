@@ -136,7 +136,7 @@ fn print(command: &IndexRepair, options: &RepairOptions, repaired: &Repaired) {
 fn document(command: &IndexRepair, options: &RepairOptions, repaired: &Repaired) -> serde_json::Value {
     let counts = repaired.counts;
     serde_json::json!({
-        "index": options.index,
+        "index": options.index.display().to_string(),
         "dry_run": command.dry_run,
         "scanned": counts.scanned,
         "already_indexed": counts.already_indexed,

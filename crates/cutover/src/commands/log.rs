@@ -34,7 +34,11 @@ pub(super) fn run(command: RepoLog, context: &Context) -> Result<Exit, Failure> 
         RepoLog::Key { name, output } => {
             let key =
                 key_at(&output, MetadataKey::generate_ed25519)?.verifier_key(&name, KeyKind::Witness)?;
-            said(context, &serde_json::json!({ "key": key, "private_key": output }), || key.to_string())
+            said(
+                context,
+                &serde_json::json!({ "key": key, "private_key": output.display().to_string() }),
+                || key.to_string(),
+            )
         }
         RepoLog::Show(log) => show(&log, context),
         RepoLog::Verify(log) => verify(&log, context),

@@ -154,7 +154,7 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
             output::line(String::from_utf8_lossy(&script).trim_end());
             Ok(Exit::Done)
         }
-        Command::Man { dir } => man(&dir),
+        Command::Man { dir } => man(&dir, context),
         Command::Reference { page } => {
             output::line(reference::page(page).trim_end());
             Ok(Exit::Done)
@@ -180,12 +180,13 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
     }
 }
 
-fn man(directory: &Path) -> Result<Exit, Failure> {
+fn man(directory: &Path, context: &Context) -> Result<Exit, Failure> {
     crate::files::make_directory(directory, 0o755)?;
     let failed = |source| Failure::io("write the manual pages to", directory, source);
     let mut root = <Cli as clap::CommandFactory>::command();
     root.build();
     let mut pending = vec![root];
+    let mut pages = 0;
     while let Some(command) = pending.pop() {
         let page = clap_mangen::Man::new(command.clone());
         let path = directory.join(page.get_filename());
@@ -194,9 +195,14 @@ fn man(directory: &Path) -> Result<Exit, Failure> {
         crate::files::write(&path, 0o644, crate::files::Existing::Replace, |out| {
             out.write_all(&text).map_err(|source| Failure::io("write", &path, source))
         })?;
+        pages += 1;
         pending.extend(
             command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help").cloned(),
         );
+    }
+    if context.form == Form::Json {
+        let directory = directory.display().to_string();
+        output::json(&serde_json::json!({ "directory": directory, "pages": pages }))?;
     }
     Ok(Exit::Done)
 }

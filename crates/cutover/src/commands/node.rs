@@ -58,13 +58,13 @@ pub(super) fn status(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
     };
     match context.form {
         Form::Json => output::json(&serde_json::json!({
-            "root": site.root,
+            "root": site.root.display().to_string(),
             "package": status.installed.as_ref().map(|release| &release.package),
             "version": status.installed.as_ref().map(|release| &release.version),
             "release": status.installed.as_ref().map(cutover_core::model::ReleaseRef::name),
             "manifest_sha256": status.installed.as_ref().map(|release| release.manifest),
             "layout": status.layout,
-            "tree": tree,
+            "tree": tree.display().to_string(),
             "state": lifecycle.state(),
             "in_flight": status.in_flight,
             "set": status.set,

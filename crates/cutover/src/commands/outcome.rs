@@ -88,8 +88,8 @@ pub(super) fn with_exit(
     value: Result<serde_json::Value, serde_json::Error>,
     exit: Exit,
 ) -> Result<serde_json::Value, Failure> {
-    let mut value =
-        value.map_err(|error| Failure::new(Exit::Failed, "failed to write JSON").because(error))?;
+    // What cannot be told, such as a path that is no UTF-8, changes nothing about how it ended.
+    let mut value = value.unwrap_or_else(|error| serde_json::json!({ "message": error.to_string() }));
     if let serde_json::Value::Object(map) = &mut value {
         map.insert("exit_code".to_owned(), exit.code().into());
         map.insert("ended".to_owned(), exit.word().into());

@@ -35,7 +35,10 @@ pub(super) fn run(command: Pki, context: &Context) -> Result<Exit, Failure> {
         }
     };
     match context.form {
-        Form::Json => output::json(&serde_json::json!({ "written": written }))?,
+        Form::Json => {
+            let written: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+            output::json(&serde_json::json!({ "written": written }))?;
+        }
         Form::Text => written.iter().for_each(|path| output::line(path.display().to_string())),
     }
     Ok(Exit::Done)

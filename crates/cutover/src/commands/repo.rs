@@ -213,7 +213,7 @@ fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
     let publisher = Publisher::create(storage.as_ref(), &roles, settings, &keys, context.now)?;
     let vouched = vouch(&publisher, &command.signing, context)?;
     let json = serde_json::json!({
-        "repository": command.dir, "keys": command.keys, "bootstrap": vouched,
+        "repository": command.dir.display().to_string(), "keys": command.keys.display().to_string(), "bootstrap": vouched,
         "key_ids": keys.iter().map(MetadataKey::id).collect::<Vec<_>>(),
     });
     said(context, &json, || {
@@ -458,7 +458,7 @@ fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failur
     vouch(&publisher, &command.signing, context)?;
     let role = publisher.root().role(command.role);
     let json = serde_json::json!({
-        "role": command.role, "root_version": publisher.root().version, "new_key": file,
+        "role": command.role, "root_version": publisher.root().version, "new_key": file.as_ref().map(|file| file.display().to_string()),
         "retired": rotation.retire, "key_ids": role.keyids, "threshold": role.threshold,
     });
     said(context, &json, || {

@@ -225,7 +225,7 @@ pub(super) fn plan(set: &Set, dry_run: bool, context: &Context) -> Result<Exit, 
                         "package": change.package,
                         "from": change.from,
                         "to": change.to,
-                        "root": set.roots[*root].path,
+                        "root": set.roots[*root].path.display().to_string(),
                         "plan": prepared.as_ref().map(|prepared| prepared.plan.as_ref()),
                         "preflight": prepared.as_ref().map(|prepared| &prepared.preflight),
                     })

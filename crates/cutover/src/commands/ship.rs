@@ -74,7 +74,9 @@ fn make_key(file: &Path, context: &Context) -> Result<Exit, Failure> {
     })?;
     let public = key.public();
     match context.form {
-        Form::Json => output::json(&serde_json::json!({ "key": file, "public": public }))?,
+        Form::Json => {
+            output::json(&serde_json::json!({ "key": file.display().to_string(), "public": public }))?
+        }
         Form::Text => output::line(public),
     }
     Ok(Exit::Done)

@@ -59,7 +59,7 @@ fn show(anchor: &TrustAnchor, context: &Context, written: Option<&std::path::Pat
                 "threshold": anchor.threshold(),
                 "revocation": if required { "required" } else { "when-given" },
             },
-            "written": written,
+            "written": written.map(|path| path.display().to_string()),
         })),
         Form::Text => {
             if let Some(path) = written {

@@ -200,7 +200,7 @@ impl Story {
         match context.form {
             // A failure prints its own document; there is only ever one.
             Form::Json if ended.is_ok() => output::json(
-                &serde_json::json!({ "passed": true, "directory": self.stage.dir, "lines": self.lines, "figures": self.figures }),
+                &serde_json::json!({ "passed": true, "directory": self.stage.dir.display().to_string(), "lines": self.lines, "figures": self.figures }),
             ),
             Form::Json => Ok(()),
             Form::Text => {

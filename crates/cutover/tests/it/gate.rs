@@ -320,6 +320,7 @@ fn commit_is_checked_by_hand_with_an_exit_code_for_scripts() {
     };
     assert_eq!(check(&commit).must(0).json()["accepted"], true);
     let old = check(&"0".repeat(40)).must(13);
+    assert_eq!((&old.json()["accepted"], &old.json()["error"]["exit_code"]), (&false.into(), &13.into()));
     assert!(old.stderr.contains(&commit) && old.stderr.contains("hint:"), "{}", old.stderr);
     check("HEAD").must(2);
     run(Path::new(PLAIN), &["gate", "check", &commit, "--repository", "/nonexistent"]).must(1);
