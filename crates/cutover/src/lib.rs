@@ -92,9 +92,40 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> Exit {
     }
     let _ = error.print();
     if arguments.iter().any(|argument| argument == "--json") {
-        let text = error.to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        output::failure_document(&Failure::usage(message));
+        output::failure_document(&wrong_usage(&error.to_string()));
     }
     Exit::Usage
+}
+
+/// The parser's text as a failure: what is wrong up to the first empty line; tips and the usage are what to do.
+fn wrong_usage(text: &str) -> Failure {
+    let mut paragraphs = text.split("\n\n");
+    let first = paragraphs.next().unwrap_or_default().trim_start_matches("error: ");
+    let message = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let lines = paragraphs.flat_map(str::lines).map(str::trim);
+    lines.fold(Failure::usage(message), |failure, line| match line.strip_prefix("tip: ") {
+        Some(tip) => failure.hint(tip),
+        None if line.starts_with("Usage:") => failure.hint(line),
+        None => failure,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_usage_is_told_whole() {
+        let told = |arguments: &[&str]| {
+            let error = Cli::try_parse_from(arguments).expect_err("wrong").to_string();
+            let failure = wrong_usage(&error);
+            (failure.to_string(), failure.hints().join(" | "))
+        };
+        let (message, hints) = told(&["cutover", "apply", "x"]);
+        assert_eq!(message, "the following required arguments were not provided: --root <DIR>");
+        assert!(hints.starts_with("Usage: cutover apply"), "{hints}");
+        let (message, hints) = told(&["cutover", "aply"]);
+        assert_eq!(message, "unrecognized subcommand 'aply'");
+        assert!(hints.starts_with("a similar subcommand exists: 'apply' | Usage: "), "{hints}");
+    }
 }
