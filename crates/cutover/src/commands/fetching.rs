@@ -1,6 +1,6 @@
 //! What every command that fetches needs: the names that releases are asked for by, and the ports of this machine.
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc};
+use std::{error::Error, num::NonZeroUsize, path::Path, sync::Arc};
 
 use cutover_core::{
     fetch::speeds::Speeds,
@@ -10,7 +10,7 @@ use cutover_host::fetch::{FetchError, FetchPorts, Got, RealTimer, RelativePath, 
 use cutover_repo::{Fetch, State as _, StateDirectory};
 
 use super::{place, site};
-use crate::{args::FromRepository, settings::Settings};
+use crate::{args::FromRepository, failure::Failure, settings::Settings};
 
 /// A release as it was named.
 pub(super) struct Named {
@@ -18,16 +18,56 @@ pub(super) struct Named {
     pub(super) version: Option<Version>,
 }
 
-/// Whether a release of a repository is meant and not a file: there is no such file, and it reads `NAME@VERSION`; or `NAME`
-/// when there is a repository.
-pub(super) fn reference(text: &Path, from: &FromRepository, settings: &Settings) -> Option<Named> {
-    let name = text.to_str().filter(|_| !text.exists())?;
-    match name.split_once('@') {
-        Some((package, version)) => {
-            Some(Named { package: package.parse().ok()?, version: Some(version.parse().ok()?) })
+/// Whether a release of a repository is meant and not a file: a repository is named beside it; or there is no such file, and
+/// it reads `NAME@VERSION`, or `NAME` when the settings name a repository.
+///
+/// # Errors
+/// A release is meant, and this is no name of one.
+pub(super) fn reference(
+    text: &Path,
+    from: &FromRepository,
+    settings: &Settings,
+) -> Result<Option<Named>, Failure> {
+    let no_name = |reason: Option<Box<dyn Error + Send + Sync>>| {
+        let failure = Failure::usage(format!("`{}` names no release", text.display()));
+        let failure = match reason {
+            Some(reason) => failure.because(reason),
+            None => failure,
+        };
+        Err(failure.hint("a release is written NAME@VERSION, such as `tool@1.4.0`, or NAME for its newest"))
+    };
+    let is_meant = !from.source.is_empty();
+    if !is_meant && is_a_file(text) {
+        return Ok(None);
+    }
+    let Some(name) = text.to_str() else { return if is_meant { no_name(None) } else { Ok(None) } };
+    let read = || -> Result<Named, Box<dyn Error + Send + Sync>> {
+        match name.split_once('@') {
+            Some((package, version)) => {
+                Ok(Named { package: package.parse()?, version: Some(version.parse()?) })
+            }
+            None => Ok(Named { package: name.parse()?, version: None }),
         }
-        None if !has_source(from, settings) => None,
-        None => Some(Named { package: name.parse().ok()?, version: None }),
+    };
+    match read() {
+        Ok(named) if is_meant || named.version.is_some() || has_source(from, settings) => Ok(Some(named)),
+        Err(reason) if is_meant || (name.contains('@') && !name.contains('/')) => no_name(Some(reason)),
+        Ok(_) | Err(_) => Ok(None),
+    }
+}
+
+/// Whether there is something to open; a directory is no bundle.
+fn is_a_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| !metadata.is_dir())
+}
+
+/// What to do when there is no such file, and a release may be meant.
+pub(super) fn with_hint(failure: Failure, text: &Path) -> Failure {
+    match text.to_str().map(str::parse::<Name>) {
+        Some(Ok(_)) if !is_a_file(text) => {
+            failure.hint("name a repository with --source, if this is a release of one")
+        }
+        _ => failure,
     }
 }
 

@@ -16,7 +16,7 @@ use cutover_host::{
 use super::{
     Context,
     describe::describe,
-    fetching::{offers_bundles, reference},
+    fetching::{offers_bundles, reference, with_hint},
     log, offers,
     opened::{FromFile, open_update},
     outcome::{DeltaSaved, finish},
@@ -126,7 +126,7 @@ struct Given<'a> {
 
 impl Given<'_> {
     fn open(&self, root: &Path, settings: &Settings, context: &Context) -> Result<Update, Failure> {
-        let wanted = reference(self.path, self.from, settings);
+        let wanted = reference(self.path, self.from, settings)?;
         if wanted.is_none() || offers_bundles(self.from, settings) {
             log::refuse_files(settings, self.path)?;
         }
@@ -136,7 +136,9 @@ impl Given<'_> {
                 offers::open(&wanted, root, settings, context).map(Update::File)
             }
             Some(wanted) => source::open(wanted, self.from, root, settings, context).map(Update::Fetched),
-            None => open_update(self.path, self.full, settings, context.now).map(Update::File),
+            None => open_update(self.path, self.full, settings, context.now)
+                .map(Update::File)
+                .map_err(|failure| with_hint(failure, self.path)),
         }
     }
 
@@ -149,7 +151,7 @@ impl Given<'_> {
         is_planned: bool,
         context: &Context,
     ) -> Result<Option<sets::Set>, Failure> {
-        let Some(wanted) = reference(self.path, self.from, settings) else { return Ok(None) };
+        let Some(wanted) = reference(self.path, self.from, settings)? else { return Ok(None) };
         let set = sets::open(&wanted, self.from, root, settings, context)?;
         let refused = |what: &str| {
             Err(Failure::usage(format!("{what}: this changes several packages, or one in several steps")))

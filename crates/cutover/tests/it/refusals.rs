@@ -10,7 +10,7 @@ use cutover::{
     core::model::Instant,
 };
 
-use crate::world::{PLAIN, Release, World, exact, run, stamped, text};
+use crate::world::{PLAIN, Release, World, command, exact, finish, run, stamped, text};
 
 /// A bundle's three parts.
 struct Parts {
@@ -252,6 +252,29 @@ fn policy_refuses_what_does_not_fit_this_root() {
         manifest["requires"] = serde_json::json!([{ "package": "storage", "constraint": ">=1.4.0" }]);
     });
     refused(&world, &needs, 13, "`storage`");
+}
+
+#[test]
+fn what_looks_like_a_release_is_not_taken_for_a_file() {
+    let world = World::new();
+    fs::create_dir(world.path("tool")).expect("made");
+    let root = world.root();
+    let told = |arguments: &[&str], code: i32| {
+        let mut apply = command(&stamped().program, &[&["apply", "--root", text(&root)], arguments].concat());
+        apply.current_dir(world.dir.path());
+        finish(apply).must(code).stderr
+    };
+    for bad in ["tool@1x", "tool@", "@1.0.0", "a b@1.0.0"] {
+        let said = told(&[bad], 2);
+        assert!(said.contains("names no release") && said.contains("NAME@VERSION"), "{said}");
+    }
+    assert!(told(&["./tool", "--source", "."], 2).contains("names no release"));
+    assert!(told(&["tool@1.0.0"], 2).contains("--source"));
+    for absent in ["tool", "none"] {
+        assert!(told(&[absent], 1).contains("name a repository with --source"));
+    }
+    // A directory of that name is in nobody's way.
+    assert!(told(&["tool", "--source", "nowhere"], 1).contains("nowhere"));
 }
 
 #[test]
