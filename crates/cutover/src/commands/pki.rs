@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use cutover_bundle::pki::{Authority, Issued, Validity};
+use cutover_bundle::{
+    TrustAnchor,
+    pki::{Authority, Issued, Validity},
+};
 use cutover_core::model::{Instant, Name};
 use zeroize::Zeroizing;
 
@@ -24,7 +27,9 @@ pub(super) fn run(command: Pki, context: &Context) -> Result<Exit, Failure> {
             let file: Name = name
                 .parse()
                 .map_err(|error: cutover_core::model::IdError| Failure::usage(error.to_string()))?;
-            let issued = open(&dir)?.issue_signer(&org, &name, validity(context.now, days)?)?;
+            let (root, validity) = (open(&dir)?, validity(context.now, days)?);
+            must_not_outlive(&root, validity, context.now)?;
+            let issued = root.issue_signer(&org, &name, validity)?;
             write_pair(&dir, file.as_str(), &issued.certificate_pem, &issued.key_pem)?
         }
         Pki::Revoke { dir, serials, number, days, output } => {
@@ -58,6 +63,23 @@ fn init(dir: &Path, org: &str, root_days: u32, days: u32, now: Instant) -> Resul
     let mut written = write_pair(dir, "root", root.certificate_pem(), root.key_pem())?;
     written.extend(write_pair(dir, SIGNER, &certificate_pem, &key_pem)?);
     Ok(written)
+}
+
+/// A certificate counts no longer than its root, whatever it says.
+///
+/// # Errors
+/// It would say more than that.
+fn must_not_outlive(root: &Authority, signer: Validity, now: Instant) -> Result<(), Failure> {
+    let anchor = TrustAnchor::parse(root.certificate_pem().as_bytes())?;
+    let Some(end) = anchor.describe().iter().map(|root| root.not_after).min() else { return Ok(()) };
+    if signer.not_after <= end {
+        return Ok(());
+    }
+    let hint = match (end.unix() - now.unix()) / 86_400 {
+        days @ 1.. => format!("pass --days {days}, or less"),
+        _ => "make a new root with `cutover pki init`, and programs that trust it".to_owned(),
+    };
+    Err(Failure::usage(format!("the certificate would outlive its root, which ends at {end}")).hint(hint))
 }
 
 fn validity(now: Instant, days: u32) -> Result<Validity, Failure> {
