@@ -20,7 +20,7 @@ mod signing;
 mod trust;
 mod update;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -187,6 +187,38 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// The root it works on.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        let at = match self {
+            Self::Check(command) => &command.at,
+            Self::Plan(command) => &command.at,
+            Self::Apply(command) => &command.at,
+            Self::Status(at) | Self::RestorePoints(at) => at,
+            Self::History(command) => &command.at,
+            Self::Verify(command) => &command.at,
+            Self::Rollback(command) => &command.at,
+            Self::Recover(command) => &command.at,
+            Self::Prune(command) => &command.at,
+            Self::Run(command) => &command.at,
+            Self::Pki(_)
+            | Self::Trust(_)
+            | Self::Bundle(_)
+            | Self::Delta(_)
+            | Self::Repo(_)
+            | Self::Schema(_)
+            | Self::Demo(_)
+            | Self::Gate(_)
+            | Self::Ship(_)
+            | Self::Index(_)
+            | Self::Config(_)
+            | Self::Completions { .. }
+            | Self::Man { .. }
+            | Self::Reference { .. }
+            | Self::DemoService(_) => return None,
+        };
+        Some(&at.root)
+    }
+
     /// Whether what it prints is all it does: then nothing is done when that is lost.
     pub(crate) fn only_prints(&self) -> bool {
         match self {

@@ -87,6 +87,15 @@ impl Failure {
         }
     }
 
+    /// The commands to run next name the root that this was about.
+    #[must_use]
+    pub(crate) fn naming_root(mut self, root: Option<&Path>) -> Self {
+        if let Some(root) = root {
+            self.hints.iter_mut().for_each(|hint| *hint = crate::output::naming_root(hint, root));
+        }
+        self
+    }
+
     /// The exit code.
     pub fn exit(&self) -> Exit {
         self.exit

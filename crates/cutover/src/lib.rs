@@ -47,7 +47,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let form = if cli.global.json { Form::Json } else { Form::Text };
     log_to_stderr(&cli.command);
     let only_prints = cli.command.only_prints();
-    let ended = Context::new(&cli.global, clock::now()).and_then(|context| commands::run(cli, &context));
+    let ended = Context::new(&cli, clock::now()).and_then(|context| commands::run(cli, &context));
     let exit = ended.unwrap_or_else(|failure| {
         output::failure(&failure, form);
         failure.exit()

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
@@ -93,6 +94,33 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// Text whose commands can be pasted: those that work on a root name this one.
+pub(crate) fn naming_root(text: &str, root: &Path) -> String {
+    let program = <crate::args::Cli as clap::CommandFactory>::command();
+    let needs_root = |command: &str| {
+        let verb = command.strip_prefix("cutover ").and_then(|rest| rest.split(' ').next());
+        let verb = verb.and_then(|verb| program.find_subcommand(verb));
+        verb.is_some_and(|verb| {
+            verb.get_arguments().any(|one| one.get_id() == "root" && one.is_required_set())
+        }) && !command.contains("--root")
+    };
+    // What stands between backticks is every other part.
+    let parts = text.split('`').enumerate().map(|(number, part)| match number % 2 == 1 && needs_root(part) {
+        true => format!("{part} --root {}", shell_word(&root.display().to_string())),
+        false => part.to_owned(),
+    });
+    parts.collect::<Vec<_>>().join("`")
+}
+
+/// One word for a shell.
+fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:,%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// A table without lines, for people.
 pub(crate) fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
@@ -135,6 +163,19 @@ mod tests {
     #[test]
     fn hostile_text_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\u{202e}c"), "a\\u{1b}[2Jb\\u{202e}c");
+    }
+
+    #[test]
+    fn commands_on_a_root_name_it_as_one_word() {
+        let named = |text: &str| naming_root(text, Path::new("/srv/a b's"));
+        assert_eq!(
+            named("run `cutover recover`; `cutover schema status` or `cutover apply X --root DIR`, in `/x`"),
+            "run `cutover recover --root '/srv/a b'\\''s'`; `cutover schema status` or `cutover apply X --root DIR`, in `/x`"
+        );
+        assert_eq!(
+            naming_root("`cutover rollback 3`", Path::new("/srv/tool-1")),
+            "`cutover rollback 3 --root /srv/tool-1`"
+        );
     }
 
     #[test]

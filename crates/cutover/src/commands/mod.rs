@@ -37,7 +37,7 @@ use std::{
 use cutover_core::model::Instant;
 
 use crate::{
-    args::{Cli, Command, Global, ProgressForm},
+    args::{Cli, Command, ProgressForm},
     demo,
     exit::Exit,
     failure::Failure,
@@ -53,6 +53,8 @@ pub(crate) struct Context {
     config: Option<PathBuf>,
     flags: Vec<(String, String, String)>,
     environment: Vec<(String, String)>,
+    /// The root that the command works on.
+    root: Option<PathBuf>,
     /// When the run started.
     pub(crate) now: Instant,
     /// `SOURCE_DATE_EPOCH`, if it is set.
@@ -64,7 +66,8 @@ impl Context {
     ///
     /// # Errors
     /// A `--set` that is no `KEY=VALUE`, or a variable that is no text.
-    pub(crate) fn new(global: &Global, now: Instant) -> Result<Self, Failure> {
+    pub(crate) fn new(cli: &Cli, now: Instant) -> Result<Self, Failure> {
+        let global = &cli.global;
         let flags = global
             .settings
             .iter()
@@ -81,9 +84,15 @@ impl Context {
             config: global.config.clone(),
             flags,
             environment: settings::environment()?,
+            root: cli.command.root().map(Path::to_owned),
             now,
             source_date: std::env::var("SOURCE_DATE_EPOCH").ok(),
         })
+    }
+
+    /// Text whose commands can be pasted: see [`output::naming_root`].
+    pub(crate) fn naming_root(&self, text: &str) -> String {
+        self.root.as_deref().map_or_else(|| text.to_owned(), |root| output::naming_root(text, root))
     }
 
     /// The arguments that give another run of this program the same settings.
@@ -135,6 +144,10 @@ impl Context {
 /// # Errors
 /// Why it did not do what was asked.
 pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
+    run_command(cli, context).map_err(|failure| failure.naming_root(context.root.as_deref()))
+}
+
+fn run_command(cli: Cli, context: &Context) -> Result<Exit, Failure> {
     // M10: whoever tries to set the anchor is told, whatever the command.
     settings::refuse_anchor_in(&context.environment)?;
     match cli.command {

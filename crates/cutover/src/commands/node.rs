@@ -38,7 +38,7 @@ pub(super) fn must_be_used(site: &Site) -> Result<(), Failure> {
             Exit::NothingToDo,
             format!("nothing was ever installed in `{}`", site.root.display()),
         )
-        .hint("install something with `cutover apply BUNDLE --root DIR`")),
+        .hint("install something with `cutover apply BUNDLE`")),
     }
 }
 
@@ -83,17 +83,17 @@ pub(super) fn status(at: &AtRoot, context: &Context) -> Result<Exit, Failure> {
             output::line(format!("tree            {}", tree.display()));
             output::line(format!("state           {}", lifecycle.state().name()));
             if let Some(in_flight) = &status.in_flight {
-                output::line(format!(
+                output::line(context.naming_root(&format!(
                     "unfinished      execution {}{}; `cutover recover` ends it",
                     in_flight.number,
                     in_flight.step.map_or(String::new(), |step| format!(", at {step}"))
-                ));
+                )));
             }
             if let Some(set) = &status.set {
-                output::line(format!(
+                output::line(context.naming_root(&format!(
                     "set             part of set {} of `{}`, which has not ended; `cutover recover` ends it",
                     set.number, set.coordinator
-                ));
+                )));
             }
             output::line(format!("restore points  {}", status.restore_points));
             match service {
@@ -195,7 +195,7 @@ pub(super) fn verify(command: &Verify, context: &Context) -> Result<Exit, Failur
     let before = site.node.verify()?;
     let Some(release) = before.release.clone() else {
         return Err(Failure::new(Exit::NothingToDo, "nothing is installed in this root")
-            .hint("install something with `cutover apply BUNDLE --root DIR`"));
+            .hint("install something with `cutover apply BUNDLE`"));
     };
     let must_repair =
         command.repair && (!before.is_clean() || (command.replace_edited && !before.edited.is_empty()));
@@ -239,7 +239,7 @@ pub(super) fn verify(command: &Verify, context: &Context) -> Result<Exit, Failur
         } else {
             "`cutover verify --repair` brings them back"
         };
-        output::failure(&failure.hint(hint), Form::Text);
+        output::failure(&failure.hint(hint).naming_root(context.root.as_deref()), Form::Text);
     }
     Ok(exit)
 }

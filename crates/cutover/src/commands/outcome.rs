@@ -64,22 +64,28 @@ pub(super) fn finish(
                 output::line(delta.line());
             }
             if let Some(point) = &report.restore_point {
-                output::line(format!("restore point {point}: `cutover rollback {point}` goes back"));
+                let line = format!("restore point {point}: `cutover rollback {point}` goes back");
+                output::line(context.naming_root(&line));
             }
         }
         Form::Text => {}
     }
-    tell_rest(exit, &report.warnings, || failure_of(report));
+    tell_rest(exit, &report.warnings, || failure_of(report), context);
     Ok(exit)
 }
 
 /// What every run tells in the end: its warnings, and what went wrong if anything did.
-pub(super) fn tell_rest(exit: Exit, warnings: &[String], failure: impl FnOnce() -> Failure) {
+pub(super) fn tell_rest(
+    exit: Exit,
+    warnings: &[String],
+    failure: impl FnOnce() -> Failure,
+    context: &Context,
+) {
     for warning in warnings {
         output::note(format!("warning: {}", output::printable(warning)));
     }
     if exit != Exit::Done {
-        output::failure(&failure(), Form::Text);
+        output::failure(&failure().naming_root(context.root.as_deref()), Form::Text);
     }
 }
 

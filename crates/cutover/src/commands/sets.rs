@@ -499,12 +499,12 @@ pub(super) fn finish(report: &SetReport, context: &Context) -> Result<Exit, Fail
             output::line(output::printable(&report.message));
             output::line(parts_table(report));
             if report.takes_back.is_none() {
-                output::line("`cutover rollback --whole-set` takes all of them back");
+                output::line(context.naming_root("`cutover rollback --whole-set` takes all of them back"));
             }
         }
         Form::Text => {}
     }
-    tell_rest(exit, &report.warnings, || failure_of(report));
+    tell_rest(exit, &report.warnings, || failure_of(report), context);
     Ok(exit)
 }
 

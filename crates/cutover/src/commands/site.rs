@@ -93,7 +93,7 @@ impl Site {
         let root = match (root.is_dir(), missing) {
             (false, Missing::Refuse) => {
                 return Err(Failure::usage(format!("there is no root `{}`", root.display()))
-                    .hint("the first `cutover apply BUNDLE --root DIR` makes it"));
+                    .hint("the first `cutover apply BUNDLE` makes it"));
             }
             (false, Missing::Imagine) => {
                 let directory = tempfile::tempdir()

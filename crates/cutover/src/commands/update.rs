@@ -383,7 +383,7 @@ fn delta_saved(update: &Update, path: &Path) -> Option<DeltaSaved> {
 pub(super) fn prune_after(site: &Site, lock: &cutover_host::node::NodeLock) {
     if let Err(error) = site.node.prune_after_update(lock, &site.settings.retention) {
         output::note(format!("warning: old restore points were not pruned: {error}"));
-        output::note("hint: `cutover prune` tries again");
+        output::note(output::naming_root("hint: `cutover prune` tries again", &site.root));
     }
 }
 

@@ -136,7 +136,8 @@ fn missing_root_is_named_with_the_way_to_make_one() {
     for command in ["status", "history", "verify", "rollback", "restore-points", "recover", "prune"] {
         let ran = plain(&[command, "--root", "/nonexistent/root"]).must(2);
         assert!(
-            ran.stderr.contains("`/nonexistent/root`") && ran.stderr.contains("hint: "),
+            ran.stderr.contains("`/nonexistent/root`")
+                && ran.stderr.contains("`cutover apply BUNDLE --root /nonexistent/root`"),
             "{}",
             ran.stderr
         );
