@@ -113,7 +113,7 @@ pub(crate) fn naming_root(text: &str, root: &Path) -> String {
 }
 
 /// One word for a shell.
-fn shell_word(text: &str) -> String {
+pub(crate) fn shell_word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@:,%".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
         return text.to_owned();

@@ -226,8 +226,19 @@ impl ReleaseSpec {
     /// # Errors
     /// Exit code 2.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        settings::read_file(path)
-            .map_err(|error| Failure::about(error, "the release specification is not valid"))
+        settings::read_file(path).map_err(|error| match error {
+            settings::SettingsError::Missing(_) => Failure::usage("there is no release specification")
+                .because(error)
+                .hint("write one, or name it with --spec: `package` and `version` are enough"),
+            settings::SettingsError::Read { .. }
+            | settings::SettingsError::Syntax { .. }
+            | settings::SettingsError::Value { .. } => {
+                Failure::usage("the release specification is not valid").because(error)
+            }
+            settings::SettingsError::Unknown { .. } | settings::SettingsError::Anchor { .. } => {
+                Failure::about(error, "the release specification is not valid")
+            }
+        })
     }
 }
 

@@ -105,7 +105,8 @@ pub(crate) enum Schema {
     },
     /// Prints the statements with which a connection sees the schema of one version of the application.
     Prelude {
-        /// The version as it is in the names of views, such as `1_4_0`; `0` before the first migration.
+        /// The version as it is in the names of views: the `app_version` of the newest migration that the code knows, such as
+        /// `1_5_0`; `p2` when it is the second one and names none; `0` before the first.
         #[arg(value_name = "VERSION")]
         code: String,
         /// The database.

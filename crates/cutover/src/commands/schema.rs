@@ -9,7 +9,7 @@ use std::{
 use cutover_core::{causes::chain, model::Version};
 use cutover_migrate::{
     Error,
-    engine::{Loss, RowFunction, Watch},
+    engine::{Engine, Loss, RowFunction, Watch},
     file,
     grace::{FleetFloor, Floor, FloorUnknown},
     ir::{Ident, Migration, Op},
@@ -51,7 +51,7 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
         Schema::Rehearse { file, at, on } => {
             let migration = read(&file)?;
             with(&at, context, |migrator, _| {
-                let on = on.as_deref().map(open).transpose()?;
+                let on = on.as_deref().map(open_database).transpose()?;
                 let rehearsal = migrator.rehearse(&migration, on)?;
                 said(context, &rehearsal, || {
                     let aside = match rehearsal.set_aside {
@@ -150,7 +150,7 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
                         entry.event,
                         entry.migration,
                         entry.author,
-                        &entry.hash[..8]
+                        entry.hash.get(..8).unwrap_or(&entry.hash)
                     )
                 };
                 entries.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -203,7 +203,9 @@ fn read(path: &Path) -> Result<Migration, Failure> {
 pub(super) fn parse(bytes: &[u8], name: &str) -> Result<Migration, Failure> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| Failure::usage(format!("`{name}` is no text")).because(error))?;
-    file::parse(text).map_err(|error| Failure::about(Error::File(error), format!("`{name}`")))
+    file::parse(text).map_err(|error| {
+        Failure::about(Error::File(error), format!("`{name}` is no migration that can be used"))
+    })
 }
 
 fn settings(at: &AtDatabase, context: &Context) -> Result<SchemaSettings, Failure> {
@@ -243,7 +245,22 @@ pub(super) fn migrator<'a>(
     run.policy.lock_timeout_ms = settings.lock_timeout_ms;
     run.policy.chunk_rows = settings.chunk_rows;
     run.policy.workers = settings.workers.max(1);
-    Ok(Migrator::new(open(url)?, run, watch, make))
+    Ok(Migrator::new(open_database(url)?, run, watch, make))
+}
+
+/// Opens the database at a URL.
+///
+/// # Errors
+/// It is none; or the file is not there, which is never made.
+fn open_database(url: &str) -> Result<Box<dyn Engine>, Failure> {
+    let file = url.strip_prefix("sqlite:").map(|path| Path::new(path.strip_prefix("//").unwrap_or(path)));
+    if let Some(file) = file.filter(|file| !file.as_os_str().is_empty() && !file.exists()) {
+        return Err(Failure::usage(format!("there is no database file `{}`", file.display())).hint(format!(
+            "make it with `sqlite3 {} 'PRAGMA journal_mode=WAL'`, or name another with --database",
+            output::shell_word(&file.display().to_string())
+        )));
+    }
+    Ok(open(url)?)
 }
 
 /// Who runs this program, for the history.

@@ -160,7 +160,8 @@ fn specification_errors_name_line_and_suggestion() {
         assert!(ran.stderr.contains(words), "{}", ran.stderr);
     }
     create(&world, &tree, &spec, &["--release-version", "2.0.0", "--json"]).must(0);
-    create(&world, &tree, &world.path("none.toml"), &[]).must(2);
+    let ran = create(&world, &tree, &world.path("none.toml"), &[]).must(2);
+    assert!(ran.stderr.contains("--spec") && !ran.stderr.contains("config check"), "{}", ran.stderr);
 }
 
 #[test]

@@ -26,6 +26,21 @@ fn schema(url: &str, arguments: &[&str]) -> Ran {
 }
 
 #[test]
+fn wrong_file_and_missing_database_are_told_with_what_to_do() {
+    let world = World::new();
+    let (_, spec) = world.tree(&Release::new("1.0.0"));
+    let (_connection, url) = database(&world);
+    let ran = schema(&url, &["plan", text(&spec), "--json"]).must(2);
+    let told = &ran.json()["error"];
+    assert!(told["message"].as_str().expect("text").contains("is no migration"), "{told}");
+    assert!(told["causes"].to_string().contains("unknown key"), "{told}");
+    let absent = world.path("no such.db");
+    let ran = schema(&format!("sqlite:{}", absent.display()), &["status"]).must(2);
+    assert!(ran.stderr.contains("there is no database file"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("sqlite3 '{}'", absent.display())), "{}", ran.stderr);
+}
+
+#[test]
 fn worked_examples_of_the_guide_run_forth_back_and_to_contract() {
     let world = World::new();
     let (connection, url) = database(&world);
