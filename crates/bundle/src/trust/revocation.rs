@@ -8,9 +8,9 @@ use x509_cert::crl::CertificateList;
 
 use super::error::{TrustError, printable};
 
-/// Most bytes of revocation lists.
+/// Most bytes of revocation lists, all together.
 const BYTES_MAX: usize = 16 << 20;
-/// Most revocation lists.
+/// Most revocation lists, all together.
 const LISTS_MAX: usize = 64;
 
 /// Revocation lists as an operator gives them. Each is checked for its authority's signature only when a path needs it.
@@ -55,18 +55,15 @@ impl RevocationLists {
     pub fn add(&mut self, bytes: &[u8]) -> Result<(), TrustError> {
         let invalid = |reason: String| TrustError::RevocationInvalid { reason };
         if bytes.len() > BYTES_MAX {
-            return Err(invalid(format!("it has more than {BYTES_MAX} bytes")));
+            return Err(invalid(format!("there are more than {BYTES_MAX} bytes of lists")));
         }
         let before = self.lists.len();
         if bytes.first() == Some(&0x30) {
-            self.lists.push(List::read(bytes)?);
+            self.push(bytes, BYTES_MAX)?;
         } else {
             for list in CertificateRevocationListDer::pem_slice_iter(bytes) {
                 let list = list.map_err(|error| invalid(error.to_string()))?;
-                self.lists.push(List::read(&list)?);
-                if self.lists.len() > LISTS_MAX {
-                    return Err(invalid(format!("there are more than {LISTS_MAX} lists")));
-                }
+                self.push(&list, BYTES_MAX)?;
             }
         }
         if self.lists.len() == before {
@@ -74,6 +71,20 @@ impl RevocationLists {
         }
         // The newest list of an authority speaks for it.
         self.lists.sort_by_key(|list| std::cmp::Reverse((list.this_update, list.next_update)));
+        Ok(())
+    }
+
+    /// Adds one list; all of them together stay within the limits, however many files they come from.
+    fn push(&mut self, der: &[u8], bytes_max: usize) -> Result<(), TrustError> {
+        let invalid = |reason: String| Err(TrustError::RevocationInvalid { reason });
+        if self.lists.len() >= LISTS_MAX {
+            return invalid(format!("there are more than {LISTS_MAX} lists"));
+        }
+        let held: usize = self.lists.iter().map(|list| list.der.len()).sum();
+        if der.len() > bytes_max.saturating_sub(held) {
+            return invalid(format!("there are more than {bytes_max} bytes of lists"));
+        }
+        self.lists.push(List::read(der)?);
         Ok(())
     }
 
@@ -126,5 +137,33 @@ impl List {
             .ok_or_else(|| invalid(format!("the list of `{issuer}` does not say until when it holds")))?;
         let next_update = time(next_update)?;
         Ok(Self { der: der.to_vec(), this_update, next_update, issuer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pki::{Authority, Validity};
+
+    #[test]
+    fn limits_hold_for_all_lists_together() {
+        let now = Instant::from_unix(1_767_225_600).expect("a time");
+        let year = Validity::days_from(now, 365).expect("a validity");
+        let authority = Authority::root("Example", year).expect("a root");
+        let pem = authority.revocation_list(&[], 1, year).expect("a list");
+        let one = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).expect("PEM").to_vec();
+        for form in [one.as_slice(), pem.as_bytes()] {
+            let mut lists = RevocationLists::none();
+            for _ in 0..LISTS_MAX {
+                lists.add(form).expect("within the limits");
+            }
+            let error = lists.add(form).expect_err("one too many").to_string();
+            assert!(error.contains("more than 64 lists"), "{error}");
+        }
+        let mut lists = RevocationLists::none();
+        let bytes_max = one.len() * 2;
+        lists.push(&one, bytes_max).expect("room");
+        lists.push(&one, bytes_max).expect("room");
+        lists.push(&one, bytes_max).expect_err("no room");
     }
 }
