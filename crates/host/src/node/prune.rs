@@ -85,8 +85,8 @@ fn prune(
     node.must_be_idle()?;
     let files = &node.files;
     let layout = node.layout()?;
-    let mut report = PruneReport::default();
-    report.bytes_before = measured(measure, || allocated(files));
+    let bytes_before = measured(measure, || allocated(files));
+    let mut report = PruneReport { bytes_before, ..PruneReport::default() };
     let mut points = Vec::new();
     let damaged =
         evidence_only(node.each_point(layout, Target::Check, |seen| points.push(Head::of(&seen)))?)?;
