@@ -1,7 +1,8 @@
 //! The catalog: history and an index of what is on disk, in SQLite. Format: `docs/formats/catalog.md`.
 //!
 //! Nothing here says what is current; the tree does (decision 0003). A damaged catalog is moved aside, never overwritten,
-//! and the index is filled again from manifests on disk. Every change is one transaction with `synchronous = FULL`.
+//! and a new one is filled from what lies on disk in the transaction that makes it, so that half of one is none. Every change is
+//! one transaction with `synchronous = FULL`.
 
 use std::{collections::BTreeSet, io, path::Path, sync::Mutex};
 
@@ -124,40 +125,90 @@ pub struct Catalog {
 pub struct Opened {
     /// The catalog.
     pub catalog: Catalog,
-    /// Where a damaged predecessor was moved to, relative to the root. The caller warns and fills the index again.
+    /// Where a damaged predecessor was moved to, relative to the root. The caller warns.
     pub moved_aside: Option<String>,
 }
 
+/// A catalog that is being made. What it is filled with becomes durable together with it.
+pub struct Filling<'t>(&'t Transaction<'t>);
+
+/// Fills a new catalog from what lies on disk.
+pub type Fill<'f> = &'f dyn Fn(&Filling<'_>) -> Result<(), CatalogError>;
+
+/// Adds nothing.
+const NOTHING: Fill<'static> = &|_| Ok(());
+
+impl Filling<'_> {
+    /// Adds a release that lies on disk.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn index(&self, digest: Digest, manifest: &Manifest) -> Result<(), CatalogError> {
+        insert_release(self.0, digest, manifest)
+            .and_then(|()| raise_highest(self.0, &manifest.package, &manifest.version))
+            .map_err(sqlite("index a release"))
+    }
+
+    /// Adds a row of the history.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn record(&self, row: &HistoryRow) -> Result<(), CatalogError> {
+        insert_history(self.0, row).map_err(sqlite("record history"))
+    }
+}
+
 impl Catalog {
-    /// Opens the catalog of a root, creating it if there is none and moving it aside if it is damaged.
+    /// Opens the catalog of a root, making one with `fill` if there is none and moving it aside if it is damaged. Only for whoever
+    /// holds the lock of the root.
     ///
     /// # Errors
     /// [`CatalogError`]; the files are then as they were.
-    pub fn open(disk: &dyn Disk) -> Result<Opened, CatalogError> {
+    pub fn open(disk: &dyn Disk, fill: Fill<'_>) -> Result<Opened, CatalogError> {
         let path = disk.root().join(CATALOG_PATH);
-        let damaged = |opened: &Result<Self, CatalogError>| matches!(opened, Err(CatalogError::Sqlite { source, .. }) if is_damage(source));
-        let mut opened = Self::open_file(&path);
-        if damaged(&opened) {
-            // SQLite calls a file damaged when the disk fails to read it. Only one that can be read, and is judged the
-            // same again, is.
-            read_through(disk).map_err(|source| CatalogError::Io { attempt: "read the file", source })?;
-            opened = Self::open_file(&path);
+        match open_sound(disk, || Self::open_file(&path, fill))? {
+            Some(catalog) => Ok(Opened { catalog, moved_aside: None }),
+            None => {
+                let aside = move_aside(disk)
+                    .map_err(|source| CatalogError::Io { attempt: "move the damaged file aside", source })?;
+                Ok(Opened { catalog: Self::open_file(&path, fill)?, moved_aside: Some(aside) })
+            }
         }
-        if damaged(&opened) {
-            let aside = move_aside(disk)
-                .map_err(|source| CatalogError::Io { attempt: "move the damaged file aside", source })?;
-            return Ok(Opened { catalog: Self::open_file(&path)?, moved_aside: Some(aside) });
-        }
-        Ok(Opened { catalog: opened?, moved_aside: None })
     }
 
-    fn open_file(path: &Path) -> Result<Self, CatalogError> {
+    /// Opens the catalog of a root as it is; `None` when it is damaged or not made yet. For whoever only reads, perhaps beside
+    /// somebody who holds the lock: nothing is made or moved.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn open_made(disk: &dyn Disk) -> Result<Option<Self>, CatalogError> {
+        let path = disk.root().join(CATALOG_PATH);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = open_sound(disk, || {
+            let connection = Connection::open_with_flags(&path, flags).map_err(sqlite("open"))?;
+            if user_version(&connection).map_err(sqlite("open"))? == 0 {
+                return Ok(None);
+            }
+            Self::prepare(connection, None, NOTHING).map(Some)
+        });
+        opened.map(Option::flatten)
+    }
+
+    /// A catalog in memory with what `fill` adds, to read from where there is no other.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn filled(fill: Fill<'_>) -> Result<Self, CatalogError> {
+        Self::prepare(Connection::open_in_memory().map_err(sqlite("open"))?, None, fill)
+    }
+
+    fn open_file(path: &Path, fill: Fill<'_>) -> Result<Self, CatalogError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(sqlite("open"))?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(sqlite("open"))?;
-        Self::prepare(connection, None)
+        Self::prepare(connection, None, fill)
     }
 
     /// A catalog that lives in memory, for the simulation: `gate` is called around every commit.
@@ -165,7 +216,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn in_memory(gate: CommitGate) -> Result<Self, CatalogError> {
-        Self::prepare(Connection::open_in_memory().map_err(sqlite("open"))?, Some(gate))
+        Self::prepare(Connection::open_in_memory().map_err(sqlite("open"))?, Some(gate), NOTHING)
     }
 
     /// A copy in memory of what is in this catalog, for the simulation, which runs many futures of one past.
@@ -178,10 +229,15 @@ impl Catalog {
             let backup = rusqlite::backup::Backup::new(connection, &mut copy)?;
             backup.step(-1).map(drop)
         })?;
-        Self::prepare(copy, Some(gate))
+        Self::prepare(copy, Some(gate), NOTHING)
     }
 
-    fn prepare(mut connection: Connection, gate: Option<CommitGate>) -> Result<Self, CatalogError> {
+    /// Makes the tables and fills them, in one transaction, if there are none.
+    fn prepare(
+        mut connection: Connection,
+        gate: Option<CommitGate>,
+        fill: Fill<'_>,
+    ) -> Result<Self, CatalogError> {
         let open = sqlite("open");
         let set = |name: &str, value: &str| connection.pragma_update(None, name, value);
         set("synchronous", "FULL").and_then(|()| set("foreign_keys", "ON")).map_err(&open)?;
@@ -196,12 +252,10 @@ impl Catalog {
             return Err(open(rusqlite::Error::SqliteFailure(code, Some(check))));
         }
         let transaction = connection.transaction().map_err(&open)?;
-        match transaction
-            .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
-            .map_err(&open)?
-        {
+        match user_version(&transaction).map_err(&open)? {
             0 => {
                 transaction.execute_batch(SCHEMA).map_err(&open)?;
+                fill(&Filling(&transaction))?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(&open)?;
             }
             SCHEMA_VERSION => {}
@@ -263,17 +317,6 @@ impl Catalog {
         })
     }
 
-    /// Fills the index with a release that lies on disk, after the catalog was lost.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn index(&self, digest: Digest, manifest: &Manifest) -> Result<(), CatalogError> {
-        self.write("index a release", |transaction| {
-            insert_release(transaction, digest, manifest)?;
-            raise_highest(transaction, &manifest.package, &manifest.version)
-        })
-    }
-
     /// The manifests in the index.
     ///
     /// # Errors
@@ -327,10 +370,8 @@ impl Catalog {
     }
 
     /// Whether any release in the index has this content.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn is_named(&self, object: Digest) -> Result<bool, CatalogError> {
+    #[cfg(test)]
+    fn is_named(&self, object: Digest) -> Result<bool, CatalogError> {
         self.read("look an object up", |connection| {
             connection.query_row(
                 "SELECT EXISTS (SELECT 1 FROM files WHERE sha256 = ?1)",
@@ -434,6 +475,27 @@ impl Catalog {
 
 fn sqlite(attempt: &'static str) -> impl Fn(rusqlite::Error) -> CatalogError {
     move |source| CatalogError::Sqlite { attempt, source }
+}
+
+/// Opens a catalog with `open`; `None` when its file is damaged.
+fn open_sound<T>(
+    disk: &dyn Disk,
+    open: impl Fn() -> Result<T, CatalogError>,
+) -> Result<Option<T>, CatalogError> {
+    let damaged = |opened: &Result<T, CatalogError>| matches!(opened, Err(CatalogError::Sqlite { source, .. }) if is_damage(source));
+    let mut opened = open();
+    if damaged(&opened) {
+        // SQLite calls a file damaged when the disk fails to read it. Only one that can be read, and is judged the
+        // same again, is.
+        read_through(disk).map_err(|source| CatalogError::Io { attempt: "read the file", source })?;
+        opened = open();
+    }
+    if damaged(&opened) { Ok(None) } else { opened.map(Some) }
+}
+
+/// 0 as long as there are no tables.
+fn user_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
@@ -661,7 +723,8 @@ mod tests {
         let catalog = memory();
         let digests = [Digest::of(b"first"), Digest::of(b"second")];
         for (digest, contents) in digests.iter().zip([["a", "b"], ["b", "c"]]) {
-            catalog.index(*digest, &manifest("1.0.0", &contents)).expect("indexed");
+            let manifest = manifest("1.0.0", &contents);
+            catalog.confirm(Some((*digest, &manifest)), &row(1, None), &[]).expect("indexed");
         }
         let tombstone = catalog.bury(digests[0]).expect("buried").expect("known");
         assert_eq!(catalog.bury(digests[0]).expect("asked"), None, "unknown by now");
@@ -744,7 +807,7 @@ mod tests {
     fn history_survives_reopening() {
         let (_directory, disk) = root();
         for n in 1..=2 {
-            let opened = Catalog::open(&disk).expect("opened");
+            let opened = Catalog::open(&disk, NOTHING).expect("opened");
             assert_eq!(opened.moved_aside, None);
             opened.catalog.record(&row(n, None)).expect("recorded");
             assert_eq!(opened.catalog.history(9).expect("read").len() as u64, n);
@@ -760,7 +823,7 @@ mod tests {
             std::fs::write(&path, format!("damage {n}")).expect("damaged");
             // Where a whole write-ahead log lies beside it, nothing is lost.
             let _ = std::fs::remove_file(directory.path().join(format!("{CATALOG_PATH}-wal")));
-            let opened = Catalog::open(&disk).expect("opened");
+            let opened = Catalog::open(&disk, NOTHING).expect("opened");
             let aside = opened.moved_aside.expect("moved aside");
             assert_eq!(aside, format!("{CATALOG_PATH}.damaged-{n}"));
             assert_eq!(
@@ -772,12 +835,37 @@ mod tests {
     }
 
     #[test]
+    fn catalog_that_is_half_filled_is_not_made_and_is_filled_by_the_next_one() {
+        let (_directory, disk) = root();
+        let fill = |filling: &Filling<'_>| (1..=3).try_for_each(|n| filling.record(&row(n, None)));
+        let dies = |filling: &Filling<'_>| {
+            filling.record(&row(1, None))?;
+            Err(CatalogError::Io { attempt: "fill", source: io::Error::other("killed") })
+        };
+        assert!(Catalog::open(&disk, &dies).is_err());
+        let read = |catalog: &Catalog| catalog.history(9).expect("read").len();
+        assert!(Catalog::open_made(&disk).expect("looked").is_none());
+        assert_eq!(read(&Catalog::open(&disk, &fill).expect("made").catalog), 3);
+        assert_eq!(read(&Catalog::open_made(&disk).expect("looked").expect("made")), 3);
+        assert_eq!(read(&Catalog::open(&disk, &dies).expect("there").catalog), 3, "filled once");
+    }
+
+    #[test]
+    fn damaged_catalog_is_left_alone_by_whoever_only_reads() {
+        let (directory, disk) = root();
+        let path = directory.path().join(CATALOG_PATH);
+        std::fs::write(&path, "damage").expect("damaged");
+        assert!(Catalog::open_made(&disk).expect("looked").is_none());
+        assert_eq!(std::fs::read(&path).expect("kept"), b"damage");
+    }
+
+    #[test]
     fn catalog_of_a_newer_program_is_refused_and_left_alone() {
         let (directory, disk) = root();
-        drop(Catalog::open(&disk).expect("opened"));
+        drop(Catalog::open(&disk, NOTHING).expect("opened"));
         let connection = Connection::open(directory.path().join(CATALOG_PATH)).expect("opened");
         connection.pragma_update(None, "user_version", 99).expect("written");
         drop(connection);
-        assert!(matches!(Catalog::open(&disk), Err(CatalogError::Newer(99))));
+        assert!(matches!(Catalog::open(&disk, NOTHING), Err(CatalogError::Newer(99))));
     }
 }

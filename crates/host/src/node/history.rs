@@ -7,7 +7,7 @@ use cutover_core::{
 };
 
 use super::{current, error::NodeError, files::Files, journal, place};
-use crate::catalog::{Catalog, HistoryRow};
+use crate::catalog::{Filling, HistoryRow};
 
 /// The row of an execution that ended so: `kept` is the restore point that stayed, `error` why it did not succeed.
 pub(crate) fn row(
@@ -50,7 +50,7 @@ fn outcome_name(outcome: &Outcome) -> &'static str {
 }
 
 /// Fills a new catalog from what lies on disk: manifests, and journals for the history.
-pub(crate) fn fill(files: &Files, catalog: &Catalog) -> Result<(), NodeError> {
+pub(crate) fn fill(files: &Files, catalog: &Filling<'_>) -> Result<(), NodeError> {
     for digest in current::manifests(files)? {
         if let Ok(Some(manifest)) = current::manifest(files, digest) {
             catalog.index(digest, &manifest)?;

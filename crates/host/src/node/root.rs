@@ -5,9 +5,13 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     num::NonZeroUsize,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use cutover_core::{
@@ -24,7 +28,7 @@ use super::{
     tree::Hashes,
 };
 use crate::{
-    catalog::{CATALOG_PATH, Catalog},
+    catalog::{CATALOG_PATH, Catalog, CatalogError, Filling},
     clock::Clock,
     disk::{Disk, Locked},
     nice::Nice,
@@ -37,6 +41,8 @@ pub struct Node {
     pub(super) options: NodeOptions,
     pub(super) hashes: Hashes,
     catalog: Mutex<Option<Arc<Catalog>>>,
+    /// Whether a lock that was taken here is held.
+    locked: Arc<AtomicBool>,
 }
 
 impl Node {
@@ -51,7 +57,8 @@ impl Node {
         {
             return Err(NodeError::Layout { present, wanted });
         }
-        Ok(Self { files, ports, options, hashes: Hashes::default(), catalog: Mutex::new(None) })
+        let (hashes, catalog, locked) = (Hashes::default(), Mutex::default(), Arc::default());
+        Ok(Self { files, ports, options, hashes, catalog, locked })
     }
 
     /// Takes the lock, making `.cutover` on first use. Every method that changes something needs it.
@@ -77,7 +84,12 @@ impl Node {
 
     fn hold(&self) -> Result<NodeLock, NodeError> {
         match self.files.disk.lock(place::LOCK.as_ref(), &self.options.holder).attempt("lock", place::LOCK)? {
-            Locked::Taken(guard) => Ok(NodeLock { _guard: guard }),
+            Locked::Taken(guard) => {
+                // Whoever had the lock before may have put another in its place.
+                *self.catalog.lock().expect("no holder panics") = None;
+                self.locked.store(true, Ordering::Release);
+                Ok(NodeLock { _guard: guard, locked: Arc::clone(&self.locked) })
+            }
             Locked::Held { note } => Err(NodeError::AlreadyRunning { holder: note }),
         }
     }
@@ -114,25 +126,39 @@ impl Node {
         Ok(Some(Installed { release, manifest }))
     }
 
-    /// The catalog, opened at the first need. One that was damaged is moved aside and filled again.
+    /// The catalog, opened at the first need. With the lock, one that was damaged is moved aside and filled again; without it
+    /// nothing is written, because somebody else may do just that.
     pub(super) fn catalog(&self) -> Result<Arc<Catalog>, NodeError> {
         let mut held = self.catalog.lock().expect("no holder panics");
         if let Some(catalog) = &*held {
             return Ok(Arc::clone(catalog));
         }
+        let disk = self.files.disk.as_ref();
+        let fill = |filling: &Filling<'_>| {
+            let source = |error: NodeError| CatalogError::Io {
+                attempt: "fill the tables",
+                source: io::Error::other(error),
+            };
+            history::fill(&self.files, filling).map_err(source)
+        };
         let catalog = match &self.ports.catalog {
             CatalogPort::Shared(catalog) => Arc::clone(catalog),
-            CatalogPort::OnDisk => {
-                let fresh = !self.files.exists(CATALOG_PATH.as_ref())?;
-                let opened = Catalog::open(self.files.disk.as_ref())?;
+            CatalogPort::OnDisk if self.locked.load(Ordering::Acquire) => {
+                let opened = Catalog::open(disk, &fill)?;
                 if let Some(aside) = &opened.moved_aside {
                     tracing::warn!(%aside, "the catalog was damaged, is moved aside and filled again");
                 }
-                if fresh || opened.moved_aside.is_some() {
-                    history::fill(&self.files, &opened.catalog)?;
-                }
                 Arc::new(opened.catalog)
             }
+            CatalogPort::OnDisk => match Catalog::open_made(disk)? {
+                Some(catalog) => Arc::new(catalog),
+                None => {
+                    tracing::warn!(
+                        "the catalog is damaged or not made yet; what lies on disk is read instead"
+                    );
+                    return Ok(Arc::new(Catalog::filled(&fill)?));
+                }
+            },
         };
         self.hashes.load(|take| catalog.fingerprints(take))?;
         *held = Some(Arc::clone(&catalog));
@@ -157,6 +183,13 @@ impl Node {
 /// The right to change a root: only one process has it. Freed when dropped, or by the kernel when the process dies.
 pub struct NodeLock {
     _guard: Box<dyn std::any::Any + Send + Sync>,
+    locked: Arc<AtomicBool>,
+}
+
+impl Drop for NodeLock {
+    fn drop(&mut self) {
+        self.locked.store(false, Ordering::Release);
+    }
 }
 
 /// Where the catalog is.

@@ -138,14 +138,14 @@ fn removal_that_was_cut_off_after_its_tombstone_is_completed_at_the_next_start()
     world.rollback();
     let digest = release("1.4.0").bundle().release().manifest;
     let disk = cutover_host::disk::RealDisk::open(world.path()).expect("a disk");
-    let catalog = cutover_host::catalog::Catalog::open(&disk).expect("opened").catalog;
+    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
     catalog.bury(digest).expect("buried").expect("known");
     drop(catalog);
     let manifest = world.path().join(format!(".cutover/manifests/{digest}.json"));
     assert!(manifest.exists());
     world.recover();
     assert!(!manifest.exists());
-    let catalog = cutover_host::catalog::Catalog::open(&disk).expect("opened").catalog;
+    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
     assert!(catalog.tombstones().expect("read").is_empty());
 }
 

@@ -147,7 +147,7 @@ fn housekeeping_that_fails_keeps_nobody_from_recovering_and_is_told() {
     world.apply(&second());
     world.rollback();
     let disk = cutover_host::disk::RealDisk::open(world.path()).expect("a disk");
-    let catalog = cutover_host::catalog::Catalog::open(&disk).expect("opened").catalog;
+    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
     catalog.bury(second().bundle().release().manifest).expect("buried").expect("known");
     drop(catalog);
     let rotten = world.path().join(".cutover/manifests").join(format!("{}.json", "0".repeat(64)));
@@ -162,6 +162,6 @@ fn housekeeping_that_fails_keeps_nobody_from_recovering_and_is_told() {
     assert!(world.recover().is_none(), "and nobody is kept from anything");
     std::fs::remove_file(&rotten).expect("removed");
     world.recover();
-    let catalog = cutover_host::catalog::Catalog::open(&disk).expect("opened").catalog;
+    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
     assert!(catalog.tombstones().expect("read").is_empty(), "the next run does what is left");
 }

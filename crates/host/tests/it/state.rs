@@ -195,7 +195,10 @@ fn damaged_catalog_is_moved_aside_and_filled_again_from_what_lies_on_disk() {
     }
     std::fs::write(&catalog, "this is no database").expect("damaged");
     let after = world.node().history(9).expect("read");
-    assert_eq!(after, before);
+    assert_eq!(after, before, "also to whoever only looks, perhaps beside an update");
+    assert_eq!(std::fs::read(&catalog).expect("read"), b"this is no database");
+    assert!(world.recover().is_none());
+    assert_eq!(world.node().history(9).expect("read"), before);
     let aside = std::fs::read(format!("{}.damaged-1", catalog.display())).expect("moved aside");
     assert_eq!(aside, b"this is no database");
     assert_eq!(world.node().status().expect("status").highest, Some(Version::new(2, 0, 0)));
