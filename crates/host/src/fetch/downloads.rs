@@ -116,14 +116,6 @@ impl Downloads {
         Ok(())
     }
 
-    /// Makes what was fetched so far durable, for a caller that does not flush it elsewhere.
-    ///
-    /// # Errors
-    /// [`FetchError::Fs`].
-    pub fn sync(&self) -> Result<(), FetchError> {
-        self.disk.sync_all().attempt("flush", PLACE)
-    }
-
     /// Free bytes of the file system.
     pub(super) fn free_bytes(&self) -> Result<u64, FetchError> {
         Ok(self.disk.space().attempt("look at the free space of", PLACE)?.free_bytes)

@@ -96,7 +96,7 @@ fn keep_owner(files: &Files, present: &Path, fresh: &Path) -> Result<(), FsError
     }
 }
 
-/// A directory that took a file's place is moved out of the way, into the trash, if it is empty.
+/// A directory that took a file's place goes if it is empty.
 fn make_room(files: &Files, path: &Path) -> Result<(), FsError> {
     match files.metadata(path)? {
         Some(metadata) if metadata.kind == EntryKind::Directory => {

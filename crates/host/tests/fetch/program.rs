@@ -26,7 +26,7 @@ use cutover_core::{
 };
 use cutover_host::{
     clock::Clock,
-    disk::RealDisk,
+    disk::{Disk as _, RealDisk},
     fetch::{
         Downloads, FetchPorts, Fetched, Fetcher, OnFailure, RealTimer, RelativePath, Sink, SourceSettings,
         Taken, Unwatched, Wanted, Watch,
@@ -126,7 +126,7 @@ fn get(arguments: &mut Vec<String>) {
         }
     }
     if sync {
-        downloads.sync().unwrap();
+        RealDisk::open(&root).unwrap().sync_all().unwrap();
     }
     println!(
         "{{\"objects\":{},\"fetched_bytes\":{bytes},\"took_ms\":{},\"retries\":{}}}",
