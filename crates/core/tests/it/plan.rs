@@ -92,7 +92,6 @@ fn update_that_cannot_be_planned_yet_is_counted_as_its_plan_will_be() {
     assert_eq!(need_after(&new(), &new()), 0);
 }
 
-// E23
 #[test]
 fn what_is_copied_counts_where_copies_take_room() {
     for layout in LAYOUTS {

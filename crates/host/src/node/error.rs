@@ -114,7 +114,9 @@ pub enum NodeError {
         error: String,
     },
     /// Not enough room. Exit code 12.
-    #[error("{free} bytes are free below the root, {needed} are needed (twice what the update lays down)")]
+    #[error(
+        "{free} bytes are free below the root, {needed} are needed (twice what the update lays down, and what it copies)"
+    )]
     NoSpace {
         /// What is needed.
         needed: u64,
