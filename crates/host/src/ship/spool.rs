@@ -388,7 +388,6 @@ mod tests {
         fs::write(spool.join(name).join("sub/data"), "data").unwrap();
     }
 
-    // I35
     #[test]
     fn stream_that_cannot_be_listed_keeps_no_other_back() {
         let directory = tempfile::tempdir().unwrap();
@@ -410,6 +409,7 @@ mod tests {
         assert!(listing.odd[&long].starts_with("it cannot be listed"), "{:?}", listing.odd);
     }
 
+    // I35
     #[test]
     fn only_whole_episodes_are_listed() {
         let (directory, spool) = spool(SpoolLayout::Flat);
