@@ -12,33 +12,18 @@ use cutover_migrate::{
     engine::{Loss, RowChunk, RowFunction, Unwatched, Watch},
     ir::Op,
     postgres::PostgresEngine,
-    run::{Applied, Migrator, Settings, no_functions},
+    run::{Applied, Migrator, no_functions},
     state::sql::Value,
 };
 
 use super::{
-    harness::{chain, schema_only, settings},
+    harness::{CENTS, chain, schema_only, short_lease},
     server::{Database, have_server},
 };
 use crate::support::{At, Recorder, done, migration};
 
 const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, amount bigint NOT NULL, name text); \
      INSERT INTO orders SELECT g, g * 100, 'n' || g FROM generate_series(1, 2000) g; ANALYZE orders;";
-
-const STEPS: &str = r#"
-[[step]]
-op = "alter_column"
-table = "orders"
-column = "amount"
-type = "decimal(18,2)"
-up = "amount / 100.0"
-down = "cast(amount * 100 as bigint)"
-"#;
-
-/// A lease that ends soon after its owner did.
-fn short_lease() -> Settings {
-    Settings { lease_ms: 400, ..settings() }
-}
 
 /// Breaks off at a place, as a process that is killed there does: nothing is rolled back, released or told.
 struct CutOff<'a> {
@@ -84,7 +69,7 @@ fn after_a_death<T>(mut work: impl FnMut() -> Result<T, Error>) -> T {
 
 fn apply_again(database: &Database<'_>) {
     let applied =
-        after_a_death(|| migrator(database, &Unwatched).apply(&migration("0001_amount", None, STEPS), None));
+        after_a_death(|| migrator(database, &Unwatched).apply(&migration("0001_amount", None, CENTS), None));
     assert!(matches!(applied, Applied::Done(_)));
 }
 
@@ -113,7 +98,7 @@ fn undo_that_was_cut_off_is_finished_before_anything_is_copied_again() {
     let watch =
         CutOff { place: "undo.between", before: ("verify.after", &cancel), done: AtomicBool::new(false) };
     cut_off(&database, &watch, |migrator| {
-        let _ = migrator.apply(&migration("0001_amount", None, STEPS), None);
+        let _ = migrator.apply(&migration("0001_amount", None, CENTS), None);
     });
     write_meanwhile(&database);
     apply_again(&database);
@@ -129,7 +114,7 @@ fn rollback_that_was_cut_off_after_its_commit_leaves_nothing_for_the_next_run() 
     for again in [true, false] {
         let database = Database::with(SETUP);
         let before = schema_only(&database);
-        done(migrator(&database, &Unwatched).apply(&migration("0001_amount", None, STEPS), None));
+        done(migrator(&database, &Unwatched).apply(&migration("0001_amount", None, CENTS), None));
         let watch = CutOff { place: "undo.after", before: ("", &|| {}), done: AtomicBool::new(false) };
         cut_off(&database, &watch, |migrator| {
             let _ = migrator.rollback("0001_amount", Loss::Refuse);
@@ -150,7 +135,7 @@ fn rollback_that_was_cut_off_anywhere_is_finished_by_the_next_one() {
         return;
     }
     let keep = Database::with(SETUP);
-    done(migrator(&keep, &Unwatched).apply(&migration("0001_amount", None, STEPS), None));
+    done(migrator(&keep, &Unwatched).apply(&migration("0001_amount", None, CENTS), None));
     let recorder = Recorder::default();
     migrator(&keep, &recorder).rollback("0001_amount", Loss::Refuse).expect("rolled back");
     let places: BTreeSet<String> = recorder.points.lock().expect("points").iter().cloned().collect();
@@ -158,7 +143,7 @@ fn rollback_that_was_cut_off_anywhere_is_finished_by_the_next_one() {
     for place in &places {
         let database = Database::with(SETUP);
         let before = schema_only(&database);
-        done(migrator(&database, &Unwatched).apply(&migration("0001_amount", None, STEPS), None));
+        done(migrator(&database, &Unwatched).apply(&migration("0001_amount", None, CENTS), None));
         database.run("INSERT INTO orders VALUES (8000, 80.00, 'since the swap')");
         let watch = CutOff { place, before: ("", &|| {}), done: AtomicBool::new(false) };
         cut_off(&database, &watch, |migrator| {
@@ -191,12 +176,12 @@ fn run_that_was_cut_off_after_its_swap_validates_foreign_keys_the_next_time() {
     ));
     let watch = CutOff { place: "swap.after", before: ("", &|| {}), done: AtomicBool::new(false) };
     cut_off(&database, &watch, |migrator| {
-        let _ = migrator.apply(&migration("0001_amount", None, STEPS), None);
+        let _ = migrator.apply(&migration("0001_amount", None, CENTS), None);
     });
     let valid = "SELECT bool_and(convalidated) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'lines'::regclass";
     assert_eq!(database.value(valid), "f", "the swap promises only");
     loop {
-        let applied = migrator(&database, &Unwatched).apply(&migration("0001_amount", None, STEPS), None);
+        let applied = migrator(&database, &Unwatched).apply(&migration("0001_amount", None, CENTS), None);
         assert!(matches!(applied, Ok(Applied::Already)));
         if database.value(valid) == "t" {
             break;
@@ -215,7 +200,7 @@ fn orphan_of_a_new_foreign_key_is_found_before_the_swap() {
         "{SETUP} CREATE TABLE names (name text PRIMARY KEY); INSERT INTO names SELECT name FROM orders"
     ));
     let steps = format!(
-        "{STEPS}[[step]]\nop = \"add_foreign_key\"\ntable = \"orders\"\nname = \"named\"\ncolumns = [\"name\"]\nreferences = {{ table = \"names\", columns = [\"name\"] }}\n"
+        "{CENTS}[[step]]\nop = \"add_foreign_key\"\ntable = \"orders\"\nname = \"named\"\ncolumns = [\"name\"]\nreferences = {{ table = \"names\", columns = [\"name\"] }}\n"
     );
     let orphan = || database.run("INSERT INTO orders VALUES (9000, 9, 'nobody')");
     let watch = At::new("backfill.after", orphan);

@@ -14,12 +14,12 @@ use cutover_migrate::{
     Error,
     engine::{Unwatched, Watch},
     postgres::PostgresEngine,
-    run::{Applied, Migrator, Settings, no_functions},
+    run::{Applied, Migrator, no_functions},
     state::lease,
 };
 
 use super::{
-    harness::{chain, rollback, settings},
+    harness::{CENTS, chain, rollback, short_lease},
     server::{Database, Server, have_server},
 };
 use crate::{
@@ -30,23 +30,8 @@ use crate::{
 const SETUP: &str = "CREATE TABLE orders (id int PRIMARY KEY, amount bigint, code text UNIQUE); \
      INSERT INTO orders SELECT g, g * 100, 'c' || g FROM generate_series(1, 2500) g; ANALYZE orders;";
 
-const STEPS: &str = r#"
-[[step]]
-op = "alter_column"
-table = "orders"
-column = "amount"
-type = "decimal(18,2)"
-up = "amount / 100.0"
-down = "cast(amount * 100 as bigint)"
-"#;
-
 /// Tells of the child's part: the database, the place, and which passing of it.
 const CHILD: &str = "CUTOVER_TEST_CRASH";
-
-/// A lease that ends soon after its owner did.
-fn short_lease() -> Settings {
-    Settings { lease_ms: 400, ..settings() }
-}
 
 /// Kills this process the `nth` time a place is passed.
 struct Kill {
@@ -68,7 +53,7 @@ fn apply_after_a_death(url: &str, watch: &dyn Watch) -> Result<Applied, Error> {
     loop {
         let engine = PostgresEngine::connect(url)?;
         let mut migrator = Migrator::new(Box::new(engine), short_lease(), watch, &no_functions);
-        match migrator.apply(&migration("0001_amount", None, STEPS), None) {
+        match migrator.apply(&migration("0001_amount", None, CENTS), None) {
             Err(Error::Held { .. }) => std::thread::sleep(Duration::from_millis(50)),
             other => return other,
         }
@@ -103,7 +88,7 @@ fn child_that_is_killed() {
     }
     let engine = PostgresEngine::connect(url).expect("connected");
     let mut migrator = Migrator::new(Box::new(engine), short_lease(), &watch, &no_functions);
-    migrator.apply(&migration("0001_amount", None, STEPS), None).map(drop).expect("applied");
+    migrator.apply(&migration("0001_amount", None, CENTS), None).map(drop).expect("applied");
 }
 
 fn check(database: &Database<'_>, about: &str) {

@@ -17,6 +17,22 @@ pub(crate) fn settings() -> Settings {
     Settings { author: "tester".to_owned(), probe: false, policy, ..Settings::default() }
 }
 
+/// A lease that ends soon after its owner did.
+pub(crate) fn short_lease() -> Settings {
+    Settings { lease_ms: 400, ..settings() }
+}
+
+/// Cents become numbers with a fraction.
+pub(crate) const CENTS: &str = r#"
+[[step]]
+op = "alter_column"
+table = "orders"
+column = "amount"
+type = "decimal(18,2)"
+up = "amount / 100.0"
+down = "cast(amount * 100 as bigint)"
+"#;
+
 pub(crate) fn migration(text: &str) -> Migration {
     cutover_migrate::file::parse(text).expect("a valid migration")
 }
