@@ -72,14 +72,13 @@ impl Migrator<'_> {
         if record.contracted || record.plan.changes.iter().all(|change| change.tactic != Tactic::Shadow) {
             return Ok(());
         }
-        let lease_ms = self.settings.lease_ms;
+        let (lease_ms, heart) = (self.settings.lease_ms, self.engine.another()?);
         let acquired =
             in_transaction(&mut *self.engine, |sql| lease::acquire(sql, &lease::owner(), lease_ms));
         let epoch = match acquired {
             Err(Error::Held { .. }) => return Ok(()),
             other => other?,
         };
-        let heart = self.engine.another()?;
         let settled = beating(heart, epoch, lease_ms, || {
             self.as_task(record, records, epoch, |engine, task, _| {
                 record.plan.changes.iter().try_for_each(|change| engine.settle(task, change))
