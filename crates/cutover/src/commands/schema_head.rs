@@ -43,7 +43,11 @@ impl KeptHead {
     /// # Errors
     /// The file cannot be read, or is no head.
     pub(super) fn read(&self) -> Result<Option<Head>, Failure> {
-        let Some(path) = self.0.as_deref().filter(|path| path.exists()) else { return Ok(None) };
+        let Some(path) = self.0.as_deref() else { return Ok(None) };
+        // One that cannot be looked at is not one that was never kept.
+        if !path.try_exists().map_err(|source| Failure::io("look at", path, source))? {
+            return Ok(None);
+        }
         let bytes = files::read("the head of the schema history", path)?;
         serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(path).because(error))
     }
