@@ -332,8 +332,9 @@ impl TableChange {
         query
     }
 
-    /// `SELECT` of old rows over new ones, the way back of [`up_query`](Self::up_query): keys first, then
-    /// the columns of the old shape that are written and have a counterpart in the new one. Hidden columns and [`kept_back`](Self::kept_back) are for the caller to keep.
+    /// `SELECT` of old rows over new ones, the way back of [`up_query`](Self::up_query): keys first, then the columns of the old
+    /// shape that are written and have a counterpart in the new one. Hidden columns and [`kept_back`](Self::kept_back) are for
+    /// the caller to keep.
     pub fn down_query(&self, source: &str, keys: &[(String, String)]) -> String {
         let mut items: Vec<String> = keys.iter().map(|(expr, name)| format!("{expr} AS {name}")).collect();
         items.extend(self.written_then().into_iter().map(Ident::quoted));

@@ -541,14 +541,14 @@ impl Engine for PostgresEngine {
         let mut ready = || {
             resynced += drain_shadows(&mut beside, task, &all, Way::Forward)?;
             if let Some(engine) = &mut beside {
-                for shape in all.iter().filter(|shape| !is_shadow(shape.change)) {
+                for shape in &all {
                     resynced += in_place::drain_touched(engine, task, shape)?;
                 }
             }
             Ok(())
         };
         let mut body = |session: &mut Session, statements: &str| {
-            for shape in all.iter().filter(|shape| !is_shadow(shape.change)) {
+            for shape in &all {
                 in_place::drain_last(session, task, shape)?;
             }
             session.run(statements)?;

@@ -1,7 +1,7 @@
 //! What hangs on a table is there afterwards: the dumps before and after differ exactly by the migration.
 
 use super::{
-    harness::{apply, chain, complete, rollback, schema_only, try_apply},
+    harness::{CENTS, apply, chain, complete, rollback, schema_only, try_apply},
     server::{Database, have_server},
 };
 
@@ -55,17 +55,9 @@ ALTER TABLE orders REPLICA IDENTITY FULL;
 ANALYZE orders;
 "#;
 
-const TO_DECIMAL: &str = r#"
-format = 1
-id = "0001_rich"
-[[step]]
-op = "alter_column"
-table = "orders"
-column = "amount"
-type = "decimal(18,2)"
-up = "amount / 100.0"
-down = "cast(amount * 100 as bigint)"
-"#;
+fn to_decimal() -> String {
+    format!("format = 1\nid = \"0001_rich\"\n{CENTS}")
+}
 
 fn rich() -> Database<'static> {
     let database = Database::new();
@@ -81,7 +73,7 @@ fn the_dump_differs_by_the_migration_alone() {
     }
     let database = rich();
     let before = schema_only(&database);
-    apply(&database, TO_DECIMAL);
+    apply(&database, &to_decimal());
     assert_eq!(database.value("SELECT count_orders()"), "300");
     assert_eq!(database.value("SELECT count(*) FROM other.bigger"), "300");
     // Numbers go on where they were; defaults, triggers and foreign keys work.
@@ -117,7 +109,7 @@ fn a_rollback_leaves_the_dump_as_it_was() {
     }
     let database = rich();
     let before = schema_only(&database);
-    apply(&database, TO_DECIMAL);
+    apply(&database, &to_decimal());
     let number =
         database.value("INSERT INTO orders (customer, amount, code) VALUES (3, 7, 'new') RETURNING number");
     rollback(&database, "0001_rich").expect("rolled back");
@@ -165,7 +157,7 @@ fn what_cannot_be_carried_over_is_refused() {
     ] {
         let database = Database::with(setup);
         let before = schema_only(&database);
-        let error = try_apply(&database, TO_DECIMAL).map(drop).expect_err(says);
+        let error = try_apply(&database, &to_decimal()).map(drop).expect_err(says);
         assert!(chain(&error).contains(says), "{says}: {}", chain(&error));
         assert_eq!(schema_only(&database), before);
     }
