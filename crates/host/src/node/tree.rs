@@ -5,6 +5,7 @@ use std::{
     io::Read as _,
     path::Path,
     sync::{Mutex, MutexGuard},
+    time::Duration,
 };
 
 use cutover_core::{
@@ -114,6 +115,24 @@ impl Remembered {
 /// slowest kernels (100 Hz) are hashed anew. Where stamps are whole seconds, a tick is a second or two.
 const SETTLED_NS: i128 = 25_000_000;
 const SETTLED_COARSE_NS: i128 = 2_000_000_000;
+/// One tick of the slowest kernels.
+const TICK_NS: i128 = 10_000_000;
+/// From this size on, waiting until a file has settled costs less than reading it a second time.
+const WORTH_WAITING_BYTES: u64 = 64 << 20;
+
+/// When a file may have changed for the last time without its stamp telling.
+fn settled_ns(file: &Metadata) -> i128 {
+    file.changed_ns + if file.changed_ns % 1_000_000_000 == 0 { SETTLED_COARSE_NS } else { SETTLED_NS }
+}
+
+/// Lets a large file that was written a moment ago settle, so that what is read of it now may be remembered.
+fn let_settle(files: &Files, file: &Metadata) {
+    let left = settled_ns(file) - files.disk.time_ns();
+    // A stamp further ahead is a coarse one, or of a clock that was set back since.
+    if file.size >= WORTH_WAITING_BYTES && (0..=SETTLED_NS).contains(&left) {
+        std::thread::sleep(Duration::from_nanos(u64::try_from(left + TICK_NS).unwrap_or(0)));
+    }
+}
 
 impl Hashes {
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
@@ -163,17 +182,17 @@ impl Hashes {
     fn hash(&self, files: &Files, path: &Path, metadata: &Metadata) -> Result<Digest, FsError> {
         match self.known(metadata) {
             Some(file) => Ok(file.sha256),
-            None => self.hash_anew(files, path),
+            None => self.hash_anew(files, path, metadata),
         }
     }
 
     /// The digest of a file as it is read now.
-    fn hash_anew(&self, files: &Files, path: &Path) -> Result<Digest, FsError> {
+    fn hash_anew(&self, files: &Files, path: &Path, metadata: &Metadata) -> Result<Digest, FsError> {
+        let_settle(files, metadata);
         let began = files.disk.time_ns();
         let (sha256, metadata) = hash(files, path)?;
         let Metadata { inode, size, changed_ns, modified_ns, .. } = metadata;
-        let settle = if changed_ns % 1_000_000_000 == 0 { SETTLED_COARSE_NS } else { SETTLED_NS };
-        if changed_ns + settle < began {
+        if settled_ns(&metadata) < began {
             self.remembered().insert(&Fingerprint { inode, size, changed_ns, modified_ns, sha256 });
         }
         Ok(sha256)
@@ -231,7 +250,7 @@ impl Reading<'_> {
     fn digest(self, files: &Files, path: &Path, metadata: &Metadata) -> Result<Digest, FsError> {
         match self {
             Reading::Always => Ok(hash(files, path)?.0),
-            Reading::Once(hashes) => hashes.hash_anew(files, path),
+            Reading::Once(hashes) => hashes.hash_anew(files, path, metadata),
             Reading::UnlessKnown(hashes) => hashes.hash(files, path, metadata),
         }
     }
@@ -453,7 +472,25 @@ fn difference_of(
 
 #[cfg(test)]
 mod tests {
+    use std::{num::NonZeroUsize, sync::Arc};
+
     use super::*;
+    use crate::{disk::RealDisk, nice::Nice};
+
+    #[test]
+    fn large_file_that_was_just_written_is_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+        let files = Files::new(disk, NonZeroUsize::MIN, Nice::NONE);
+        let path = Path::new("large");
+        std::fs::File::create(directory.path().join(path)).unwrap().set_len(WORTH_WAITING_BYTES).unwrap();
+
+        let hashes = Hashes::default();
+        let metadata = files.metadata(path).unwrap().expect("the file");
+        let sha256 = Reading::Once(&hashes).digest(&files, path, &metadata).unwrap();
+
+        assert_eq!(hashes.known(&metadata).map(|file| file.sha256), Some(sha256));
+    }
 
     #[test]
     fn hex_round_trips_and_odd_or_foreign_digits_are_refused() {
