@@ -64,8 +64,8 @@ pub enum Next<'a> {
     Ended(&'a Outcome),
 }
 
-/// How often an interrupted execution is resumed forward at the same step before it turns back: a release that takes the machine down
-/// with it must not do so for ever.
+/// After how many interruptions in all an execution still goes forward; after one more it turns back: a release that takes the machine
+/// down with it must not do so for ever.
 const RESUMES_MAX: u32 = 3;
 
 /// One run of a plan as its journal tells it.
@@ -171,8 +171,11 @@ impl Execution {
                 for state in self.steps.iter_mut().filter(|state| **state == UndoFailed) {
                     *state = Failed;
                 }
-                if forward && let Some(reason) = self.reason_to_turn_back() {
-                    self.direction = Direction::Back { reason };
+                if forward {
+                    match self.reason_to_turn_back() {
+                        Some(reason) => self.direction = Direction::Back { reason },
+                        None => self.activate_again(),
+                    }
                 }
                 Ok(())
             }
@@ -234,6 +237,19 @@ impl Execution {
         }
         (self.resumes > RESUMES_MAX && !self.is_confirmed())
             .then(|| format!("interrupted {} times", self.resumes))
+    }
+
+    /// What was activated need not have outlived the interruption: after a reboot it may still be starting, or nobody started it.
+    /// What is left to examine is made to run again first. Once it was examined, an interruption does not call it in question.
+    fn activate_again(&mut self) {
+        if !self.is_past(|step| matches!(step, Step::Probe), |state| state == StepState::Done) {
+            let steps = self.plan.steps.iter().zip(&mut self.steps);
+            for (_, state) in steps.filter(|(step, _)| matches!(step, Step::Activate)) {
+                if *state == StepState::Done {
+                    *state = StepState::Started;
+                }
+            }
+        }
     }
 
     /// What to do now.
@@ -313,6 +329,18 @@ impl Execution {
     /// Whether the one visible change may have happened.
     pub fn has_started_switch(&self) -> bool {
         self.is_past(|step| matches!(step, Step::Switch(_)), |state| state != StepState::Waiting)
+    }
+
+    /// Whether the one visible change is under way in either direction, so that in place, files of both releases may lie side by side.
+    pub fn is_amid_switch(&self) -> bool {
+        use StepState::{Done, Failed, Started, UndoFailed, Undoing, Undone, Waiting};
+        self.is_past(
+            |step| matches!(step, Step::Switch(_)),
+            |state| match state {
+                Started | Failed | Undoing | UndoFailed => true,
+                Waiting | Done | Undone => false,
+            },
+        )
     }
 
     /// Whether the new release was declared good.

@@ -25,6 +25,7 @@ fn set() -> SetId {
 
 const STAGE: usize = 0;
 const SWITCH: usize = 3;
+const ACTIVATE: usize = 4;
 const PROBE: usize = 5;
 const CONFIRM: usize = 6;
 
@@ -186,6 +187,59 @@ fn execution_that_is_interrupted_again_and_again_turns_back() {
     }
     let reason = "interrupted 4 times".to_owned();
     assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Undone { reason }));
+}
+
+#[test]
+fn what_was_activated_before_an_interruption_is_activated_again_before_it_is_examined() {
+    for last in [Record::Done { step: ACTIVATE, evidence: None }, Record::Intent { step: PROBE }] {
+        let mut world = World::new(plan(OnProbeFailure::Restore));
+        world.run(|_| false, usize::MAX);
+        let end = world.journal.iter().position(|record| *record == last).expect("it came by");
+        world.journal.truncate(end + 1);
+        world.probes = 0;
+        world.resume();
+        assert!(matches!(world.execution().next(), Next::Perform(ACTIVATE, _)), "after {last:?}");
+        assert_eq!(world.run(|_| false, usize::MAX), Some(Outcome::Confirmed));
+        assert_eq!(world.probes, 1);
+    }
+}
+
+#[test]
+fn what_was_examined_is_confirmed_without_another_activation() {
+    for last in [Record::Done { step: PROBE, evidence: None }, Record::Intent { step: CONFIRM }] {
+        let mut world = World::new(plan(OnProbeFailure::Restore));
+        world.run(|_| false, usize::MAX);
+        let end = world.journal.iter().position(|record| *record == last).expect("it came by");
+        world.journal.truncate(end + 1);
+        world.resume();
+        assert!(matches!(world.execution().next(), Next::Perform(CONFIRM, _)), "after {last:?}");
+    }
+}
+
+#[test]
+fn tree_is_in_between_only_from_the_beginning_of_a_switch_or_its_undo_to_its_end() {
+    let mut world = World::new(plan(OnProbeFailure::Restore));
+    world.run(|step| step == PROBE, usize::MAX);
+    let mut amid = Vec::new();
+    for end in 1..=world.journal.len() {
+        let execution = Execution::fold(world.journal[..end].iter().cloned()).expect("own journal");
+        if execution.is_amid_switch() {
+            amid.push(world.journal[end - 1].clone());
+        }
+    }
+    assert_eq!(amid, [Record::Intent { step: SWITCH }, Record::UndoIntent { step: SWITCH }]);
+    let failing = |records: &[Record]| {
+        let planned = Record::Planned { plan: Arc::new(plan(OnProbeFailure::Restore)), set: None };
+        let intent = Record::Intent { step: SWITCH };
+        let failed = Record::Failed { step: SWITCH, error: String::new() };
+        Execution::fold([planned, intent, failed].into_iter().chain(records.iter().cloned()))
+            .expect("in order")
+            .is_amid_switch()
+    };
+    let undo = Record::UndoIntent { step: SWITCH };
+    assert!(failing(&[]));
+    assert!(failing(&[undo.clone(), Record::UndoFailed { step: SWITCH, error: String::new() }]));
+    assert!(!failing(&[undo, Record::Undone { step: SWITCH }]));
 }
 
 #[test]

@@ -55,11 +55,12 @@ fn replace(service: &ServiceSettings, at: &AtRoot) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// The release to run. While an interrupted in-place update has a tree in between, nothing is run: recovery, which was
-/// started beside, ends it and hands its result over.
+/// The release to run. While the files of an in-place update are half exchanged, nothing is run: whoever exchanges them, or the
+/// recovery that was started beside, activates what comes of it. Before and after that, nobody else would start what is current.
 fn current(site: &Site) -> Result<Option<Current>, Failure> {
     let status = site.node.status()?;
-    if status.layout == Some(Layout::InPlace) && status.in_flight.is_some() {
+    let in_between = status.in_flight.is_some_and(|in_flight| in_flight.tree_in_between);
+    if status.layout == Some(Layout::InPlace) && in_between {
         return Ok(None);
     }
     site.current()

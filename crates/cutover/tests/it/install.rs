@@ -463,35 +463,100 @@ fn history_is_newest_first_limited_and_cleared() {
     assert!(rows(&[]).is_empty());
 }
 
-/// The supervisor ends what a killed run left, in a process beside it, before anything runs from a tree in between.
+/// The supervisor of a world; it is told to end when the test does.
+struct Supervisor(std::process::Child);
+
+impl Supervisor {
+    fn start(world: &World) -> Self {
+        let mut command = crate::world::command(&stamped().program, &["run", "--root", text(&world.root())]);
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started"))
+    }
+
+    fn ask(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).expect("told");
+    }
+
+    fn end(mut self) {
+        self.ask(rustix::process::Signal::TERM);
+        assert!(self.0.wait().expect("ended").success());
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A release whose service runs and counts as ready after a second.
+fn with_service(version: &str) -> Release<'_> {
+    Release {
+        spec: "[service]\ncommand = [\"bin/tool\"]\nready = \"running\"\n",
+        files: &[("bin/tool", "#!/bin/sh\nexec sleep 1000\n")],
+        ..Release::new(version)
+    }
+}
+
+/// Waits for a status of the root with its supervisor.
+fn status_that(world: &World, is_it: impl Fn(&Value) -> bool) -> Value {
+    let started = Instant::now();
+    loop {
+        let arguments = ["status", "--json", "--root", text(&world.root())].map(str::to_owned);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let status = world.run(&arguments).must(0).json();
+        if is_it(&status) {
+            return status;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{status}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The supervisor ends what a killed run left, in a process beside it; nothing runs from a tree in between, and something runs from
+/// every other one.
 // E5
 #[test]
 fn supervisor_ends_an_interrupted_update_when_it_starts() {
+    for (layout, step, ends_with) in [
+        ("in-place", "stage", "1.0.0"),
+        ("in-place", "switch", "1.1.0"),
+        ("in-place", "probe", "1.1.0"),
+        ("in-place", "confirm", "1.1.0"),
+        ("versioned", "probe", "1.1.0"),
+        ("exchange", "confirm", "1.1.0"),
+    ] {
+        let world = World::new();
+        let first = world.build(&with_service("1.0.0"));
+        world.apply(&first, &["--layout", layout]).must(0);
+        let next = world.build(&with_service("1.1.0"));
+        let mut child = world.stopped_at(step, &["apply", text(&next)]);
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        let supervisor = Supervisor::start(&world);
+        let ended = |status: &Value| status["in_flight"].is_null() && status["service"]["state"] == "ready";
+        let status = status_that(&world, ended);
+        supervisor.end();
+        assert_eq!(status["version"], ends_with, "{layout}, {step}: {status}");
+        assert_eq!(status["service"]["release"]["version"], ends_with, "{layout}, {step}: {status}");
+        assert_eq!(seen(&world), files_of(&world, ends_with), "{layout}, {step}");
+    }
+}
+
+#[test]
+fn supervisor_that_starts_while_an_update_is_staged_in_place_runs_what_is_current() {
     let world = World::new();
-    let next = installed(&world, "in-place");
-    let mut child = world.stopped_at("switch", &["apply", text(&next)]);
+    let first = world.build(&with_service("1.0.0"));
+    world.apply(&first, &["--layout", "in-place"]).must(0);
+    let next = world.build(&with_service("1.1.0"));
+    let mut child = world.stopped_at("stage", &["apply", text(&next)]);
+    let supervisor = Supervisor::start(&world);
+    let status = status_that(&world, |status| status["service"]["state"] == "ready");
+    supervisor.end();
     child.kill().expect("killed");
     child.wait().expect("ended");
-    let root = world.root();
-    let mut supervisor = crate::world::command(&stamped().program, &["run", "--root", text(&root)])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("started");
-    let started = Instant::now();
-    while !world.status()["in_flight"].is_null() && started.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let status = world.status();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&supervisor),
-        rustix::process::Signal::TERM,
-    )
-    .expect("told");
-    assert!(supervisor.wait().expect("ended").success());
-    assert!(status["in_flight"].is_null(), "{status}");
-    let version = world.version();
-    assert_eq!(seen(&world), files_of(&world, version.as_str().expect("a version")));
+    assert!(!status["in_flight"].is_null(), "{status}");
+    assert_eq!(status["service"]["release"]["version"], "1.0.0", "{status}");
 }
 
 /// `run --replace` lets the program it is called as take over; without a supervisor it says so.

@@ -176,6 +176,9 @@ pub struct InFlight {
     pub step: Option<&'static str>,
     /// Why it goes back, if it does.
     pub back: Option<String>,
+    /// Whether the switch or its undo may be half done: in place, files of two releases then lie side by side.
+    #[serde(skip)]
+    pub tree_in_between: bool,
 }
 
 /// How the present tree differs from the installed release.

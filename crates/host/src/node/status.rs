@@ -42,6 +42,7 @@ impl Node {
                     Direction::Forward => None,
                     Direction::Back { reason } => Some(reason.clone()),
                 },
+                tree_in_between: execution.is_amid_switch(),
                 plan: execution.plan().clone(),
             }
         });
