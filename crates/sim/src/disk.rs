@@ -89,6 +89,11 @@ impl FaultDisk {
         self.state().death.is_some()
     }
 
+    /// Whether it died because the machine went down.
+    pub fn has_lost_power(&self) -> bool {
+        matches!(self.state().death, Some(Death::PowerCut { .. }))
+    }
+
     /// Marks the calls from here on, such as with the name of the step that makes them.
     pub fn note(&self, note: &'static str) {
         self.state().note = note;
@@ -138,7 +143,7 @@ impl FaultDisk {
             bytes,
             note: state.note,
         };
-        let fault = state.faults.decide(&call, &state.fs);
+        let fault = state.faults.decide(&call, &mut state.fs);
         if fault.is_some() {
             state.hit = Some(call.clone());
         }

@@ -286,12 +286,12 @@ impl Fault {
                 errno.can_hit(op) && op.is_effect() && !matches!(op, Op::Create | Op::Append | Op::Lock)
             }
             Self::ShortWrite => op == Op::Write,
-            Self::FsyncLie => matches!(op, Op::Sync | Op::SyncAll),
+            Self::FsyncLie => matches!(op, Op::Sync | Op::SyncAll | Op::Truncate),
         }
     }
 }
 
-type Script = Box<dyn FnMut(&Call, &FileSystem) -> Option<Fault> + Send>;
+type Script = Box<dyn FnMut(&Call, &mut FileSystem) -> Option<Fault> + Send>;
 
 /// Decides for each call whether and how it goes wrong.
 pub struct Faults {
@@ -310,13 +310,14 @@ impl Faults {
         Self::script(move |call, _| (call.index == index).then_some(fault))
     }
 
-    /// Whatever `script` says; it sees the call before it happens, and the file system as it is then.
-    pub fn script(script: impl FnMut(&Call, &FileSystem) -> Option<Fault> + Send + 'static) -> Self {
+    /// Whatever `script` says; it sees the call before it happens, and the file system as it is then, which it may change as
+    /// another program or a failing disk would.
+    pub fn script(script: impl FnMut(&Call, &mut FileSystem) -> Option<Fault> + Send + 'static) -> Self {
         Self { script: Box::new(script), lasting: None }
     }
 
     /// The fault for one call. An error that lasts hits every call it can, whatever else is planned.
-    pub(crate) fn decide(&mut self, call: &Call, fs: &FileSystem) -> Option<Fault> {
+    pub(crate) fn decide(&mut self, call: &Call, fs: &mut FileSystem) -> Option<Fault> {
         let fault = (self.script)(call, fs).filter(|fault| fault.can_hit(call.op));
         if let Some(Fault::Error(errno, Lasting::Forever)) = fault {
             self.lasting = Some(errno);

@@ -27,7 +27,7 @@ use cutover_host::{
     clock::Clock,
     node::{
         CatalogPort, Edited, Node, NodeError, NodeLock, NodeOptions, NodePorts, Observed, Ports, PruneReport,
-        RepairReport, Report,
+        RepairReport, Report, Status,
     },
     payload::Payload,
     probe::{ProbeContext, ProbeOutcome, ProbeReport, ProbeResult, Prober},
@@ -106,7 +106,7 @@ type Generation = Arc<AtomicU64>;
 struct Image {
     /// The disk and its cache.
     fs: FileSystem,
-    running: Option<ReleaseRef>,
+    service: Service,
     schema: Vec<String>,
     now: i64,
 }
@@ -129,8 +129,8 @@ pub(crate) struct Recording {
 pub(crate) struct Remains {
     /// What the next boot finds.
     pub(crate) fs: FileSystem,
-    /// Whose service runs.
-    pub(crate) running: Option<ReleaseRef>,
+    /// What its service does.
+    pub(crate) service: Service,
     /// The migrations that its database has.
     pub(crate) schema: Vec<String>,
     /// Stands for the content of the catalog.
@@ -139,12 +139,48 @@ pub(crate) struct Remains {
     now: i64,
 }
 
+/// The service of a root. Others run it, so it survives the death of our processes, and ends with the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    /// The machine lost power. The next boot starts what is current then, as `cutover run` does.
+    Off,
+    /// It was stopped for a switch.
+    Stopped,
+    /// A boot has started it; whether it becomes ready, nobody has asked. Without a release there is nothing to run.
+    Starting(Option<ReleaseRef>),
+    /// Somebody waited until it was ready.
+    Ready(Option<ReleaseRef>),
+}
+
+impl Service {
+    /// The release that it runs.
+    pub(crate) fn release(&self) -> Option<&ReleaseRef> {
+        match self {
+            Self::Off | Self::Stopped => None,
+            Self::Starting(release) | Self::Ready(release) => release.as_ref(),
+        }
+    }
+
+    /// What a boot starts: what is current, unless the files of an interrupted in-place switch lie half exchanged.
+    fn boot(status: &Status) -> Self {
+        let in_between = status.in_flight.as_ref().is_some_and(|in_flight| in_flight.tree_in_between);
+        let runs = status.layout != Some(Layout::InPlace) || !in_between;
+        Self::Starting(status.installed.clone().filter(|_| runs))
+    }
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self::Ready(None)
+    }
+}
+
 /// What goes on beside the disk.
 #[derive(Debug, Default)]
 struct World {
     now: AtomicI64,
     probes: AtomicU64,
-    running: Mutex<Option<ReleaseRef>>,
+    service: Mutex<Service>,
     /// The texts of the migrations that the database has. It lives elsewhere and survives whatever happens here.
     schema: Mutex<Vec<String>>,
     /// What must never happen, did. A panic in a port would only fail the step.
@@ -157,7 +193,7 @@ impl World {
         Self {
             now: self.now.load(Ordering::Relaxed).into(),
             probes: AtomicU64::default(),
-            running: Mutex::new(lock(&self.running).clone()),
+            service: Mutex::new(lock(&self.service).clone()),
             schema: Mutex::new(lock(&self.schema).clone()),
             broken: Mutex::default(),
         }
@@ -240,7 +276,7 @@ impl Machine {
     pub(crate) fn remains(&self) -> Remains {
         Remains {
             fs: self.fs.clone(),
-            running: lock(&self.world.running).clone(),
+            service: lock(&self.world.service).clone(),
             schema: lock(&self.world.schema).clone(),
             generation: self.generation.load(Ordering::Relaxed),
             catalog: self.catalog.clone(),
@@ -254,7 +290,7 @@ impl Machine {
         let world = World {
             now: remains.now.into(),
             probes: AtomicU64::default(),
-            running: Mutex::new(remains.running),
+            service: Mutex::new(remains.service),
             schema: Mutex::new(remains.schema),
             broken: Mutex::default(),
         };
@@ -277,7 +313,7 @@ impl Machine {
         let (world, taken) = (machine.world.clone(), images.clone());
         let image = move |fs: &FileSystem| Image {
             fs: fs.clone(),
-            running: lock(&world.running).clone(),
+            service: lock(&world.service).clone(),
             schema: lock(&world.schema).clone(),
             now: world.now.load(Ordering::Relaxed),
         };
@@ -320,7 +356,29 @@ impl Machine {
 
     /// The release whose service runs.
     pub fn running(&self) -> Option<ReleaseRef> {
-        lock(&self.world.running).clone()
+        lock(&self.world.service).release().cloned()
+    }
+
+    /// What is left when the power of the idle machine fails.
+    pub(crate) fn after_power_cut(&self, seed: u64) -> Remains {
+        Remains { fs: self.fs.after_power_cut(seed), service: Service::Off, ..self.remains() }
+    }
+
+    /// Cuts the power of the idle machine.
+    pub fn cut_power(&mut self, seed: u64) {
+        self.fs = self.fs.after_power_cut(seed);
+        *lock(&self.world.service) = Service::Off;
+    }
+
+    /// Starts the service if the machine has just booted. That needs no lock and changes nothing on disk.
+    fn start_service(&self) {
+        if *lock(&self.world.service) == Service::Off {
+            let disk = FaultDisk::new(self.fs.clone(), Faults::none());
+            let status = Process { machine: self, disk }.node().and_then(|node| node.status());
+            // A root that cannot be read runs nothing.
+            let service = status.map_or(Service::Starting(None), |status| Service::boot(&status));
+            *lock(&self.world.service) = service;
+        }
     }
 
     /// Runs one process from its start to its end or its death; the machine is then as it leaves it.
@@ -331,6 +389,7 @@ impl Machine {
 
     /// Runs one process that does `work`.
     pub fn live<T>(&mut self, faults: Faults, work: impl FnOnce(&Process<'_>) -> T) -> (T, Life) {
+        self.start_service();
         let disk = FaultDisk::new(self.fs.clone(), faults);
         *lock(&self.present) = Some(disk.clone());
         let probes = self.world.probes.load(Ordering::Relaxed);
@@ -338,6 +397,9 @@ impl Machine {
         *lock(&self.present) = None;
         assert_eq!(*lock(&self.world.broken), None, "what must never happen, did");
         self.fs = disk.reboot();
+        if disk.has_lost_power() {
+            *lock(&self.world.service) = Service::Off;
+        }
         let life = Life {
             ended: Ended::Nothing,
             crashed: disk.has_crashed(),
@@ -361,12 +423,11 @@ impl Recording {
         };
         let commits = self.commits.iter().filter(|done| **done <= index).count();
         let (catalog, generation) = self.catalogs.get(commits)?.clone();
-        let fs = match death {
-            Death::Kill => image.fs.after_kill(),
-            Death::PowerCut { seed } => image.fs.after_power_cut(seed),
+        let (fs, service) = match death {
+            Death::Kill => (image.fs.after_kill(), image.service.clone()),
+            Death::PowerCut { seed } => (image.fs.after_power_cut(seed), Service::Off),
         };
-        let (running, schema) = (image.running.clone(), image.schema.clone());
-        Some(Remains { fs, running, schema, generation, catalog, now: image.now })
+        Some(Remains { fs, service, schema: image.schema.clone(), generation, catalog, now: image.now })
     }
 }
 
@@ -497,7 +558,7 @@ impl Clock for SimulatedClock {
     }
 }
 
-/// A service that runs whatever it is told to. It lives apart from our processes, so it survives their death.
+/// A service that runs whatever it is told to, and stops for every switch.
 struct SimulatedService {
     disk: FaultDisk,
     world: Arc<World>,
@@ -515,7 +576,7 @@ impl SimulatedService {
 
 impl ServiceManager for SimulatedService {
     fn quiesce(&self) -> Result<(), ServiceError> {
-        self.told("quiesce the service", || ())
+        self.told("quiesce the service", || *lock(&self.world.service) = Service::Stopped)
     }
 
     /// The code of a release works only on a database that has its migrations.
@@ -530,14 +591,20 @@ impl ServiceManager for SimulatedService {
             format!("{target:?} needs {needed} migrations, the database has {there}")
         });
         self.told("activate the service", || {
-            lock(&self.world.running).clone_from(&target.release);
+            *lock(&self.world.service) = Service::Ready(target.release.clone());
             Activated::default()
         })
     }
 
     fn status(&self) -> Result<ServiceStatus, ServiceError> {
-        let mut status = ServiceStatus::bare(ServiceState::Ready, "simulated");
-        status.release = lock(&self.world.running).clone();
+        let service = lock(&self.world.service).clone();
+        let state = match service {
+            Service::Off | Service::Stopped => ServiceState::Stopped,
+            Service::Starting(_) => ServiceState::Starting,
+            Service::Ready(_) => ServiceState::Ready,
+        };
+        let mut status = ServiceStatus::bare(state, "simulated");
+        status.release = service.release().cloned();
         Ok(status)
     }
 }
@@ -572,7 +639,7 @@ impl SchemaManager for SimulatedSchema {
     }
 }
 
-/// A prober that says what the story wants.
+/// A prober that says what the story wants. What is probed has to be ready: a service that is still starting fails its probes.
 struct SimulatedProber {
     disk: FaultDisk,
     world: Arc<World>,
@@ -582,6 +649,10 @@ struct SimulatedProber {
 impl Prober for SimulatedProber {
     fn probe(&self, context: &ProbeContext) -> ProbeReport {
         self.world.probes.fetch_add(1, Ordering::Relaxed);
+        let service = lock(&self.world.service).clone();
+        self.world.demand(service == Service::Ready(Some(context.release.clone())), || {
+            format!("{} is probed, the service is {service:?}", context.release)
+        });
         let asked = self.disk.effect("probe the release", || Ok((self.verdicts)(&context.release)));
         let outcome = asked.unwrap_or(ProbeOutcome::Failed);
         let result = ProbeResult {

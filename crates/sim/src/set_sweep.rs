@@ -9,12 +9,12 @@ use std::{
     path::{Component, Path},
 };
 
-use cutover_core::{execute::Outcome, plan::Layout};
+use cutover_core::{execute::Outcome, model::ReleaseRef, plan::Layout};
 
 use crate::{
     Call, Depth, Failure, Fault, Faults, Injection, Moment, Op, PART_ROOTS, Point, Random, SetEnded, SetLife,
     SetMachine, SetStory, Tally, Visible, layout_name,
-    sweep::{Promised, deaths, other_faults},
+    sweep::{Promised, answer_cuts, deaths, other_faults, whole},
 };
 
 /// Whether the machine has to show that it can go on.
@@ -36,6 +36,8 @@ pub struct SetSubject {
     base: SetMachine,
     before: Vec<Visible>,
     after: Vec<Visible>,
+    /// The release whose service runs in each root, before the set and after it.
+    running: [Vec<Option<ReleaseRef>>; 2],
     unbroken: SetLife,
     fails: bool,
 }
@@ -59,6 +61,7 @@ impl SetSubject {
         if before.iter().zip(&after).any(|(old, new)| old == new) {
             return Err("a root does not change".to_owned());
         }
+        let running = [base.running(), good.running()];
         let mut machine = base.fork();
         let unbroken = machine.act(Faults::none());
         let failing = fails.map_or(String::new(), |root| format!("package-{}", PART_ROOTS[root]));
@@ -67,7 +70,7 @@ impl SetSubject {
         if fails && !unbroken.ended.outcome().is_some_and(named) {
             return Err(format!("the probe should have failed: {:?}", unbroken.ended));
         }
-        let subject = Self { story: name, layout, base, before, after, unbroken, fails };
+        let subject = Self { story: name, layout, base, before, after, running, unbroken, fails };
         let promised = if fails { Promised::Old } else { Promised::New };
         subject
             .settle(machine, promised, Then::GoOn)
@@ -143,12 +146,25 @@ impl SetSubject {
         if !left.is_empty() {
             return Err(format!("left over: {}", left.join(", ")));
         }
+        let expected = &self.running[usize::from(now == Promised::New)];
+        if machine.running() != *expected {
+            return Err(format!("the services run {:?} instead of {expected:?}", machine.running()));
+        }
+        let damage = machine.damage();
+        if !damage.is_empty() {
+            return Err(damage.join(", "));
+        }
+        let mut again = machine.fork();
+        let second = again.recover(Faults::none());
+        if !matches!(second.ended, SetEnded::Nothing) {
+            return Err(format!("the second recovery was not a no-op: {:?}", second.ended));
+        }
+        let difference = whole(&again.fs).difference(&whole(&machine.fs));
+        if !difference.is_empty() {
+            return Err(format!("the second recovery changed something:\n{difference}"));
+        }
         if then == Then::Stop {
             return Ok(());
-        }
-        let again = machine.fork().recover(Faults::none());
-        if !matches!(again.ended, SetEnded::Nothing) {
-            return Err(format!("the second recovery was not a no-op: {:?}", again.ended));
         }
         if now == Promised::Old {
             machine.mend();
@@ -171,6 +187,9 @@ impl SetSubject {
 
     /// Runs the set with a fault, recovers with another one, and checks everything.
     fn try_to(&self, first: Injection, second: Option<Injection>, depth: Depth) -> Result<Tried, String> {
+        let goes_on = depth == Depth::Full || first.call.is_multiple_of(GO_ON_EVERY);
+        // To go on takes longer than all the rest.
+        let then = if goes_on { Then::GoOn } else { Then::Stop };
         let mut machine = self.base.fork();
         let life = machine.act(Faults::at(first.call, first.fault));
         let promised = match life.ended.outcome().filter(|_| !life.crashed) {
@@ -184,15 +203,18 @@ impl SetSubject {
                 return Err(format!("{promised:?} was answered, {now:?} is there"));
             }
             // What was answered must hold when the power fails right after.
-            machine.fs = machine.fs.after_power_cut(first.call);
+            for seed in answer_cuts(first.call, depth) {
+                let mut cut = machine.fork();
+                cut.cut_power(seed);
+                self.settle(cut, promised, then).map_err(|problem| {
+                    format!("after the answer and a power cut (seed {seed}): {problem}")
+                })?;
+            }
         }
         let mut is_double = false;
         if let Some(second) = second {
             is_double = machine.recover(Faults::at(second.call, second.fault)).crashed;
         }
-        // To go on takes longer than all the rest.
-        let goes_on = depth == Depth::Full || first.call.is_multiple_of(GO_ON_EVERY);
-        let then = if goes_on { Then::GoOn } else { Then::Stop };
         self.settle(machine, promised, then).map(|()| Tried { is_double, goes_on })
     }
 
@@ -220,10 +242,13 @@ impl SetSubject {
                 // As with single roots, a second crash follows a first one, or a flush that failed.
                 if matches!(fault, Fault::Crash(..) | Fault::FsyncLie) && random.below(6) == 0 {
                     let deaths = deaths(&mut random);
-                    let fault = Fault::Crash(Moment::After, *random.pick(&deaths));
+                    let death = *random.pick(&deaths);
                     let effects = self.effects_of_recovery(first);
                     if !effects.is_empty() {
-                        seconds.push(Some(Injection { call: *random.pick(&effects), fault }));
+                        let (call, op) = *random.pick(&effects);
+                        let half = op.has_halves() && random.coin();
+                        let moment = if half { Moment::During } else { Moment::After };
+                        seconds.push(Some(Injection { call, fault: Fault::Crash(moment, death) }));
                     }
                 }
                 for second in seconds {
@@ -240,11 +265,11 @@ impl SetSubject {
     }
 
     /// The calls of the recovery from `first` that change something.
-    fn effects_of_recovery(&self, first: Injection) -> Vec<u64> {
+    fn effects_of_recovery(&self, first: Injection) -> Vec<(u64, Op)> {
         let mut machine = self.base.fork();
         machine.act(Faults::at(first.call, first.fault));
         let trace = machine.recover(Faults::none()).trace;
-        trace.iter().filter(|call| call.op.is_effect()).map(|call| call.index).collect()
+        trace.iter().filter(|call| call.op.is_effect()).map(|call| (call.index, call.op)).collect()
     }
 
     /// Runs the set with `first` going wrong, recovers with `second` going wrong, and checks everything.

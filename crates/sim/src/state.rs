@@ -135,8 +135,13 @@ pub(crate) fn leftovers_below(fs: &FileSystem, root: &str) -> Vec<String> {
 
 /// Packs of the store that cannot be read, and objects in them whose content is not what the index says.
 pub fn damaged_objects(fs: &FileSystem) -> Vec<String> {
+    damaged_objects_below(fs, Path::new(""))
+}
+
+/// As [`damaged_objects`], of a root that lies in a directory of the disk.
+pub(crate) fn damaged_objects_below(fs: &FileSystem, root: &Path) -> Vec<String> {
     let mut damaged = Vec::new();
-    for (path, bytes) in packs(fs) {
+    for (path, bytes) in packs(fs, root) {
         match index(&bytes) {
             Ok(index) => damaged.extend(
                 index
@@ -163,7 +168,7 @@ pub(crate) fn named_objects(fs: &FileSystem) -> BTreeSet<String> {
             }
         }
     }
-    packs(fs)
+    packs(fs, Path::new(""))
         .iter()
         .filter_map(|(_, bytes)| index(bytes).ok())
         .flat_map(|index| index.objects)
@@ -172,9 +177,9 @@ pub(crate) fn named_objects(fs: &FileSystem) -> BTreeSet<String> {
         .collect()
 }
 
-fn packs(fs: &FileSystem) -> Vec<(String, Arc<Vec<u8>>)> {
+fn packs(fs: &FileSystem, root: &Path) -> Vec<(String, Arc<Vec<u8>>)> {
     let mut packs = Vec::new();
-    for (path, entry) in fs.tree(".cutover/store").unwrap_or_default().0 {
+    for (path, entry) in fs.tree(root.join(".cutover/store")).unwrap_or_default().0 {
         if let TreeKind::File(bytes) = entry.kind {
             packs.push((path, bytes));
         }
@@ -197,7 +202,12 @@ fn is_sound(object: &ObjectEntry, pack: &[u8]) -> bool {
 
 /// Files of `releases/` that share an inode with the store or a restore point: one damage would hit both (point-3).
 pub fn shared_inodes(fs: &FileSystem) -> Vec<String> {
-    let inodes = |top: &str| fs.inodes_below(top);
+    shared_inodes_below(fs, Path::new(""))
+}
+
+/// As [`shared_inodes`], of a root that lies in a directory of the disk.
+pub(crate) fn shared_inodes_below(fs: &FileSystem, root: &Path) -> Vec<String> {
+    let inodes = |top: &str| fs.inodes_below(root.join(top));
     let store: BTreeSet<u64> = [".cutover/store", ".cutover/restore"]
         .iter()
         .flat_map(|top| inodes(top))

@@ -9,11 +9,12 @@ use std::{
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::AddAssign,
+    path::Path,
     str::FromStr,
     sync::Arc,
 };
 
-use cutover_core::{execute::Outcome, plan::Layout};
+use cutover_core::{execute::Outcome, model::ReleaseRef, plan::Layout};
 use cutover_host::probe::ProbeOutcome;
 
 use crate::{
@@ -68,6 +69,8 @@ pub struct Subject {
     before: Visible,
     /// What is visible after it.
     after: Visible,
+    /// The release whose service runs, before the action and after it.
+    running: [Option<ReleaseRef>; 2],
     /// What is visible until the probe has failed.
     tried: Option<Visible>,
     /// Names below `.cutover` and `releases` after it, journals and the like left out.
@@ -84,8 +87,8 @@ pub enum Depth {
     /// every fourth call, and of second crashes one for about every eighth state that a first one left, both chosen by
     /// the seed. For every test run.
     Sampled,
-    /// Every fault at every call. A second crash, a kill and a power cut, at every call of every recovery from a kill and
-    /// from a power cut that kept only what was synced; one for each recovery from the other power cuts.
+    /// Every fault at every call. A second crash, a kill and a power cut, at and inside every call of every recovery from a kill
+    /// and from a power cut that kept only what was synced; one for each recovery from the other power cuts.
     Full,
 }
 
@@ -166,7 +169,8 @@ impl Subject {
             Visible::of(&machine.fs, layout)
         });
         let kept = kept(&unbroken.machine);
-        let subject = Self { kept, story, layout, base, before, after, tried, unbroken, outcome };
+        let running = [base.running(), unbroken.machine.running()];
+        let subject = Self { kept, running, story, layout, base, before, after, tried, unbroken, outcome };
         subject.check_reference(subject.unbroken.life.probes)?;
         subject
             .settle(subject.unbroken.machine.fork(), Promised::New, &mut Seen::new(Depth::Full))
@@ -183,6 +187,10 @@ impl Subject {
         let difference = installed.map(|release| self.after.difference_from_release(release, self.layout));
         if let Some(difference) = difference.filter(|difference| !difference.is_empty()) {
             return Err(format!("the installed tree is not the release:\n{difference}"));
+        }
+        let release = installed.map(|release| release.bundle.release());
+        if release.is_some() && self.running[1] != release {
+            return Err(format!("the service runs {:?}", self.running[1]));
         }
         // E9: exactly once, unless there is nothing to probe.
         let expected = match (&self.story.action, &self.after.path) {
@@ -228,17 +236,8 @@ impl Subject {
         let promised = promised(&life).map_err(fail)?;
         if !life.crashed {
             // Whatever was answered must hold when the power fails right after.
-            let seeds = [0, 1, first.call.wrapping_mul(31).wrapping_add(3)];
-            let seeds = match seen.depth {
-                Depth::Full => &seeds[..],
-                Depth::Sampled => {
-                    std::slice::from_ref(&seeds[usize::try_from(first.call % 3).expect("below 3")])
-                }
-            };
-            for &seed in seeds {
-                let mut cut = machine.remains();
-                cut.fs = machine.fs.after_power_cut(seed);
-                self.settle_once(cut, promised, seen).map_err(|problem| {
+            for seed in answer_cuts(first.call, seen.depth) {
+                self.settle_once(machine.after_power_cut(seed), promised, seen).map_err(|problem| {
                     fail(format!(
                         "after the answer {} and a power cut (seed {seed}): {problem}",
                         told(&life.ended)
@@ -345,6 +344,7 @@ impl Subject {
         if !torn.is_empty() {
             return Err(format!("after the recovery:\n{torn}"));
         }
+        self.check_service(&machine, &now)?;
         self.check_housekeeping(&mut machine)?;
         self.check_recovery_is_a_no_op(&mut machine)?;
         if !seen.is_newly_settled(&machine) {
@@ -355,6 +355,18 @@ impl Subject {
             now = Visible::of(&machine.fs, self.layout);
         }
         self.check_next_update(&mut machine, &now)
+    }
+
+    /// What is visible is what runs.
+    fn check_service(&self, machine: &Machine, now: &Visible) -> Result<(), String> {
+        let [before, after] = &self.running;
+        let expected = if *now == self.after { after } else { before };
+        let running = machine.running();
+        if running == *expected {
+            Ok(())
+        } else {
+            Err(format!("the service runs {running:?} instead of {expected:?}"))
+        }
     }
 
     fn check_housekeeping(&self, machine: &mut Machine) -> Result<(), String> {
@@ -415,6 +427,8 @@ impl Subject {
         if !difference.is_empty() {
             return Err(format!("after trying again:\n{difference}"));
         }
+        self.check_service(machine, &self.after)
+            .map_err(|problem| format!("after trying again {problem}"))?;
         if matches!(self.story.action, Action::Prune(_)) && kept(machine) != self.kept {
             return Err(format!("pruning again keeps {:?} instead of {:?}", kept(machine), self.kept));
         }
@@ -432,6 +446,10 @@ impl Subject {
         let difference = then.difference_from_release(&releases()[newest], self.layout);
         if !difference.is_empty() {
             return Err(format!("after the next update:\n{difference}"));
+        }
+        let running = machine.running();
+        if running != Some(releases()[newest].bundle.release()) {
+            return Err(format!("after the next update the service runs {running:?}"));
         }
         if then.foreign != now.foreign {
             return Err("the next update changed a foreign file".to_owned());
@@ -480,16 +498,18 @@ impl Subject {
         let mut machine = self.base.fork();
         machine.run(&self.story.action, Faults::at(first.call, first.fault));
         let effects = machine.run(&Action::Recover, Faults::none()).trace;
-        let effects: Vec<u64> =
-            effects.iter().filter(|call| call.op.is_effect()).map(|call| call.index).collect();
+        let effects: Vec<_> =
+            effects.iter().filter(|call| call.op.is_effect()).map(|call| (call.index, call.op)).collect();
         let count = match seen.depth {
             Depth::Full => LOST_FLUSH_CUTS,
             Depth::Sampled => 1,
         };
         for _ in 0..if effects.is_empty() { 0 } else { count } {
             let [_, synced, names, part] = deaths(random);
-            let fault = Fault::Crash(Moment::After, *random.pick(&[synced, names, part]));
-            let second = Injection { call: *random.pick(&effects), fault };
+            let (call, op) = *random.pick(&effects);
+            let moment = if op.has_halves() && random.coin() { Moment::During } else { Moment::After };
+            let fault = Fault::Crash(moment, *random.pick(&[synced, names, part]));
+            let second = Injection { call, fault };
             seen.tally.points += 1;
             seen.tally.double += 1;
             self.run(first, Some(second), seen)?;
@@ -519,13 +539,19 @@ impl Subject {
         let recovery = machine.record(&Action::Recover);
         let recovered = recovery.machine.fork();
         self.check_recovered(recovered, &recovery.life, Promised::Nothing, seen).map_err(fail)?;
-        let mut seconds = Vec::new();
+        let mut seconds: Vec<Injection> = Vec::new();
         for call in recovery.life.trace.iter().filter(|call| call.op.is_effect()) {
             // After one call is before the next: the process is killed at every boundary but the last, and there is
             // nothing left to do there.
             let cut = Death::PowerCut { seed: random.below(1 << 16) };
-            for (moment, death) in [(Moment::Before, Death::Kill), (Moment::After, cut)] {
-                seconds.push(Injection { call: call.index, fault: Fault::Crash(moment, death) });
+            let halves = [Death::Kill, cut].map(|death| (Moment::During, death));
+            for (moment, death) in
+                [(Moment::Before, Death::Kill), (Moment::After, cut)].into_iter().chain(halves)
+            {
+                let fault = Fault::Crash(moment, death);
+                if fault.can_hit(call.op) {
+                    seconds.push(Injection { call: call.index, fault });
+                }
             }
         }
         let everywhere = seen.depth == Depth::Full
@@ -542,7 +568,15 @@ impl Subject {
             };
             seen.tally.points += 1;
             seen.tally.double += 1;
-            let remains = left_by(&recovery, second);
+            let remains = match second.fault {
+                // What is half done was not recorded.
+                Fault::Crash(Moment::During, _) => {
+                    let mut again = machine.fork();
+                    again.run(&Action::Recover, Faults::at(second.call, second.fault));
+                    again.remains()
+                }
+                _ => left_by(&recovery, second),
+            };
             if seen.is_new(&remains, Promised::Nothing) {
                 self.check_at_once(&remains.fs).map_err(fail)?;
                 self.settle(self.base.boot(remains), Promised::Nothing, seen).map_err(fail)?;
@@ -560,8 +594,8 @@ impl Seen {
     /// Whether this state was not seen yet.
     fn is_new(&mut self, remains: &Remains, promised: Promised) -> bool {
         let mut hasher = DefaultHasher::new();
-        let running = remains.running.as_ref().map(|release| release.name().to_string());
-        (&remains.fs, running, &remains.schema, remains.generation, promised).hash(&mut hasher);
+        let service = format!("{:?}", remains.service);
+        (&remains.fs, service, &remains.schema, remains.generation, promised).hash(&mut hasher);
         let new = self.states.insert(hasher.finish());
         self.tally.states += u64::from(new);
         new
@@ -627,6 +661,15 @@ pub(crate) fn deaths(random: &mut Random) -> [Death; 4] {
     [Death::Kill, cut(0), cut(1), cut(3 + random.below(1 << 16))]
 }
 
+/// The power cuts that follow an answer: all, or one that the call chooses.
+pub(crate) fn answer_cuts(call: u64, depth: Depth) -> Vec<u64> {
+    let seeds = [0, 1, call.wrapping_mul(31).wrapping_add(3)];
+    match depth {
+        Depth::Full => seeds.to_vec(),
+        Depth::Sampled => vec![seeds[usize::try_from(call % 3).expect("below 3")]],
+    }
+}
+
 /// The other faults to try at one call.
 pub(crate) fn other_faults(call: &Call, depth: Depth, random: &mut Random) -> Vec<Fault> {
     let mut all: Vec<Fault> =
@@ -666,10 +709,10 @@ fn kept(machine: &Machine) -> Vec<String> {
     kept
 }
 
-/// The whole root, but for the note in the lock.
-fn whole(fs: &FileSystem) -> Tree {
+/// The whole disk, but for the note in the lock of each root.
+pub(crate) fn whole(fs: &FileSystem) -> Tree {
     let mut tree = fs.tree("").unwrap_or_default();
-    tree.0.retain(|path, _| path != LOCK);
+    tree.0.retain(|path, _| !Path::new(path).ends_with(LOCK));
     tree
 }
 
@@ -797,7 +840,11 @@ mod tests {
                     assert!(recorded.fs.is_same(&machine.fs), "{name} {layout:?} {fault} at {call}");
                 }
                 assert_eq!(recorded.schema, machine.remains().schema, "{name} {layout:?} {fault} at {call}");
-                assert_eq!(recorded.running, machine.running(), "{name} {layout:?} {fault} at {call}");
+                assert_eq!(
+                    recorded.service,
+                    machine.remains().service,
+                    "{name} {layout:?} {fault} at {call}"
+                );
                 let booted = subject.base.boot(recorded);
                 assert_eq!(booted.indexed(), machine.indexed(), "{name} {layout:?} {fault} at {call}");
             }

@@ -1,8 +1,9 @@
 //! A process that dies at any effect on the disk: afterwards the tree is entirely old or entirely new, and everything works.
 //!
 //! Here the disk is a real one and keeps what was written (`kill -9`). An update or rollback dies at every effect; for a
-//! recovery that dies, too, the pairs of effects are sampled, the same in every run. The simulation takes all pairs, with a
-//! disk that also forgets what was not flushed, and `cargo xtask crash` all calls of the real program.
+//! recovery that dies, too, the pairs of effects are sampled, the same in every run. The simulation takes more of them, in its
+//! full sweep every second call after a kill, with a disk that also forgets what was not flushed, and `cargo xtask crash` all
+//! calls of the real program.
 
 use std::{
     collections::BTreeMap,

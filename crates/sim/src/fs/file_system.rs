@@ -191,7 +191,12 @@ impl FileSystem {
     }
 
     pub(super) fn free_inodes(&self) -> Option<u64> {
-        self.options.capacity_inodes.map(|capacity| capacity.saturating_sub(self.in_use().count() as u64))
+        self.options.capacity_inodes.map(|capacity| capacity.saturating_sub(self.used_inodes()))
+    }
+
+    /// Inodes in use.
+    pub fn used_inodes(&self) -> u64 {
+        self.in_use().count() as u64
     }
 
     /// Bytes in use, in whole blocks; shared extents count once.

@@ -125,25 +125,29 @@ impl FileSystem {
 }
 
 impl FileBody {
-    /// Content is only ever appended or cut durably, so what is durable is always a prefix of what is cached, but for
-    /// what a failed sync lost.
+    /// Content is only ever appended or cut. What is durable and what is cached have a beginning in common, which survives; behind
+    /// it lies what is not written back yet, or not yet cut off.
     fn surviving(&self, content: Content, random: &mut Random) -> Arc<Vec<u8>> {
         let durable = self.durable.clone().unwrap_or_default();
         match content {
             Content::None => durable,
             Content::All => self.written_back(),
-            Content::Blocks if durable.len() == self.cached.len() => durable,
             Content::Blocks => {
-                let mut bytes = self.written_back().to_vec();
+                let written = self.written_back();
+                if durable == written {
+                    return durable;
+                }
+                let common = durable.iter().zip(&*written).take_while(|(old, new)| old == new).count();
+                let mut bytes = written.to_vec();
                 match random.below(5) {
                     // Stale, or never written.
                     0 => return durable,
                     // Torn inside the last write.
-                    1 => bytes.truncate(durable.len() + random.index(bytes.len() - durable.len() + 1)),
+                    1 => bytes.truncate(common + random.index(bytes.len() - common + 1)),
                     // The size made it, some blocks did not.
-                    2 => drop_blocks(&mut bytes, durable.len(), 0, random),
+                    2 => drop_blocks(&mut bytes, common, 0, random),
                     // The same, and the blocks hold what another file left there.
-                    3 => drop_blocks(&mut bytes, durable.len(), 0xa5, random),
+                    3 => drop_blocks(&mut bytes, common, 0xa5, random),
                     // All of it.
                     _ => {}
                 }

@@ -23,12 +23,12 @@ use cutover_host::{
 use super::{
     AtomicU64, Call, Catalog, CatalogPort, FaultDisk, Faults, FileSystem, Generation, LocalChanges, Node,
     NodeError, NodeLock, NodeOptions, NodePorts, NonZeroUsize, OnProbeFailure, Options, Policy, Ports,
-    Present, ProbeOutcome, ReleaseRef, SchemaSeen, Silent, SimulatedClock, SimulatedProber, SimulatedSchema,
-    SimulatedService, Verdicts, World, gate, lock, next_generation, plan_update,
+    Present, ProbeOutcome, ReleaseRef, SchemaSeen, Service, Silent, SimulatedClock, SimulatedProber,
+    SimulatedSchema, SimulatedService, Verdicts, World, gate, lock, next_generation, plan_update,
 };
 use crate::{
     release::releases,
-    state::{Visible, leftovers_below},
+    state::{Visible, damaged_objects_below, leftovers_below, shared_inodes_below},
 };
 
 /// The roots of the machine; the last keeps the journal of the set.
@@ -240,7 +240,31 @@ impl SetMachine {
 
     /// The release whose service runs, by root.
     pub fn running(&self) -> Vec<Option<ReleaseRef>> {
-        self.worlds.iter().map(|world| lock(&world.running).clone()).collect()
+        self.worlds.iter().map(|world| lock(&world.service).release().cloned()).collect()
+    }
+
+    /// Cuts the power of the idle machine.
+    pub(crate) fn cut_power(&mut self, seed: u64) {
+        self.fs = self.fs.after_power_cut(seed);
+        self.switch_off();
+    }
+
+    fn switch_off(&self) {
+        for world in &self.worlds {
+            *lock(&world.service) = Service::Off;
+        }
+    }
+
+    /// Starts the services if the machine has just booted, as [`super::Machine`] does.
+    fn start_services(&self) {
+        for (root, world) in self.worlds.iter().enumerate() {
+            if *lock(&world.service) == Service::Off {
+                let disk = FaultDisk::new(self.fs.clone(), Faults::none());
+                let status = self.node(&disk, root).and_then(|node| node.status());
+                let service = status.map_or(Service::Starting(None), |status| Service::boot(&status));
+                *lock(&world.service) = service;
+            }
+        }
     }
 
     /// What should not be there once nothing is going on.
@@ -299,6 +323,7 @@ impl SetMachine {
         faults: Faults,
         work: impl FnOnce(&Host<'_>) -> T,
     ) -> (Result<T, NodeError>, SetLife) {
+        self.start_services();
         let disk = FaultDisk::new(self.fs.clone(), faults);
         *lock(&self.present) = Some(disk.clone());
         let done = self.process(&disk, work);
@@ -307,25 +332,59 @@ impl SetMachine {
             assert_eq!(*lock(&world.broken), None, "what must never happen, did");
         }
         self.fs = disk.reboot();
+        if disk.has_lost_power() {
+            self.switch_off();
+        }
         let life = SetLife { ended: SetEnded::Nothing, crashed: disk.has_crashed(), trace: disk.trace() };
         (done, life)
+    }
+
+    fn node(&self, disk: &FaultDisk, root: usize) -> Result<Node, NodeError> {
+        let ports = NodePorts {
+            disk: Arc::new(Below { disk: disk.clone(), root: PART_ROOTS[root] }),
+            catalog: CatalogPort::Shared(self.catalogs[root].clone()),
+            clock: Arc::new(SimulatedClock(self.worlds[root].clone())),
+        };
+        let options = NodeOptions {
+            layout: Some(self.layout),
+            threads: NonZeroUsize::MIN,
+            holder: "simulated".to_owned(),
+            ..NodeOptions::default()
+        };
+        Node::open(ports, options)
+    }
+
+    /// What is wrong with what each root keeps: damaged objects, live files that share an inode with what repairs them, restore
+    /// points that cannot be used.
+    pub(crate) fn damage(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (root, name) in PART_ROOTS.iter().enumerate() {
+            let at = Path::new(name);
+            found.extend(
+                damaged_objects_below(&self.fs, at)
+                    .into_iter()
+                    .map(|object| format!("{name}: damaged object {object}")),
+            );
+            found.extend(
+                shared_inodes_below(&self.fs, at)
+                    .into_iter()
+                    .map(|path| format!("{name}: shared inode {path}")),
+            );
+            let disk = FaultDisk::new(self.fs.clone(), Faults::none());
+            match self.node(&disk, root).and_then(|node| node.restore_points()) {
+                Err(error) => found.push(format!("{name}: restore points: {error:?}")),
+                Ok(points) => found.extend(points.into_iter().filter_map(|listed| {
+                    Some(format!("{name}: restore point {}: {:?}", listed.id, listed.point.err()?))
+                })),
+            }
+        }
+        found
     }
 
     fn process<T>(&self, disk: &FaultDisk, work: impl FnOnce(&Host<'_>) -> T) -> Result<T, NodeError> {
         let (mut nodes, mut locks, mut around) = (Vec::new(), Vec::new(), Vec::new());
         for (root, world) in self.worlds.iter().enumerate() {
-            let ports = NodePorts {
-                disk: Arc::new(Below { disk: disk.clone(), root: PART_ROOTS[root] }),
-                catalog: CatalogPort::Shared(self.catalogs[root].clone()),
-                clock: Arc::new(SimulatedClock(world.clone())),
-            };
-            let options = NodeOptions {
-                layout: Some(self.layout),
-                threads: NonZeroUsize::MIN,
-                holder: "simulated".to_owned(),
-                ..NodeOptions::default()
-            };
-            let node = Node::open(ports, options)?;
+            let node = self.node(disk, root)?;
             locks.push(node.lock()?);
             nodes.push(node);
             let fails = self.fails && self.story.probe_fails == Some(root);

@@ -8,4 +8,7 @@ mod publisher;
 mod releases;
 mod rerun;
 mod sets;
+mod space;
+mod staging;
 mod sweep;
+mod torn;

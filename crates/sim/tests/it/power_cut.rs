@@ -114,6 +114,33 @@ fn truncation_is_durable_when_it_returns() {
     assert_eq!(outcomes(&disk, "log"), [some(b"first\n")].into());
 }
 
+/// What a power cut leaves of a file of twelve blocks whose truncation to a half of one ended as `fault` says.
+fn truncated(fault: impl Fn(u64) -> Option<Fault>) -> BTreeSet<Option<usize>> {
+    let disk = disk();
+    write_synced(&disk, "log", &[7; 12 * BLOCK]);
+    disk.sync_dir(Path::new("")).expect("sync");
+    let written = disk.reboot();
+    let left = |seed| {
+        let fault = fault(seed);
+        let disk = FaultDisk::new(written.clone(), Faults::script(move |_, _| fault));
+        assert!(disk.truncate(Path::new("log"), BLOCK as u64 / 2).is_err());
+        let fs = if disk.has_crashed() { disk.reboot() } else { disk.image().after_power_cut(seed) };
+        fs.read_file("log").map(|bytes| bytes.len())
+    };
+    SEEDS.map(left).collect()
+}
+
+#[test]
+fn truncation_that_loses_power_midway_happened_or_did_not() {
+    let midway = |seed| Some(Fault::Crash(Moment::During, Death::PowerCut { seed }));
+    assert_eq!(truncated(midway), [Some(BLOCK / 2), Some(12 * BLOCK)].into());
+}
+
+#[test]
+fn truncation_whose_flush_failed_is_seen_by_readers_and_may_not_be_on_disk() {
+    assert_eq!(truncated(|_| Some(Fault::FsyncLie)), [Some(BLOCK / 2), Some(12 * BLOCK)].into());
+}
+
 #[test]
 fn name_changes_in_one_directory_may_survive_in_any_subset() {
     let disk = disk();
@@ -279,7 +306,7 @@ fn kill_loses_nothing_but_leaves_it_as_volatile_as_it_was() {
 // After a failed fsync a file is written anew, never synced again.
 #[test]
 fn sync_after_a_failed_sync_succeeds_and_saves_nothing() {
-    let script = |call: &cutover_sim::Call, _: &FileSystem| (call.index == 2).then_some(Fault::FsyncLie);
+    let script = |call: &cutover_sim::Call, _: &mut FileSystem| (call.index == 2).then_some(Fault::FsyncLie);
     let disk = FaultDisk::new(FileSystem::new(Options::default()), Faults::script(script));
     let mut file = disk.create(Path::new("a"), 0o644).expect("create");
     file.write_all(b"bytes").expect("write");

@@ -1,5 +1,5 @@
-//! A publisher that dies, or whose machine loses power, at every call that changes its directory: readers find the old or the
-//! new state, whole, and the next run goes on. What was answered outlives a power cut.
+//! A publisher that dies, or whose machine loses power or fails a call, at every call that changes its directory: readers find
+//! the old or the new state, whole, and the next run goes on. What was answered outlives a power cut.
 
 use std::{cell::RefCell, collections::BTreeMap, io};
 
@@ -11,8 +11,8 @@ use cutover_repo::{
     verify,
 };
 use cutover_sim::{
-    Call, Death, Fault, FaultDisk, Faults, FileSystem, Moment, Options, Random, SimulatedDirectory, releases,
-    seed,
+    Call, Death, Errno, Fault, FaultDisk, Faults, FileSystem, Lasting, Moment, Options, Random,
+    SimulatedDirectory, releases, seed,
 };
 
 /// A time, in hours after the releases were signed.
@@ -140,24 +140,59 @@ impl Shop {
                 let (version, problems) = self.seen(&left, 1);
                 assert!(version == before || version == after, "{point}: {version:?}");
                 assert_eq!(problems, [""; 0], "{point}");
-                // The same once more completes it, and a late refresh leaves nothing behind.
-                let disk = FaultDisk::new(left, Faults::none());
-                match self.run(&disk, 2, act) {
-                    // Removing again what is removed.
-                    Ok(()) | Err(PublishError::NotFound(_)) => {}
-                    Err(error) => panic!("{point}: {error:?}"),
+                self.goes_on(left, act, &after, &point, &mut random);
+            }
+            for fault in failures(call) {
+                let point = format!("seed={} {what}: {fault} at {call}", cutover_sim::seed());
+                let disk = FaultDisk::new(self.fs.clone(), Faults::at(call.index, fault));
+                let answer = self.run(&disk, 1, act);
+                let cuts = [0, 1, 3 + random.below(1 << 16)].map(|seed| disk.image().after_power_cut(seed));
+                for left in cuts.iter().chain([&disk.reboot()]) {
+                    let (version, problems) = self.seen(left, 1);
+                    let promised = version == after || (answer.is_err() && version == before);
+                    assert!(promised, "{point}: {version:?} after {answer:?}");
+                    assert_eq!(problems, [""; 0], "{point}");
                 }
-                assert_eq!(self.seen(&disk.reboot(), 2), (after.clone(), Vec::new()), "{point}");
-                // Now it was answered, whatever the first run had made and not flushed.
-                for seed in [0, 1, 3 + random.below(1 << 16)] {
-                    let seen = self.seen(&disk.image().after_power_cut(seed), 2);
-                    assert_eq!(seen, (after.clone(), Vec::new()), "{point}, then a power cut (seed {seed})");
-                }
-                self.run(&disk, LATE, &|publisher| publisher.refresh()).expect("refreshed");
-                assert_eq!(self.seen(&disk.reboot(), LATE), (after.clone(), Vec::new()), "{point}");
+                self.goes_on(disk.reboot(), act, &after, &point, &mut random);
             }
         }
     }
+
+    /// The same once more completes it, and a late refresh leaves nothing behind.
+    fn goes_on(
+        &self,
+        left: FileSystem,
+        act: Act<'_>,
+        after: &Option<Version>,
+        point: &str,
+        random: &mut Random,
+    ) {
+        let disk = FaultDisk::new(left, Faults::none());
+        match self.run(&disk, 2, act) {
+            // Removing again what is removed.
+            Ok(()) | Err(PublishError::NotFound(_)) => {}
+            Err(error) => panic!("{point}: {error:?}"),
+        }
+        assert_eq!(self.seen(&disk.reboot(), 2), (after.clone(), Vec::new()), "{point}");
+        // Now it was answered, whatever the first run had made and not flushed.
+        for seed in [0, 1, 3 + random.below(1 << 16)] {
+            let seen = self.seen(&disk.image().after_power_cut(seed), 2);
+            assert_eq!(seen, (after.clone(), Vec::new()), "{point}, then a power cut (seed {seed})");
+        }
+        self.run(&disk, LATE, &|publisher| publisher.refresh()).expect("refreshed");
+        assert_eq!(self.seen(&disk.reboot(), LATE), (after.clone(), Vec::new()), "{point}");
+    }
+}
+
+/// How a call fails: a flush so that it cannot be made good for, any call in one way of three, by its number.
+fn failures(call: &Call) -> Vec<Fault> {
+    let ways = [
+        Fault::Error(Errno::Eio, Lasting::Once),
+        Fault::Error(Errno::Enospc, Lasting::Once),
+        Fault::DoneButError(Errno::Eio),
+    ];
+    let way = ways[usize::try_from(call.index % 3).expect("below 3")];
+    [way, Fault::FsyncLie].into_iter().filter(|fault| fault.can_hit(call.op)).collect()
 }
 
 fn publish(release: usize) -> impl Fn(&mut Publisher<'_>) -> Result<(), PublishError> {
@@ -169,14 +204,14 @@ fn publish(release: usize) -> impl Fn(&mut Publisher<'_>) -> Result<(), PublishE
 
 // M16
 #[test]
-fn publication_that_loses_power_anywhere_is_seen_whole_or_not_at_all() {
+fn publication_that_loses_power_or_fails_anywhere_is_seen_whole_or_not_at_all() {
     Shop::new().sweep("the first publication", &publish(0));
     Shop::new().then(&publish(0)).sweep("the next publication", &publish(1));
 }
 
 // M14, M16
 #[test]
-fn removal_that_loses_power_anywhere_is_seen_whole_or_not_at_all() {
+fn removal_that_loses_power_or_fails_anywhere_is_seen_whole_or_not_at_all() {
     let manifest = releases()[1].bundle.manifest();
     let (package, version): (&Name, &Version) = (&manifest.package, &manifest.version);
     let shop = Shop::new().then(&publish(0)).then(&publish(1));
