@@ -47,7 +47,7 @@ impl Probe for Command {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{path::Path, sync::Arc, time::Instant};
 
     use super::{
         super::{Prober, Probes, tests::context},
@@ -76,9 +76,27 @@ mod tests {
     // E13
     #[test]
     fn command_that_hangs_is_killed_and_has_failed() {
-        let report = probe("echo waiting; sleep 600", Duration::from_millis(300));
+        let directory = tempfile::tempdir().expect("a directory");
+        let note = directory.path().join("pids");
+        // It is given the time to note who it is, which no busy machine may make it miss.
+        let script = format!("sleep 86400 & echo $$ $! > {}; echo waiting; wait", note.display());
+        let report = probe(&script, Duration::from_secs(2));
         let summary = report.summary();
         assert!(summary.contains("did not finish") && summary.contains("waiting"), "{summary}");
+        let pids = std::fs::read_to_string(&note).expect("noted");
+        let (shell, started) = pids.trim().split_once(' ').expect("two of them");
+        assert!(!Path::new("/proc").join(shell).exists(), "it was waited for");
+        // Whoever inherits what it had started may be slow to bury it.
+        let dead = |stat: std::io::Result<String>| {
+            stat.map_or(true, |stat| {
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+            })
+        };
+        let until = Instant::now() + LONG;
+        while !dead(std::fs::read_to_string(Path::new("/proc").join(started).join("stat"))) {
+            assert!(Instant::now() < until, "what it had started lives");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

@@ -7,9 +7,15 @@ use std::{
 };
 
 use cutover_core::{execute::Outcome, plan::Layout};
-use cutover_host::disk::{Disk as _, RealDisk};
+use cutover_host::{
+    disk::{Disk as _, RealDisk},
+    node::Ports,
+};
 
-use crate::world::{LAYOUTS, World, first, second};
+use crate::{
+    not_run::not_run,
+    world::{LAYOUTS, World, first, second},
+};
 
 // P6, inst-7
 #[test]
@@ -27,14 +33,49 @@ fn parent_that_became_a_link_to_outside_is_refused_and_nothing_outside_is_writte
 
 // P6
 #[test]
-fn parent_swapped_for_a_link_after_the_check_leads_nowhere() {
+fn parent_swapped_for_a_link_between_staging_and_switch_leads_nowhere() {
+    for layout in LAYOUTS {
+        let world = World::new(layout);
+        world.apply(&first());
+        let outside = tempfile::tempdir().expect("a directory");
+        std::fs::write(outside.path().join("app"), "a canary").expect("written");
+        let (node, bundle) = (world.node(), second().bundle());
+        let plan = world.plan(&node, &bundle);
+        // In place, files are renamed into the present directory; otherwise what is staged becomes current as it lies there.
+        let bin = match layout {
+            Layout::InPlace => world.path().join("bin"),
+            Layout::Versioned | Layout::Exchange => {
+                world.path().join("releases").join(bundle.release().name().as_str()).join("bin")
+            }
+        };
+        let is_swapped = std::cell::Cell::new(false);
+        let swap = |step: &str| {
+            if step == "switch" {
+                is_swapped.set(true);
+                std::fs::rename(&bin, bin.with_extension("moved")).expect("moved");
+                symlink(outside.path(), &bin).expect("swapped");
+            }
+        };
+        let lock = node.lock().expect("locked");
+        let ports = Ports { before_step: Some(&swap), ..world.ports() };
+        let report = node.execute(&lock, &plan, Some(&bundle), &ports).expect("ran");
+        assert!(is_swapped.get(), "{layout:?}");
+        assert_ne!(report.outcome, Outcome::Confirmed, "{layout:?}");
+        assert_eq!(std::fs::read(outside.path().join("app")).expect("kept"), b"a canary", "{layout:?}");
+        assert_eq!(std::fs::read_dir(outside.path()).expect("listed").count(), 1, "{layout:?}");
+    }
+}
+
+// P6
+#[test]
+fn parent_swapped_for_a_link_after_the_switch_leads_nowhere() {
     for layout in LAYOUTS {
         let world = World::new(layout);
         world.apply(&first());
         let outside = tempfile::tempdir().expect("a directory");
         std::fs::write(outside.path().join("app"), "a canary").expect("written");
         let (bin, target) = (world.installed("bin"), outside.path().to_owned());
-        // In the middle of the update, after everything was checked and staged.
+        // Between the switch and the probe.
         world.service.on_activate(
             "2.0.0",
             Box::new(move || {
@@ -119,8 +160,11 @@ fn immutable_target_undoes_the_whole_update() {
     let path = world.path().join("share/only-in-one");
     let file = std::fs::File::open(&path).expect("open");
     let immutable = rustix::fs::IFlags::IMMUTABLE;
-    if rustix::fs::ioctl_setflags(&file, immutable).is_err() {
-        return;
+    if let Err(error) = rustix::fs::ioctl_setflags(&file, immutable) {
+        return not_run(&format!(
+            "immutable_target_undoes_the_whole_update: no file here can be made immutable ({error}); it needs root and a file \
+             system with attributes"
+        ));
     }
     let report = world.apply(&second());
     rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::empty()).expect("cleared");

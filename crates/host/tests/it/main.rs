@@ -7,6 +7,8 @@ mod fetched;
 mod hostile;
 mod lock;
 mod nice;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 mod prune;
 mod recovery;
 mod rollback;

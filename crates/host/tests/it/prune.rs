@@ -120,7 +120,14 @@ fn forgotten_release_is_gone_with_its_tree_objects_and_tombstone() {
         assert!(gone.iter().any(|path| path.starts_with(part)), "{part}: {gone:?}");
     }
     assert!(!node.releases().expect("listed").iter().any(|release| release.version == Version::new(1, 4, 0)));
+    let before = everything(&world);
     assert!(matches!(node.forget(&lock, &Version::new(1, 4, 0)), Err(NodeError::UnknownRelease(_))));
+    assert_eq!(everything(&world), before);
+    drop(lock);
+    let disk = cutover_host::disk::RealDisk::open(world.path()).expect("a disk");
+    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
+    assert!(catalog.tombstones().expect("read").is_empty());
+    assert!(!catalog.releases().expect("read").contains(&release("1.4.0").bundle().release().manifest));
 }
 
 fn everything(world: &World) -> Vec<String> {

@@ -112,7 +112,7 @@ fn stuck_execution_can_be_taken_up_again_once_the_cause_is_gone() {
 
 // inst-4
 #[test]
-fn journal_goes_on_in_its_reserve_when_the_disk_is_full() {
+fn reserve_of_the_journal_is_set_aside_again_once_it_was_used() {
     let world = World::new(Layout::Versioned);
     world.apply(&first());
     assert_eq!(std::fs::metadata(world.path().join(".cutover/reserve")).expect("kept").len(), 1 << 20);

@@ -7,7 +7,10 @@ use cutover_core::{
     plan::{Layout, Refusal, RollbackTarget, plan_rollback},
 };
 
-use crate::world::{LAYOUTS, Release, World, first, second};
+use crate::{
+    not_run::not_run,
+    world::{LAYOUTS, Release, World, first, second},
+};
 
 fn third() -> Release {
     Release::new("3.0.0").program("bin/app", "three").data("share/only-in-three", "3")
@@ -137,6 +140,25 @@ fn altered_missing_extra_or_swapped_backup_file_aborts_the_restore_before_anythi
     }
 }
 
+// E16
+#[test]
+fn altered_backup_stops_an_operators_rollback_in_place_and_is_named() {
+    let same_size = b"?!/bin/sh\necho one\n".repeat(50);
+    for altered in [&b"altered"[..], b"", &same_size] {
+        let world = World::new(Layout::InPlace);
+        world.apply(&first());
+        world.apply(&second());
+        std::fs::write(world.path().join(".cutover/restore/000002/files/bin/app"), altered).expect("written");
+        let report = world.try_rollback_on(&world.node(), &RollbackTarget::Newest).expect("ran");
+        assert!(
+            matches!(&report.outcome, Outcome::Undone { reason } if reason.contains("`bin/app`")),
+            "{report:?}"
+        );
+        assert_eq!(world.tree(), second().tree());
+        assert_eq!(world.running().as_deref(), Some("2.0.0"));
+    }
+}
+
 // E14
 #[test]
 fn failed_probe_and_failed_restore_leave_state_failed_and_both_in_the_history() {
@@ -212,9 +234,15 @@ fn owner_mode_and_attributes_of_replaced_files_are_kept_in_place_and_come_back()
     let world = World::new(Layout::InPlace);
     world.apply(&first());
     let path = world.path().join("bin/app");
-    std::os::unix::fs::chown(&path, Some(1234), Some(4321)).expect("needs root");
-    let attribute =
-        rustix::fs::setxattr(&path, "user.note", b"kept", rustix::fs::XattrFlags::empty()).is_ok();
+    let test = "owner_mode_and_attributes_of_replaced_files_are_kept_in_place_and_come_back";
+    if let Err(error) = std::os::unix::fs::chown(&path, Some(1234), Some(4321)) {
+        return not_run(&format!("{test}: no file can be given to somebody else ({error}); it needs root"));
+    }
+    let given = rustix::fs::setxattr(&path, "user.note", b"kept", rustix::fs::XattrFlags::empty());
+    if let Err(error) = given {
+        not_run(&format!("{test}, its attributes: the file system keeps none ({error})"));
+    }
+    let attribute = given.is_ok();
     let check = |when: &str| {
         let metadata = std::fs::metadata(&path).expect("metadata");
         assert_eq!((metadata.uid(), metadata.gid()), (1234, 4321), "{when}");

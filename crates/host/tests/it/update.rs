@@ -11,7 +11,7 @@ use cutover_core::{
     plan::{Layout, OnProbeFailure, Refusal, plan_update},
 };
 use cutover_host::{
-    node::{NodeError, StageError},
+    node::{NodeError, Ports, StageError, StepResult, Way},
     payload::Payload,
 };
 
@@ -42,13 +42,43 @@ fn restore_point_that_cannot_be_written_aborts_before_any_change() {
         world.apply(&first());
         let (node, bundle) = (world.node(), second().bundle());
         let plan = world.plan(&node, &bundle);
+        // The place where it goes is gone by then.
+        let points = world.path().join(".cutover/restore");
+        let lose = |step: &str| {
+            if step == "restore-point" {
+                std::fs::rename(&points, world.path().join(".cutover/aside")).expect("renamed");
+            }
+        };
+        let ports = Ports { before_step: Some(&lose), ..world.ports() };
+        let lock = node.lock().expect("locked");
+        let report = node.execute(&lock, &plan, Some(&bundle), &ports).expect("ran");
+        assert!(
+            matches!(&report.outcome, Outcome::Undone { reason } if reason.contains(".cutover/restore/000002")),
+            "{layout:?} {report:?}"
+        );
+        let last = report.steps.iter().rfind(|step| step.way == Way::Forward).expect("it did something");
+        assert_eq!((last.step, &last.result), ("restore-point", &StepResult::Failed), "{layout:?}");
+        assert_eq!(world.tree(), first().tree(), "{layout:?}");
+        assert_eq!(world.running().as_deref(), Some("1.0.0"));
+        let staged = std::fs::read_dir(world.path().join(".cutover/staging"));
+        assert_eq!(staged.map_or(0, Iterator::count), 0, "{layout:?}");
+    }
+}
+
+// E6
+#[test]
+fn place_of_restore_points_that_is_none_aborts_before_the_first_step() {
+    for layout in LAYOUTS {
+        let world = World::new(layout);
+        world.apply(&first());
+        let (node, bundle) = (world.node(), second().bundle());
+        let plan = world.plan(&node, &bundle);
         let points = world.path().join(".cutover/restore");
         std::fs::rename(&points, world.path().join(".cutover/aside")).expect("renamed");
         std::fs::write(&points, "a file where the directory belongs").expect("written");
         let lock = node.lock().expect("locked");
-        let result = node.execute(&lock, &plan, Some(&bundle), &world.ports());
-        let changed = matches!(&result, Ok(report) if report.outcome == Outcome::Confirmed);
-        assert!(!changed, "{layout:?} {result:?}");
+        let error = node.execute(&lock, &plan, Some(&bundle), &world.ports()).expect_err("refused");
+        assert!(error.to_string().contains(".cutover/restore"), "{layout:?} {error}");
         assert_eq!(world.tree(), first().tree(), "{layout:?}");
         assert_eq!(world.running().as_deref(), Some("1.0.0"));
     }
@@ -70,12 +100,20 @@ fn updated_files_are_reported_in_manifest_order() {
 // inst-7
 #[test]
 fn modes_are_those_of_the_manifest_whatever_the_umask() {
+    // The umask is the process's, which other tests may share, so this happens in one of its own.
+    const ALONE: &str = "CUTOVER_TEST_UMASK";
+    if std::env::var_os(ALONE).is_none() {
+        let alone = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "update::modes_are_those_of_the_manifest_whatever_the_umask"])
+            .env(ALONE, "")
+            .output()
+            .expect("started");
+        let said = String::from_utf8_lossy(&alone.stdout);
+        return assert!(alone.status.success() && said.contains("1 passed"), "{said}");
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let world = World::new(Layout::Versioned);
-    // SAFETY of the assertion: the umask is the process's, so this test restores it before anything can fail.
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let report = world.apply(&first());
-    rustix::process::umask(before);
-    assert_eq!(report.outcome, Outcome::Confirmed);
+    assert_eq!(world.apply(&first()).outcome, Outcome::Confirmed);
     assert_eq!(world.tree(), first().tree());
     let directory = std::fs::metadata(world.installed("bin")).expect("metadata");
     assert_eq!(directory.permissions().mode() & 0o777, 0o755);
@@ -315,7 +353,7 @@ fn damaged_present_file_is_laid_down_anew_from_the_store() {
 
 // E21
 #[test]
-fn progress_rises_from_0_to_100_and_never_falls() {
+fn progress_rises_to_100_and_never_falls() {
     let world = World::new(Layout::Versioned);
     world.apply(&second());
     let events = world.events.0.lock().unwrap();
@@ -327,6 +365,8 @@ fn progress_rises_from_0_to_100_and_never_falls() {
         })
         .collect();
     assert!(percents.is_sorted() && percents.last() == Some(&100), "{percents:?}");
+    let before_its_end = percents.iter().filter(|percent| **percent < 100).count();
+    assert!(before_its_end > 3, "it is told of while it rises: {percents:?}");
 }
 
 #[test]
@@ -344,7 +384,7 @@ fn observer_that_panics_or_hangs_changes_nothing() {
     let (node, bundle) = (world.node(), first().bundle());
     let plan = world.plan(&node, &bundle);
     let lock = node.lock().expect("the lock");
-    let ports = cutover_host::node::Ports { observer: std::sync::Arc::new(Rude), ..world.ports() };
+    let ports = Ports { observer: std::sync::Arc::new(Rude), ..world.ports() };
     let report = node.execute(&lock, &plan, Some(&bundle as &dyn Payload), &ports).expect("ran");
     assert_eq!(report.outcome, Outcome::Confirmed);
 }
