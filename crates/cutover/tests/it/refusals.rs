@@ -166,7 +166,7 @@ fn hostile_paths_in_a_signed_manifest_are_refused_and_named_escaped() {
     assert_eq!(fs::read_to_string(canary).expect("read"), "must stay");
 }
 
-// M9, M12
+// M12
 #[test]
 fn contradictions_limits_and_unknown_formats_are_unsafe_content() {
     let (world, next) = world();
@@ -292,7 +292,6 @@ fn settings_can_only_narrow_what_is_accepted() {
         .must(0);
 }
 
-// E23, H2
 #[test]
 fn failed_preflight_is_refused_with_figures() {
     let (world, next) = world();
