@@ -1,10 +1,13 @@
 //! The cases of the contract, on SQLite.
 
-use std::{sync::atomic::AtomicI64, sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    time::Duration,
+};
 
 use cutover_migrate::{
     Error,
-    engine::{Loss, RowFunction, Unwatched},
+    engine::{Loss, RowFunction, Unwatched, Watch},
     grace::{Floor, FloorUnknown, Ticks},
     ir::Op,
     plan::is_additive,
@@ -36,21 +39,47 @@ fn refuses(_: &Op) -> Result<Box<dyn RowFunction>, Error> {
     Ok(Box::new(ByRow(|_: &[Value]| Err("it returned false".to_owned()))))
 }
 
+/// Remembers whether a chunk was committed after rows had been counted.
+struct Committed<'a> {
+    counted: &'a AtomicI64,
+    after: AtomicBool,
+}
+
+impl Watch for Committed<'_> {
+    fn point(&self, name: &str) {
+        if name == "backfill.after" && self.counted.load(Ordering::SeqCst) > 0 {
+            self.after.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
 // X2, X13.
 #[test]
 fn custom_step_that_returns_false_undoes_the_steps_before_it() {
-    let database = Database::new(&format!("{ORDERS}{USERS}"));
-    let (schema, rows) = (database.schema(), database.texts("SELECT * FROM orders"));
+    let more = "WITH RECURSIVE n(i) AS (SELECT 4 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) INSERT INTO users SELECT i, 'e', 'n' || i, 'l' FROM n;";
+    let database = Database::new(&format!("{ORDERS}{USERS}{more}"));
+    let all = || (database.texts("SELECT * FROM orders"), database.texts("SELECT * FROM users"));
+    let (schema, rows) = (database.schema(), all());
     let change = migration("0001", None, &failing("automatic"));
-    let mut migrator = Migrator::new(database.engine(), settings(), &Unwatched, &refuses);
+    // It returns false when a chunk of its own is committed.
+    static SEEN: AtomicI64 = AtomicI64::new(0);
+    let refuses_later = |_: &Op| -> Result<Box<dyn RowFunction>, Error> {
+        Ok(Box::new(ByRow(|row: &[Value]| match SEEN.fetch_add(1, Ordering::SeqCst) {
+            0..900 => Ok(vec![Value::Text(format!("{:?}", row[0]))]),
+            _ => Err("it returned false".to_owned()),
+        })))
+    };
+    let watch = Committed { counted: &SEEN, after: AtomicBool::new(false) };
+    let mut migrator = Migrator::new(database.engine(), settings(), &watch, &refuses_later);
     match migrator.apply(&change, None) {
         Err(error @ Error::RolledBack { phase: Phase::Backfill, .. }) => {
             assert!(chain(&error).contains("it returned false"), "{}", chain(&error));
         }
         other => panic!("{other:?}"),
     }
+    assert!(watch.after.load(Ordering::SeqCst), "it had written rows");
     assert_eq!(database.schema(), schema);
-    assert_eq!(database.texts("SELECT * FROM orders"), rows);
+    assert_eq!(all(), rows);
     assert_eq!(database.artefacts(), Vec::<String>::new());
     let status = migrator.status().unwrap();
     assert_eq!((status.version, status.migrations[0].phase), (0, Phase::RolledBack));
@@ -267,7 +296,11 @@ fn only_what_adds_is_additive() {
 fn preview_tells_exactly_what_comes_goes_and_changes_and_writes_nothing() {
     let database = Database::new(&format!("{ORDERS}{USERS}"));
     let all = "SELECT name, sql FROM sqlite_schema";
-    let (schema, version) = (database.texts(all), database.texts("PRAGMA data_version"));
+    let schema = database.texts(all);
+    // It tells of the writes of others to a connection that stays open.
+    let client = database.client();
+    let version = || client.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let before = version();
     let body = format!(
         "{MONEY}\n[[step]]\nop = \"drop_column\"\ntable = \"users\"\ncolumn = \"old_login\"\n\
          [[step]]\nop = \"rename_column\"\ntable = \"users\"\nfrom = \"email\"\nto = \"address\"\n\
@@ -286,7 +319,7 @@ fn preview_tells_exactly_what_comes_goes_and_changes_and_writes_nothing() {
         ]
     );
     assert_eq!(database.texts(all), schema);
-    assert_eq!(database.texts("PRAGMA data_version"), version);
+    assert_eq!(version(), before);
     assert!(plan.to_text().contains("until contract"), "{}", plan.to_text());
 }
 
