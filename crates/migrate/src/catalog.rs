@@ -132,7 +132,7 @@ pub struct Index {
     /// Its name, as people know it.
     pub name: Ident,
     /// Its name in the catalog, when it differs: SQLite's copies of indexes cannot keep the name.
-    pub physical: Option<Ident>,
+    pub physical: Option<String>,
     /// Its columns in order; an expression is `None`.
     pub columns: Vec<Option<Ident>>,
     /// Whether it is unique.

@@ -233,6 +233,11 @@ impl TableChange {
         self.rename_to.as_ref().unwrap_or(&self.table)
     }
 
+    /// Whether it adds foreign keys.
+    pub fn adds_references(&self) -> bool {
+        self.add_constraints.iter().any(|added| matches!(added, NewConstraint::ForeignKey { .. }))
+    }
+
     /// The columns of the new shape that are written (not generated), in order.
     pub fn written_then(&self) -> Vec<&Ident> {
         self.columns

@@ -4,7 +4,7 @@
 //! S = SHARE (writers wait). SQLite has one: W, the write lock of the database.
 
 use crate::{
-    catalog::{Catalog, ConstraintKind, Table},
+    catalog::{Catalog, Table},
     change::{ColumnChange, ColumnFate, Fate, NewConstraint, TableChange, Tactic},
     engine::Policy,
     error::Refusal,
@@ -16,6 +16,10 @@ use crate::{
 const COPY_ROWS_PER_S: [u64; 2] = [150_000, 300_000];
 /// Rows per second that an index build is expected to make.
 const INDEX_ROWS_PER_S: [u64; 2] = [1_000_000, 1_600_000];
+/// Rows per second that SQLite's DROP COLUMN is expected to rewrite.
+const DROP_ROWS_PER_S: u64 = 1_500_000;
+/// Rows per second of which SQLite is expected to look up what they point to.
+const CHECK_ROWS_PER_S: u64 = 1_000_000;
 
 fn per_second(of: [u64; 2], dialect: Dialect) -> u64 {
     match dialect {
@@ -295,6 +299,15 @@ pub(super) fn obstacles(change: &TableChange, table: &Table, catalog: &Catalog) 
         refusals.extend(on_postgres(change, table));
         refusals.extend(unprotected(change, table, &catalog.server_version));
     }
+    if dialect == Dialect::Sqlite && change.fate == Fate::Drop {
+        // They would fail whatever statement they are part of, from the swap on.
+        refusals.extend(table.dependents.iter().map(|user| {
+            Refusal::new(
+                format!("{} `{}` names `{}`, which is dropped", user.kind, user.name, table.name),
+                "Drop it before.",
+            )
+        }));
+    }
     if !copies {
         return refusals;
     }
@@ -358,25 +371,6 @@ fn on_sqlite(change: &TableChange, table: &Table) -> Vec<Refusal> {
                     table.name, other.table
                 ),
                 "Rename it in a migration of its own.",
-            )
-        }));
-    }
-    // The old table stays as it is then, and its rows would keep those from being deleted that they point to.
-    let lets_go = |text: &str| {
-        let text = text.to_ascii_uppercase().split_whitespace().collect::<Vec<_>>().join(" ");
-        ["ON DELETE CASCADE", "ON DELETE SET NULL", "ON DELETE SET DEFAULT"]
-            .iter()
-            .any(|way| text.contains(way))
-    };
-    if !change.is_reversible() {
-        let keys = table.constraints.iter().filter(|one| one.kind == ConstraintKind::ForeignKey);
-        refusals.extend(keys.filter(|key| !lets_go(&key.definition)).map(|key| {
-            Refusal::new(
-                format!(
-                    "without `down` the old rows of `{}` would keep clients from deleting what `{}` points to",
-                    table.name, key.definition
-                ),
-                "Give `down` for every column that changes.",
             )
         }));
     }
@@ -446,6 +440,21 @@ pub(super) fn warnings(change: &TableChange, table: &Table, dialect: Dialect) ->
     if dialect == Dialect::Sqlite && change.tactic == Tactic::Shadow && !table.indexes.is_empty() {
         warnings.push(format!(
             "indexes of `{}` get new names in the catalog: look for `INDEXED BY` in your statements",
+            table.name
+        ));
+    }
+    if dialect == Dialect::Sqlite && change.fate == Fate::Alter && change.tactic != Tactic::Shadow {
+        let added = change.columns.iter().filter(|column| column.fate == ColumnFate::Add);
+        warnings.extend(added.filter_map(|column| column.then.as_ref()).map(|name| {
+            let ms = table.size.rows.saturating_mul(1000) / DROP_ROWS_PER_S;
+            let hold = spoken(ms);
+            format!("`{}.{name}`: a rollback rewrites the table under the write lock ({hold})", table.name)
+        }));
+    }
+    if dialect == Dialect::Sqlite && change.adds_references() && change.fate == Fate::Alter {
+        let hold = spoken(table.size.rows.saturating_mul(1000) / CHECK_ROWS_PER_S);
+        warnings.push(format!(
+            "`{}`: where clients do not stop writing, new foreign keys are checked under the write lock ({hold})",
             table.name
         ));
     }

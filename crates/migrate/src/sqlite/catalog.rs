@@ -69,13 +69,13 @@ pub(super) fn definition(connection: &Connection, name: &str) -> Result<Option<S
     found.map_err(|error| Error::Sql(sql_error(error, sql)))
 }
 
-/// What is known of an index from the PRAGMAs: name, unique, origin, partial, and its key columns with collations (an
-/// expression has no name).
+/// What is known of an index: name, unique, origin, the rows it holds when they are not all, and its key columns with collations
+/// (an expression has no name).
 pub(super) struct IndexInfo {
     pub(super) name: String,
     pub(super) unique: bool,
     pub(super) origin: String,
-    pub(super) partial: bool,
+    pub(super) filter: Option<String>,
     pub(super) columns: Vec<(Option<String>, String)>,
     pub(super) sql: Option<String>,
 }
@@ -95,10 +95,17 @@ pub(super) fn indexes(connection: &Connection, table: &str) -> Result<Vec<IndexI
             "SELECT name, coll FROM pragma_index_xinfo(?1) WHERE \"key\" = 1 ORDER BY seqno",
             &[&name],
         )?;
+        let filter =
+            match row[3].as_deref() {
+                Some("1") => Some(row[4].as_deref().and_then(ddl::index_filter).ok_or_else(|| {
+                    Error::Damaged(format!("the definition of index `{name}` cannot be read"))
+                })?),
+                _ => None,
+            };
         found.push(IndexInfo {
             unique: row[1].as_deref() == Some("1"),
             origin: row[2].clone().unwrap_or_default(),
-            partial: row[3].as_deref() == Some("1"),
+            filter,
             columns: columns
                 .into_iter()
                 .map(|row| (row[0].clone(), row[1].clone().unwrap_or_default()))
@@ -108,6 +115,11 @@ pub(super) fn indexes(connection: &Connection, table: &str) -> Result<Vec<IndexI
         });
     }
     Ok(found)
+}
+
+/// Whether a name is one of those that people do not give.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with("_cutover_")
 }
 
 /// A foreign key that points to a table: whose it is, and its columns with those they point to.
@@ -212,7 +224,7 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
     let primary_key: Vec<Ident> = key.into_iter().map(|(_, name)| name).collect();
     let without_rowid = def.as_ref().is_some_and(ddl::TableDef::without_rowid);
     let mut found_indexes = Vec::new();
-    for index in indexes(connection, name.as_str())? {
+    for index in indexes(connection, name.as_str())?.into_iter().filter(|index| !is_ours(&index.name)) {
         if index.unique && index.columns.iter().any(|(name, _)| name.is_none()) {
             obstacles.push(Refusal::new(
                 format!("the unique index `{}` is on an expression", index.name),
@@ -221,7 +233,7 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
         }
         let public = ident(logical(&index.name))?;
         found_indexes.push(Index {
-            physical: (public.as_str() != index.name).then(|| ident(&index.name)).transpose()?,
+            physical: (public.as_str() != index.name).then(|| index.name.clone()),
             of_constraint: (index.origin != "c").then(|| public.clone()),
             name: public,
             columns: index
@@ -230,7 +242,7 @@ fn table(connection: &Connection, name: &Ident) -> Result<Option<Table>, Error> 
                 .map(|(name, _)| name.as_deref().map(ident).transpose())
                 .collect::<Result<_, _>>()?,
             unique: index.unique,
-            partial: index.partial,
+            partial: index.filter.is_some(),
             definition: index.sql.clone().unwrap_or_default(),
         });
     }

@@ -3,13 +3,13 @@
 use rusqlite::types::Value as Cell;
 
 use super::{
-    Sqlite, catalog,
+    Sqlite,
     keys::{placeholders, print_key, shown},
     shape::{Shape, key_name, quote},
     sql_error,
 };
 use crate::{
-    change::{NewConstraint, TableChange, quoted},
+    change::{TableChange, quoted},
     engine::{ChunkDone, Pace, Task, Work},
     error::Error,
     state::sql::Sql,
@@ -89,25 +89,7 @@ impl Sqlite {
                 });
             }
         }
-        if change.add_constraints.iter().any(|added| matches!(added, NewConstraint::ForeignKey { .. })) {
-            let sql = format!(
-                "SELECT rowid, parent FROM pragma_foreign_key_check('{}')",
-                shape.names.shadow.replace('\'', "''")
-            );
-            let wrong = catalog::texts(&self.connection, &sql, &[])?;
-            if !wrong.is_empty() {
-                let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "?".to_owned());
-                let sample = wrong.iter().take(task.policy.sample);
-                let sample = sample
-                    .map(|row| format!("{}: no such row in {}", text(&row[0]), text(&row[1])))
-                    .collect();
-                return Err(Error::Rejected {
-                    table: change.table.clone(),
-                    count: wrong.len() as u64,
-                    sample,
-                });
-            }
-        }
+        self.check_new_references(task, &shape)?;
         Ok(work)
     }
 

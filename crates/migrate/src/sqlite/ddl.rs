@@ -201,6 +201,33 @@ impl TableDef {
         self.columns.iter().filter(stored).map(|column| column.name.as_str())
     }
 
+    /// Generated columns with their expressions, each after those that it is generated from.
+    pub(super) fn generated(&self) -> Vec<(&str, &str)> {
+        let expression =
+            |column: &'_ ColumnDef| column.rules.iter().position(|rule| rule.rule == Rule::Generated);
+        let mut left: Vec<(&str, &str)> = self
+            .columns
+            .iter()
+            .filter_map(|column| {
+                Some((column.name.as_str(), column.rules[expression(column)?].inner.as_str()))
+            })
+            .collect();
+        let mut ordered = Vec::new();
+        while !left.is_empty() {
+            let waits =
+                |(_, expression): &(&str, &str)| left.iter().any(|(name, _)| mentions(expression, name));
+            let (later, ready): (Vec<_>, Vec<_>) = left.iter().copied().partition(waits);
+            // They cannot wait for each other: SQLite refuses such a table.
+            if ready.is_empty() {
+                ordered.extend(later);
+                break;
+            }
+            ordered.extend(ready);
+            left = later;
+        }
+        ordered
+    }
+
     /// Whether it has foreign keys.
     pub(super) fn has_references(&self) -> bool {
         let of_columns = self.columns.iter().flat_map(|column| &column.rules);
@@ -250,6 +277,14 @@ pub(super) fn index_body(sql: &str) -> Option<&str> {
     sql.get(open.start..)
 }
 
+/// The condition of an index over some rows only.
+pub(super) fn index_filter(sql: &str) -> Option<String> {
+    let body = index_body(sql)?;
+    let tokens = tokens(body);
+    let filter = tokens.get(matching(&tokens, 0)? + 1)?;
+    filter.is("WHERE").then(|| body[filter.end()..].trim().to_owned())
+}
+
 /// The text with identifiers replaced. A word before `(` is a function, one after COLLATE a collation: both stay.
 pub(super) fn renamed(sql: &str, names: &[(String, String)]) -> String {
     let tokens = tokens(sql);
@@ -297,6 +332,14 @@ pub(super) fn without_references(sql: &str) -> Option<String> {
     let constraints = def.constraints.iter().filter(stays).map(|rule| rule.text.clone());
     let items: Vec<String> = columns.chain(constraints).collect();
     Some(format!("{head}({}) {}", items.join(", "), def.options))
+}
+
+/// A `CREATE TABLE` with more constraints; `None` when it cannot be read.
+pub(super) fn with_constraints(sql: &str, constraints: &[String]) -> Option<String> {
+    let tokens = tokens(sql);
+    let open = tokens.iter().position(|token| token.is_mark('('))?;
+    let close = tokens[matching(&tokens, open)?].start;
+    Some(format!("{}, {}{}", &sql[..close], constraints.join(", "), &sql[close..]))
 }
 
 /// Whether the text names this identifier anywhere.

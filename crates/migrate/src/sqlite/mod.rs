@@ -10,6 +10,7 @@ mod compare;
 mod copy;
 mod ddl;
 mod keys;
+mod references;
 mod scan;
 mod shape;
 mod staging;
@@ -285,6 +286,7 @@ impl Engine for Sqlite {
             for statement in shape.create(task.position)? {
                 engine.run(&statement)?;
             }
+            engine.try_references(&shape)?;
             let keys: Vec<String> = (0..shape.key_now.len()).map(shape::key_name).collect();
             engine.run(&format!("CREATE TABLE {} ({})", quote(&names.log), keys.join(", ")))?;
             engine.make_aside(&shape)

@@ -32,6 +32,8 @@ pub(super) struct Names {
     /// Keys of rows that were set aside.
     pub(super) aside: String,
     pub(super) trash: String,
+    /// Indexes that hold no row and keep VACUUM from numbering rows anew: of the new table, of the old one.
+    pub(super) pins: [String; 2],
     parts: [String; 2],
 }
 
@@ -46,6 +48,7 @@ impl Names {
             back: name("back"),
             aside: name("aside"),
             trash: name("trash"),
+            pins: [name("pin"), name("pinold")],
             parts: parts.clone(),
         }
     }
@@ -58,6 +61,28 @@ impl Names {
 /// The view through which code of a version sees a table.
 pub(super) fn view_name(table: &Ident, version: &str) -> String {
     format!("{table}_v{version}")
+}
+
+/// A unique index: its columns with their collations, and the rows it holds when they are not all.
+pub(super) struct Unique {
+    columns: Vec<(String, String)>,
+    filter: Option<String>,
+}
+
+impl Unique {
+    /// The unique ones of some indexes.
+    pub(super) fn among(indexes: &[IndexInfo]) -> Vec<Self> {
+        let unique = indexes.iter().filter(|index| index.unique);
+        let unique = unique.map(|index| Self {
+            columns: index
+                .columns
+                .iter()
+                .filter_map(|(name, collation)| Some((name.clone()?, collation.clone())))
+                .collect(),
+            filter: index.filter.clone(),
+        });
+        unique.filter(|unique| !unique.columns.is_empty()).collect()
+    }
 }
 
 /// What a change needs to know about both tables.
@@ -90,7 +115,8 @@ impl<'c> Shape<'c> {
             .ok_or_else(|| Error::Damaged(format!("table `{old_name}` is gone")))?;
         let def = ddl::table(&sql)
             .ok_or_else(|| Error::Damaged(format!("the definition of `{}` cannot be read", change.table)))?;
-        let indexes = catalog::indexes(connection, old_name)?;
+        let mut indexes = catalog::indexes(connection, old_name)?;
+        indexes.retain(|index| !catalog::is_ours(&index.name));
         let then = |name: &str| -> Result<String, Error> {
             let found = change
                 .columns
@@ -315,11 +341,11 @@ impl<'c> Shape<'c> {
                 _ => ddl::renamed(&rule.text, &renames),
             });
         }
-        for constraint in &self.change.add_constraints {
-            if !matches!(constraint, NewConstraint::Unique { .. }) {
-                items.push(constraint.print());
-            }
-        }
+        // A foreign key would keep clients from deleting what the rows of S point to: it comes with the swap.
+        let checks = self.change.add_constraints.iter();
+        items.extend(
+            checks.filter(|added| matches!(added, NewConstraint::Check { .. })).map(NewConstraint::print),
+        );
         let shadow = quote(&self.names.shadow);
         let mut statements =
             vec![format!("CREATE TABLE {shadow} ({}) {}", items.join(", "), self.def.options)];
@@ -341,29 +367,15 @@ impl<'c> Shape<'c> {
     }
 
     /// A condition over `table` that is true for rows which a new row would push out by REPLACE.
-    fn collisions(&self, indexes: &[Vec<(String, String)>]) -> Option<String> {
-        let one = |columns: &Vec<(String, String)>| {
-            let parts = columns
+    fn collisions(indexes: &[Unique]) -> Option<String> {
+        let one = |unique: &Unique| {
+            let parts = unique
+                .columns
                 .iter()
                 .map(|(name, collation)| format!("{0} = NEW.{0} COLLATE {1}", quote(name), quote(collation)));
             format!("({})", parts.collect::<Vec<_>>().join(" AND "))
         };
         (!indexes.is_empty()).then(|| indexes.iter().map(one).collect::<Vec<_>>().join(" OR "))
-    }
-
-    /// The unique indexes of the old table, by column and collation.
-    pub(super) fn uniques_now(&self) -> Vec<Vec<(String, String)>> {
-        let unique = self.indexes.iter().filter(|index| index.unique);
-        unique
-            .map(|index| {
-                index
-                    .columns
-                    .iter()
-                    .filter_map(|(name, collation)| Some((name.clone()?, collation.clone())))
-                    .collect()
-            })
-            .filter(|columns: &Vec<_>| !columns.is_empty())
-            .collect()
     }
 
     /// The triggers on the old table that write down which keys clients touched.
@@ -375,12 +387,7 @@ impl<'c> Shape<'c> {
         let old = prefixed("OLD", &self.key_now);
         // A row of T that still points to a parent would block the parent's deletion: with foreign keys T follows at once,
         // by losing the row. The drain brings it back.
-        let follows = self.def.has_references()
-            || self
-                .change
-                .add_constraints
-                .iter()
-                .any(|added| matches!(added, NewConstraint::ForeignKey { .. }));
+        let follows = self.def.has_references();
         let forget = |values: &[String]| match follows {
             true => format!("DELETE FROM {shadow} WHERE {};", Self::equal(&self.key_then, values)),
             false => String::new(),
@@ -393,7 +400,7 @@ impl<'c> Shape<'c> {
             self.trigger("update", "AFTER UPDATE", &table, "", &format!("{} {}", note(&old), note(&new))),
             self.trigger("delete", "AFTER DELETE", &table, "", &note(&old)),
         ];
-        if let Some(collisions) = self.collisions(&self.uniques_now()) {
+        if let Some(collisions) = Self::collisions(&Unique::among(&self.indexes)) {
             let keys = self.key_now.join(", ");
             let forget = match follows {
                 true => format!(
@@ -421,17 +428,23 @@ impl<'c> Shape<'c> {
         )
     }
 
-    /// A query of the row that the old table should have for a key of the new one: its key and all its written columns. Empty
-    /// when the new table has no such row, or when the old one cannot hold it. `kept` is where values without a counterpart are
-    /// taken from.
-    fn fitting(&self, then_table: &str, key: &[String], kept: &str) -> String {
+    /// A query of the row that the old table should have for a key of the new one: its key and all its columns. Empty when the
+    /// new table has no such row, or when the old one cannot hold it. `kept` is where values without a counterpart are taken
+    /// from, and `was` the key of that row: the one in whose place this one is.
+    fn fitting(&self, then_table: &str, key: &[String], was: &[String], kept: &str) -> String {
         let source = self.source_then(then_table, &Self::equal(&self.key_then, key));
         let down = self.change.down_query(&source, &self.passed());
         let old = quote(&self.names.old);
         let old_key: Vec<String> = prefixed("_cutover_o", &self.key_now);
-        let down_key: Vec<String> =
-            (0..self.key_now.len()).map(|at| format!("_cutover_d.{}", key_name(at))).collect();
-        let here = Self::equal(&old_key, &down_key);
+        let collation = |column: &str| {
+            let of_key = self.def.columns.iter().find(|found| quote(&found.name) == column);
+            let rule = of_key.and_then(|found| found.rules.iter().find(|rule| rule.rule == Rule::Collate));
+            rule.map_or(String::new(), |rule| format!(" COLLATE {}", quote(&rule.inner)))
+        };
+        // What is kept may lie in a copy, which has no collations.
+        let as_declared: Vec<String> =
+            was.iter().zip(&self.key_now).map(|(was, key)| format!("{was}{}", collation(key))).collect();
+        let here = Self::equal(&old_key, &as_declared);
         let kept_back: Vec<&Ident> = self.change.kept_back();
         let mut items: Vec<String> = (0..self.key_now.len()).map(key_name).collect();
         for column in self.change.columns.iter().filter(|column| !column.generated) {
@@ -446,55 +459,88 @@ impl<'c> Shape<'c> {
                     .or_else(|| column.default_now.clone())
                     .map_or("NULL".to_owned(), |value| format!("({value})")),
             };
-            items.push(match column.then.is_none() || is_kept {
+            let value = match column.then.is_none() || is_kept {
                 true => format!(
                     "CASE WHEN EXISTS (SELECT 1 FROM {kept} AS _cutover_o WHERE {here}) THEN (SELECT _cutover_o.{name} FROM {kept} \
-                     AS _cutover_o WHERE {here}) ELSE {fresh} END AS {name}"
+                     AS _cutover_o WHERE {here}) ELSE {fresh} END"
                 ),
-                false => format!("{fresh} AS {name}"),
-            });
+                false => fresh,
+            };
+            items.push(format!("{value}{} AS {name}", collation(&name)));
         }
         let mut guards = vec!["1".to_owned()];
         for column in &self.def.columns {
-            let known = self.change.columns.iter().any(|change| {
-                !change.generated && change.now.as_ref().is_some_and(|now| now.as_str() == column.name)
-            });
-            if !known {
-                continue;
-            }
             let name = quote(&column.name);
             let is_key = self.key_now.contains(&name) && !self.def.without_rowid();
             if !is_key && column.rules.iter().any(|rule| rule.rule == Rule::NotNull) {
                 guards.push(format!("{name} IS NOT NULL"));
             }
             if self.def.strict() {
-                let types = match column.kind.to_ascii_uppercase().as_str() {
-                    "INT" | "INTEGER" => "'integer', 'null'",
-                    "REAL" => "'real', 'integer', 'null'",
-                    "TEXT" => "'text', 'null'",
-                    "BLOB" => "'blob', 'null'",
+                let (types, or) = match column.kind.to_ascii_uppercase().as_str() {
+                    "INT" | "INTEGER" => (
+                        "'integer', 'null'",
+                        format!(" OR typeof({name}) = 'real' AND {name} = CAST({name} AS INTEGER)"),
+                    ),
+                    "REAL" => ("'real', 'integer', 'null'", String::new()),
+                    "TEXT" => ("'text', 'null'", String::new()),
+                    "BLOB" => ("'blob', 'null'", String::new()),
                     _ => continue,
                 };
-                guards.push(format!("typeof({name}) IN ({types})"));
+                guards.push(format!("(typeof({name}) IN ({types}){or})"));
             }
         }
         guards.extend(self.def.checks().into_iter().map(|check| format!("coalesce(({check}), 1)")));
-        for unique in self.uniques_now() {
-            let same = unique.iter().map(|(name, collation)| {
+        for unique in Unique::among(&self.indexes) {
+            let same = unique.columns.iter().map(|(name, collation)| {
                 format!("_cutover_o.{0} = _cutover_g.{0} COLLATE {1}", quote(name), quote(collation))
             });
-            let g_key: Vec<String> =
-                (0..self.key_now.len()).map(|at| format!("_cutover_g.{}", key_name(at))).collect();
-            guards.push(format!(
-                "NOT EXISTS (SELECT 1 FROM {old} AS _cutover_o WHERE {} AND NOT ({}))",
-                same.collect::<Vec<_>>().join(" AND "),
-                Self::equal(&old_key, &g_key)
-            ));
+            let same = same.collect::<Vec<_>>().join(" AND ");
+            let others = format!(
+                "SELECT 1 FROM {old} AS _cutover_o WHERE {same} AND NOT ({})",
+                Self::equal(&old_key, was)
+            );
+            // The condition is written without a table's name: in the query inside it is about the old table's rows.
+            guards.push(match &unique.filter {
+                Some(filter) => {
+                    format!("(NOT coalesce(({filter}), 0) OR NOT EXISTS ({others} AND ({filter})))")
+                }
+                None => format!("NOT EXISTS ({others})"),
+            });
         }
+        let mut row = format!("SELECT {} FROM ({down}) AS _cutover_d", items.join(", "));
+        for (name, expression) in self.def.generated() {
+            row = format!(
+                "SELECT *, ({expression}){} AS {} FROM ({row})",
+                collation(&quote(name)),
+                quote(name)
+            );
+        }
+        format!("SELECT * FROM ({row}) AS _cutover_g WHERE {}", guards.join(" AND "))
+    }
+
+    /// The columns of an old row that are written, its key among them, and how [`fitting`](Self::fitting) calls them.
+    fn written_now(&self) -> (Vec<String>, Vec<String>) {
+        let columns = self.change.columns.iter().filter(|column| !column.generated);
+        let mut into: Vec<String> =
+            columns.filter_map(|column| column.now.as_ref().map(Ident::quoted)).collect();
+        let mut from = into.clone();
+        if self.numbered {
+            into.insert(0, self.key_now[0].clone());
+            from.insert(0, key_name(0));
+        }
+        (into, from)
+    }
+
+    /// `UPDATE` of the old table's row at `was` to what [`fitting`](Self::fitting) says.
+    fn update_old(&self, set: &[(String, String)], fitting: &str, was: &[String], and: &str) -> String {
+        let (into, from): (Vec<&str>, Vec<&str>) =
+            set.iter().map(|(into, from)| (into.as_str(), from.as_str())).unzip();
+        let into = if into.len() == 1 { into[0].to_owned() } else { format!("({})", into.join(", ")) };
         format!(
-            "SELECT * FROM (SELECT {} FROM ({down}) AS _cutover_d) AS _cutover_g WHERE {}",
-            items.join(", "),
-            guards.join(" AND ")
+            "UPDATE {} SET {into} = (SELECT {} FROM ({fitting})) WHERE {}{and} AND EXISTS ({fitting})",
+            quote(&self.names.old),
+            from.join(", "),
+            Self::equal(&self.key_now, was)
         )
     }
 
@@ -502,19 +548,18 @@ impl<'c> Shape<'c> {
     pub(super) fn back_one(&self, then_table: &str, key: &[String], kept: &str) -> Vec<String> {
         let old = quote(&self.names.old);
         let back = quote(&self.names.back);
-        let fitting = self.fitting(then_table, key, kept);
+        let fitting = self.fitting(then_table, key, key, kept);
         let at_old = Self::equal(&self.key_now, key);
         let at_then = Self::equal(&self.key_then, key);
         let at_back = Self::equal(&(0..key.len()).map(key_name).collect::<Vec<_>>(), key);
-        let written: Vec<&Ident> = self
-            .change
-            .columns
+        let (into, from) = self.written_now();
+        // A key that is the same by its collation may be another text.
+        let settable: Vec<(String, String)> = into
             .iter()
-            .filter(|column| !column.generated)
-            .filter_map(|column| column.now.as_ref())
+            .cloned()
+            .zip(from.iter().cloned())
+            .filter(|(into, _)| self.def.without_rowid() || !self.key_now.contains(into))
             .collect();
-        let settable: Vec<String> =
-            written.iter().map(|name| name.quoted()).filter(|name| !self.key_now.contains(name)).collect();
         let mut statements = vec![
             format!("DELETE FROM {back} WHERE {at_back}"),
             format!(
@@ -525,31 +570,19 @@ impl<'c> Shape<'c> {
                 "DELETE FROM {old} WHERE {at_old} AND NOT EXISTS (SELECT 1 FROM {then_table} WHERE {at_then})"
             ),
         ];
-        if self.def.has_references() {
-            statements.push(format!(
-                "DELETE FROM {old} WHERE {at_old} AND EXISTS (SELECT 1 FROM {back} WHERE {at_back})"
-            ));
-        }
         if !settable.is_empty() {
-            let set = match settable.len() {
-                1 => format!("{} = (SELECT {} FROM ({fitting}))", settable[0], settable[0]),
-                _ => format!("({0}) = (SELECT {0} FROM ({fitting}))", settable.join(", ")),
-            };
-            statements.push(format!("UPDATE {old} SET {set} WHERE {at_old} AND EXISTS ({fitting})"));
+            statements.push(self.update_old(&settable, &fitting, key, ""));
         }
-        let columns = quoted(written.iter().copied());
-        let (into, from) = match self.numbered {
-            true => (format!("{}, {columns}", self.key_now[0]), format!("{}, {columns}", key_name(0))),
-            false => (columns.clone(), columns),
-        };
         statements.push(format!(
-            "INSERT INTO {old} ({into}) SELECT {from} FROM ({fitting}) WHERE NOT EXISTS (SELECT 1 FROM {old} WHERE {at_old})"
+            "INSERT INTO {old} ({}) SELECT {} FROM ({fitting}) WHERE NOT EXISTS (SELECT 1 FROM {old} WHERE {at_old})",
+            into.join(", "),
+            from.join(", ")
         ));
         statements
     }
 
     /// The triggers on the new table that keep the old one equal. `table` is the new table's name, quoted.
-    pub(super) fn reverse(&self, table: &str, uniques_then: &[Vec<(String, String)>]) -> Vec<String> {
+    pub(super) fn reverse(&self, table: &str, uniques_then: &[Unique]) -> Vec<String> {
         let old = quote(&self.names.old);
         let back = quote(&self.names.back);
         let new_key = prefixed("NEW", &self.key_then);
@@ -559,39 +592,36 @@ impl<'c> Shape<'c> {
         };
         // Rows that REPLACE pushed out: noted before, gone now. What was noted and is still there is synced by the drain.
         let noted = (0..new_key.len()).map(key_name).collect::<Vec<_>>().join(", ");
-        let pushed = format!(
-            "DELETE FROM {old} WHERE {0} IN (SELECT {noted} FROM {back} WHERE _cutover_why = 'c') AND {0} NOT IN (SELECT {1} FROM \
-             {table}); DELETE FROM {back} WHERE _cutover_why = 'c';",
-            Self::tuple(&self.key_now),
-            self.key_then.join(", ")
-        );
+        let pushed = |and: &str| {
+            format!(
+                "DELETE FROM {old} WHERE {0} IN (SELECT {noted} FROM {back} WHERE _cutover_why = 'c') AND {0} NOT IN (SELECT {1} \
+                 FROM {table}){and}; DELETE FROM {back} WHERE _cutover_why = 'c';",
+                Self::tuple(&self.key_now),
+                self.key_then.join(", ")
+            )
+        };
         let sync_new = block(self.back_one(table, &new_key, &old));
-        // A new row with the key of one that was set aside is not that row: nothing of it is kept but what the list has.
-        let anew = |and: &str| match self.sets_aside() {
-            true => format!(
-                "DELETE FROM {old} WHERE {} AND EXISTS (SELECT 1 FROM {} WHERE {}){and};",
-                Self::equal(&self.key_now, &new_key),
-                quote(&self.names.aside),
-                Self::equal(&(0..new_key.len()).map(key_name).collect::<Vec<_>>(), &new_key),
-            ),
-            false => String::new(),
-        };
+        // What the old table has under the key of a row that is new, or that comes from another key, is not that row: it was
+        // replaced, or set aside.
+        let anew =
+            |and: &str| format!("DELETE FROM {old} WHERE {}{and};", Self::equal(&self.key_now, &new_key));
         let another_key = format!("NOT ({})", Self::equal(&new_key, &old_key));
-        let collides = self.collisions(uniques_then);
-        let pushed = if collides.is_some() { pushed } else { String::new() };
+        let collides = Self::collisions(uniques_then);
+        let pushed = |and: &str| if collides.is_some() { pushed(and) } else { String::new() };
+        // A row is in its own way, and moves on.
+        let others = format!(" AND NOT ({})", Self::equal(&self.key_now, &old_key));
         // A key that changes takes the values along that only the old table has.
-        let moved = match self.numbered || self.key_now.len() == 1 {
-            true => format!(
-                "UPDATE {old} SET {} = {} WHERE {} AND {} AND NOT EXISTS (SELECT 1 FROM {old} WHERE {}) AND NOT EXISTS (SELECT 1 FROM {table} WHERE {});",
-                self.key_now[0],
-                new_key[0],
-                Self::equal(&self.key_now, &old_key),
-                another_key,
-                Self::equal(&self.key_now, &new_key),
-                Self::equal(&self.key_then, &old_key),
+        let (into, from) = self.written_now();
+        let all: Vec<(String, String)> = into.into_iter().zip(from).collect();
+        let moved = self.update_old(
+            &all,
+            &self.fitting(table, &new_key, &old_key, &old),
+            &old_key,
+            &format!(
+                " AND {another_key} AND NOT EXISTS (SELECT 1 FROM {table} WHERE {})",
+                Self::equal(&self.key_then, &old_key)
             ),
-            false => String::new(),
-        };
+        );
         let sync_old = block(self.back_one(table, &old_key, &old));
         let mut triggers = vec![
             self.trigger(
@@ -599,14 +629,18 @@ impl<'c> Shape<'c> {
                 "AFTER INSERT",
                 table,
                 "",
-                &format!("{pushed} {} {sync_new}", anew("")),
+                &format!("{} {} {sync_new}", pushed(""), anew("")),
             ),
             self.trigger(
                 "back_update",
                 "AFTER UPDATE",
                 table,
                 "",
-                &format!("{pushed} {} {moved} {sync_old} {sync_new}", anew(&format!(" AND {another_key}"))),
+                &format!(
+                    "{} {} {moved}; {sync_old} {sync_new}",
+                    pushed(&others),
+                    anew(&format!(" AND {another_key}"))
+                ),
             ),
             self.trigger("back_delete", "AFTER DELETE", table, "", &sync_old),
         ];

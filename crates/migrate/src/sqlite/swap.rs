@@ -6,7 +6,7 @@ use rusqlite::types::Value as Cell;
 
 use super::{
     Sqlite, catalog, ddl,
-    shape::{self, Names, Shape, key_name, quote},
+    shape::{self, Names, Shape, Unique, key_name, quote},
     sql_error,
 };
 use crate::{
@@ -18,7 +18,10 @@ use crate::{
 };
 
 /// What to do about what a rollback would lose.
-const ACCEPT: &str = "Give `--accept-loss` to lose them.";
+pub(super) const ACCEPT: &str = "Give `--accept-loss` to lose them.";
+
+/// How often new foreign keys are looked at without the lock before they are under it.
+const CHECKED_BEFORE: usize = 3;
 
 /// Nobody sets a pace under the lock of the swap.
 struct NoPace;
@@ -46,12 +49,14 @@ impl Sqlite {
         record: &mut dyn FnMut(&mut dyn Sql) -> Result<(), Error>,
     ) -> Result<Work, Error> {
         let mut work = Work::default();
-        loop {
+        for attempt in 0.. {
+            let seen = self.number("PRAGMA data_version")?;
             for change in changes.iter().filter(|change| change.tactic == Tactic::Shadow) {
                 let shape = Shape::read(&self.connection, task, change, change.table.as_str())?;
                 work.resynced += self.drain_all(task, &shape, &NoPace)?;
                 work.resynced += self.retry_aside(task, &shape, &NoPace)?;
                 self.check_aside(task, &shape)?;
+                self.check_new_references(task, &shape)?;
             }
             task.point("swap.before");
             let mut held = Instant::now();
@@ -80,6 +85,18 @@ impl Sqlite {
                         Err(error) => return Err(error),
                     }
                 }
+                // New foreign keys were looked at before the lock. Where clients never stop writing it has to be done under it.
+                if changes.iter().any(TableChange::adds_references)
+                    && (synced > 0 || engine.number("PRAGMA data_version")? != seen)
+                {
+                    if attempt < CHECKED_BEFORE {
+                        return Ok((synced, Ended::ComeAgain));
+                    }
+                    for change in changes.iter().filter(|change| change.adds_references()) {
+                        let shape = Shape::read(&engine.connection, task, change, change.table.as_str())?;
+                        engine.check_new_references(task, &shape)?;
+                    }
+                }
                 for change in changes {
                     engine.swap_one(task, change)?;
                 }
@@ -91,20 +108,20 @@ impl Sqlite {
             if swapped.1 == Ended::Swapped {
                 work.longest_hold_us = u64::try_from(held.elapsed().as_micros()).unwrap_or(u64::MAX);
                 task.point("swap.after");
-                return Ok(work);
+                break;
             }
         }
+        Ok(work)
     }
 
     fn swap_one(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
-        let table = change.table.quoted();
         let view = shape::view_name(&change.table, &task.versions.old);
         match (change.fate, change.tactic) {
             (Fate::Create, _) => self.create_table(change),
             (Fate::Drop, _) => {
                 self.run(&format!("DROP VIEW IF EXISTS {}", quote(&view)))?;
-                self.run(&format!("ALTER TABLE {table} RENAME TO {}", quote(&names.old)))?;
+                self.put_away(task, change)?;
                 self.old_view(change, &view, &quote(&names.old), None)
             }
             (Fate::Alter, Tactic::Shadow) => self.swap_shadow(task, change, &view),
@@ -141,10 +158,13 @@ impl Sqlite {
         if shape.def.counts() {
             self.take_counter(change.table.as_str(), &names.shadow)?;
         }
-        self.run(&format!(
-            "ALTER TABLE {table} RENAME TO {old}; ALTER TABLE {shadow} RENAME TO {table}; DROP TABLE {}",
-            quote(&names.log)
-        ))?;
+        self.put_away(task, change)?;
+        self.run(&format!("ALTER TABLE {shadow} RENAME TO {table}; DROP TABLE {}", quote(&names.log)))?;
+        self.add_references(change)?;
+        if shape.unstable {
+            self.pin(change.table.as_str(), &names.pins[0])?;
+            self.pin(&names.old, &names.pins[1])?;
+        }
         let keys: Vec<String> = (0..shape.key_now.len()).map(key_name).collect();
         let keys = keys.join(", ");
         let index = quote(&format!("{}_k", names.back));
@@ -152,7 +172,7 @@ impl Sqlite {
             "CREATE TABLE {back} ({keys}, _cutover_why); CREATE INDEX {index} ON {back} ({keys})"
         ))?;
         if change.is_reversible() {
-            let uniques = self.uniques(change.table.as_str())?;
+            let uniques = Unique::among(&catalog::indexes(&self.connection, change.table.as_str())?);
             for statement in shape.reverse(&table, &uniques) {
                 self.run(&statement)?;
             }
@@ -174,19 +194,17 @@ impl Sqlite {
         Ok(())
     }
 
-    fn uniques(&self, table: &str) -> Result<Vec<Vec<(String, String)>>, Error> {
-        let indexes = catalog::indexes(&self.connection, table)?;
-        let unique = indexes.into_iter().filter(|index| index.unique);
-        Ok(unique
-            .map(|index| {
-                index
-                    .columns
-                    .into_iter()
-                    .filter_map(|(name, collation)| Some((name?, collation)))
-                    .collect::<Vec<_>>()
-            })
-            .filter(|columns| !columns.is_empty())
-            .collect())
+    /// Keeps VACUUM from giving rows of a table other numbers, by which they are found in the other table: it does so only where
+    /// no index would have to follow (decision 0067). An index over no row does, and it need not read the table to be made: it is
+    /// made over an empty one and handed on.
+    fn pin(&self, table: &str, name: &str) -> Result<(), Error> {
+        let (index, empty) = (quote(name), quote(&format!("{name}_empty")));
+        self.run(&format!("CREATE TABLE {empty} (x); CREATE INDEX {index} ON {empty} (0) WHERE 0"))?;
+        self.write_schema(
+            "UPDATE main.sqlite_schema SET tbl_name = ?1, sql = ?2 WHERE type = 'index' AND name = ?3",
+            &[table, &format!("CREATE INDEX {index} ON {} (0) WHERE 0", quote(table)), name],
+        )?;
+        self.run(&format!("DROP TABLE {empty}"))
     }
 
     /// The counter of AUTOINCREMENT goes on where the old table's is.
@@ -408,25 +426,6 @@ impl Sqlite {
         self.drop_references(&name)
     }
 
-    /// Takes its foreign keys from a table that only waits to be emptied: it must keep nobody from deleting what it points to.
-    /// In the way of <https://www.sqlite.org/lang_altertable.html#otheralter>: constraints are no part of the stored rows.
-    fn drop_references(&self, table: &str) -> Result<(), Error> {
-        let definition = catalog::definition(&self.connection, table)?.unwrap_or_default();
-        if ddl::table(&definition).is_some_and(|def| !def.has_references()) {
-            return Ok(());
-        }
-        let without = ddl::without_references(&definition)
-            .ok_or_else(|| Error::Damaged(format!("the definition of `{table}` cannot be read")))?;
-        let set = "UPDATE main.sqlite_schema SET sql = ?1 WHERE type = 'table' AND name = ?2";
-        self.run("PRAGMA writable_schema = ON")?;
-        let written = self
-            .connection
-            .execute(set, (&without, table))
-            .map_err(|error| Error::Sql(sql_error(error, set)));
-        self.run("PRAGMA writable_schema = RESET")?;
-        written.map(drop)
-    }
-
     /// Contract: the old table, the triggers that kept it, and the views of the old version go.
     pub(super) fn remove_old(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
@@ -442,6 +441,7 @@ impl Sqlite {
                 quote(&names.back)
             ))?;
             engine.drop_aside(&names)?;
+            engine.run(&format!("DROP INDEX IF EXISTS {}", quote(&names.pins[0])))?;
             if change.rename_to.is_some() && engine.exists("view", change.table.as_str())? {
                 engine.run(&format!("DROP VIEW {}", change.table.quoted()))?;
             }
@@ -551,7 +551,7 @@ impl Sqlite {
                         lost.push(Refusal::new(format!("rows of the new table `{then}`"), ACCEPT));
                     }
                 }
-                (Fate::Drop, _) => {}
+                (Fate::Drop, _) => lost.extend(self.would_be_orphans(task, change, changes)?),
                 (_, Tactic::Shadow) if !change.is_reversible() => {
                     lost.push(Refusal::new(
                         format!("every write to `{then}` since the swap: there is no `down`"),
@@ -572,6 +572,7 @@ impl Sqlite {
                         );
                         lost.push(Refusal::new(what, ACCEPT));
                     }
+                    lost.extend(self.would_be_orphans(task, change, changes)?);
                 }
                 (Fate::Alter, _) => {}
             }
@@ -617,6 +618,9 @@ impl Sqlite {
             for change in changes.iter().rev() {
                 engine.swap_one_back(task, change, loss)?;
             }
+            for change in changes {
+                engine.settle_orphans(task, change, loss)?;
+            }
             record(engine)?;
             task.point("rollback.commit");
             Ok(())
@@ -635,7 +639,7 @@ impl Sqlite {
         let (table, then) = (change.table.quoted(), change.name_then().quoted());
         match (change.fate, change.tactic) {
             (Fate::Create, _) => self.discard(change.table.as_str(), &names.trash),
-            (Fate::Drop, _) => self.run(&format!("ALTER TABLE {} RENAME TO {table}", quote(&names.old))),
+            (Fate::Drop, _) => self.take_out_again(task, change),
             (Fate::Alter, Tactic::Shadow) => {
                 let shape = Shape::read(&self.connection, task, change, &names.old)?;
                 let lost = self.drain_back(&shape, &then)?;
@@ -662,7 +666,8 @@ impl Sqlite {
                 self.run(&format!("DROP TABLE IF EXISTS {}", quote(&names.back)))?;
                 self.drop_aside(&names)?;
                 self.discard(change.table.as_str(), &names.trash)?;
-                self.run(&format!("ALTER TABLE {} RENAME TO {table}", quote(&names.old)))?;
+                self.run(&format!("DROP INDEX IF EXISTS {}", quote(&names.pins[1])))?;
+                self.take_out_again(task, change)?;
                 triggers.iter().try_for_each(|(_, sql)| self.run(sql))
             }
             (Fate::Alter, _) => {

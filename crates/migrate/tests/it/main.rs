@@ -11,5 +11,7 @@ mod plugins;
 mod postgres;
 mod quarantine;
 mod references;
+mod shapes;
 mod sqlite;
 mod support;
+mod twin;
