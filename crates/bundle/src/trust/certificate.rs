@@ -2,8 +2,9 @@
 
 use const_oid::db::rfc5280::{ANY_EXTENDED_KEY_USAGE, ID_KP_CODE_SIGNING};
 use cutover_core::model::Instant;
-use der::{Decode, Encode};
+use der::{Decode, Encode, asn1::BitString};
 use rustls_pki_types::CertificateDer;
+use webpki::EndEntityCert;
 use x509_cert::{
     certificate::Version,
     ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage},
@@ -145,6 +146,22 @@ impl Certificate {
             return Err(lacks("the key usage keyCertSign"));
         }
         Ok(())
+    }
+
+    /// Whether its key made `signature` over `message`, by any accepted algorithm.
+    pub(crate) fn has_signed(&self, message: &[u8], signature: &BitString) -> bool {
+        let Ok(key) = EndEntityCert::try_from(&self.der) else { return false };
+        let Some(signature) = signature.as_bytes() else { return false };
+        scheme::CHAIN_ALGORITHMS
+            .iter()
+            .any(|algorithm| key.verify_signature(*algorithm, message, signature).is_ok())
+    }
+
+    /// Whether it issued `other`, by name and by key.
+    pub(crate) fn has_issued(&self, other: &Self) -> bool {
+        let tbs = other.parsed.tbs_certificate();
+        self.parsed.tbs_certificate().subject() == tbs.issuer()
+            && tbs.to_der().is_ok_and(|signed| self.has_signed(&signed, other.parsed.signature()))
     }
 
     /// Whether it names itself as its issuer.

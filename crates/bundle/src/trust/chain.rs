@@ -1,12 +1,12 @@
 //! Whether a path leads from the anchor to a signer's certificate (RFC 5280, section 6, by `rustls-webpki`).
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use cutover_core::model::Instant;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, Error, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
+    RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
 
 use super::{
@@ -59,16 +59,10 @@ impl<'a> Paths<'a> {
         let (current, outdated): (Vec<_>, Vec<_>) =
             self.anchor.authorities().partition(|root| root.certificate.check_time(self.now).is_ok());
         let roots: Vec<_> = current.iter().map(|root| root.anchor.clone()).collect();
-        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
-            builder
-                .with_depth(RevocationCheckDepth::Chain)
-                .with_status_policy(UnknownStatusPolicy::Deny)
-                .with_expiration_policy(ExpirationPolicy::Enforce)
-                .build()
-        });
         let end_entity =
             EndEntityCert::try_from(&leaf.der).map_err(|error| self.explain(&error, leaf, others))?;
+        // A path that only the lists refuse says more than one that was none.
+        let refused = Cell::new(None);
         let path = end_entity
             .verify_for_usage(
                 CHAIN_ALGORITHMS,
@@ -77,10 +71,13 @@ impl<'a> Paths<'a> {
                 self.time,
                 // An authority without purposes may issue for any; the leaf's own purpose is checked separately.
                 KeyUsage::required_if_present(CODE_SIGNING),
-                revocation,
                 None,
+                Some(&|path: &VerifiedPath<'_>| {
+                    self.check_revocation(path, others).inspect_err(|error| refused.set(Some(error.clone())))
+                }),
             )
             .map_err(|error| {
+                let error = refused.take().unwrap_or(error);
                 let top = top_of(leaf, others);
                 let same_name = |certificate: &Certificate| {
                     certificate.parsed.tbs_certificate().subject() == top.parsed.tbs_certificate().issuer()
@@ -107,6 +104,35 @@ impl<'a> Paths<'a> {
             })
             .any(|root| root.certificate.path_length.is_none_or(|length| used.len() <= usize::from(length)));
         if short_enough { Ok(used) } else { Err(TrustError::PathLength { subject: leaf.subject.clone() }) }
+    }
+
+    /// Checks that no certificate on `path` is revoked, by the lists of the very authorities on it.
+    fn check_revocation(&self, path: &VerifiedPath<'_>, others: &[&Certificate]) -> Result<(), Error> {
+        if self.lists.is_empty() {
+            return Ok(());
+        }
+        let intermediates: Vec<CertificateDer<'_>> =
+            path.intermediate_certificates().map(webpki::Cert::der).collect();
+        let roots = self.anchor.authorities().filter(|root| root.anchor == *path.anchor());
+        let authorities: Vec<&Certificate> = others
+            .iter()
+            .copied()
+            .filter(|other| intermediates.contains(&other.der))
+            .chain(roots.map(|root| &root.certificate))
+            .collect();
+        let lists = self.revocation.of(&authorities).into_iter().filter_map(|number| self.lists.get(number));
+        let lists: Vec<&CertRevocationList<'_>> = lists.collect();
+        let options = RevocationOptionsBuilder::new(&lists)
+            .map_err(|_| Error::UnknownRevocationStatus)?
+            .with_depth(RevocationCheckDepth::Chain)
+            .with_status_policy(UnknownStatusPolicy::Deny)
+            .with_expiration_policy(ExpirationPolicy::Enforce)
+            .build();
+        let root = std::slice::from_ref(path.anchor());
+        let usage = KeyUsage::required_if_present(CODE_SIGNING);
+        path.end_entity()
+            .verify_for_usage(CHAIN_ALGORITHMS, root, &intermediates, self.time, usage, Some(options), None)
+            .map(drop)
     }
 
     /// Says in our words why no path was found.

@@ -1,12 +1,16 @@
 //! Certificate revocation lists: they only ever restrict what is trusted.
 
 use cutover_core::model::Instant;
-use der::Decode;
+use der::{Decode, Reader, SliceReader, asn1::BitString};
 use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject as _};
 use webpki::{BorrowedCertRevocationList, CertRevocationList};
-use x509_cert::crl::CertificateList;
+use x509_cert::{crl::CertificateList, name::Name, spki::AlgorithmIdentifierOwned};
 
-use super::error::{TrustError, printable};
+use super::{
+    certificate::Certificate,
+    error::{TrustError, printable},
+    scheme::check_certificate_signature,
+};
 
 /// Most bytes of revocation lists, all together.
 const BYTES_MAX: usize = 16 << 20;
@@ -22,6 +26,7 @@ pub struct RevocationLists {
 #[derive(Clone, Debug)]
 struct List {
     der: Vec<u8>,
+    name: Name,
     issuer: String,
     this_update: Instant,
     next_update: Instant,
@@ -107,6 +112,28 @@ impl RevocationLists {
             .collect()
     }
 
+    /// Which of the lists (by number, as [`RevocationLists::at`] gives them) `authorities` answer for, as far as that has
+    /// to be told apart: authorities may share a name (a root and its successor do), and a path search takes the first
+    /// list of a name and no other. A list without a rival of its name stays whoever signed it, and so do all of a name when
+    /// none of `authorities` signed one of them: the search then says what is wrong.
+    pub(super) fn of(&self, authorities: &[&Certificate]) -> Vec<usize> {
+        let signed: Vec<bool> = self
+            .lists
+            .iter()
+            .map(|list| {
+                let has_rival = self.lists.iter().filter(|other| other.name == list.name).count() > 1;
+                has_rival && authorities.iter().any(|authority| list.is_by(authority))
+            })
+            .collect();
+        let is_answered =
+            |name: &Name| self.lists.iter().zip(&signed).any(|(list, signed)| *signed && list.name == *name);
+        let lists = self.lists.iter().zip(&signed).enumerate();
+        lists
+            .filter(|(_, (list, signed))| **signed || !is_answered(&list.name))
+            .map(|(number, _)| number)
+            .collect()
+    }
+
     /// Says which list ended at `next_update`.
     pub(super) fn stale(&self, next_update: Instant, now: Instant) -> TrustError {
         let issuer = self
@@ -123,7 +150,8 @@ impl List {
         let invalid = |reason: String| TrustError::RevocationInvalid { reason };
         let parsed: CertificateList =
             CertificateList::from_der(der).map_err(|error| invalid(error.to_string()))?;
-        let issuer = printable(&parsed.tbs_cert_list.issuer.to_string());
+        let name = parsed.tbs_cert_list.issuer;
+        let issuer = printable(&name.to_string());
         let time = |time: x509_cert::time::Time| {
             i64::try_from(time.to_unix_duration().as_secs())
                 .ok()
@@ -136,7 +164,24 @@ impl List {
             .next_update
             .ok_or_else(|| invalid(format!("the list of `{issuer}` does not say until when it holds")))?;
         let next_update = time(next_update)?;
-        Ok(Self { der: der.to_vec(), this_update, next_update, issuer })
+        Ok(Self { der: der.to_vec(), this_update, next_update, name, issuer })
+    }
+
+    /// Whether it is in the name of `authority` and not known to be signed with another key: what cannot be told (an
+    /// algorithm that is not accepted) is for the path search to refuse, for it might be the newest list.
+    fn is_by(&self, authority: &Certificate) -> bool {
+        let read = || -> der::Result<(&[u8], AlgorithmIdentifierOwned, BitString)> {
+            // The very bytes that were signed, whatever their encoding.
+            SliceReader::new(&self.der)?.sequence(|list| {
+                Ok((list.tlv_bytes()?, AlgorithmIdentifierOwned::decode(list)?, BitString::decode(list)?))
+            })
+        };
+        let may_be = || {
+            read().map_or(true, |(signed, algorithm, signature)| {
+                check_certificate_signature(&algorithm).is_err() || authority.has_signed(signed, &signature)
+            })
+        };
+        *authority.parsed.tbs_certificate().subject() == self.name && may_be()
     }
 }
 

@@ -817,6 +817,46 @@ fn revocation_lists_restrict_the_whole_path() {
 }
 
 #[test]
+fn authorities_of_one_name_each_answer_with_their_own_list() {
+    let top = root();
+    let below = || top.subordinate("Example", "Release Authority", year()).expect("an authority");
+    let list = |authority: &Authority, serials: &[&str], from: i64| {
+        authority.revocation_list(serials, 1, validity(from, 7)).expect("a list")
+    };
+    let none_top = list(&top, &[], -1);
+    let (one, other) = (root(), root());
+    let (one_below, other_below) = (below(), below());
+    let roots = [one.certificate_pem(), other.certificate_pem(), top.certificate_pem()].concat();
+    let anchor = TrustAnchor::parse(roots.as_bytes()).expect("an anchor");
+    for (mine, theirs, more) in [
+        (&one, &other, None),
+        (&other, &one, None),
+        (&one_below, &other_below, Some(&none_top)),
+        (&other_below, &one_below, Some(&none_top)),
+    ] {
+        let alice = signer(mine, "Alice");
+        let signature = sign_manifest(MANIFEST, &[&alice], now()).expect("signed");
+        let serial = alice.chain().leaf().serial();
+        let with = |lists: &[String]| {
+            let mut parsed = RevocationLists::none();
+            for list in lists.iter().chain(more) {
+                parsed.add(list.as_bytes()).expect("a list");
+            }
+            check_with(&signature, &anchor, &parsed, now()).map(drop).map_err(|error| error.code())
+        };
+        for (mine_from, theirs_from) in [(-3, -2), (-2, -3)] {
+            let theirs_revokes = list(theirs, &[&serial], theirs_from);
+            assert_eq!(with(&[list(mine, &[], mine_from), theirs_revokes.clone()]), Ok(()));
+            let theirs_does_not = list(theirs, &[], theirs_from);
+            let revokes = list(mine, &[&serial], mine_from);
+            assert_eq!(with(&[revokes, theirs_does_not.clone()]), Err("trust.revoked"));
+            assert_eq!(with(std::slice::from_ref(&theirs_does_not)), Err("trust.revocation-invalid"));
+            assert_eq!(with(&[theirs_does_not, theirs_revokes]), Err("trust.revocation-invalid"));
+        }
+    }
+}
+
+#[test]
 fn required_revocation_lists_are_required() {
     let root = root();
     let strict = anchor(&root).with_revocation(RevocationPolicy::Required);
