@@ -17,7 +17,7 @@ use x509_cert::attr::{Attribute, Attributes};
 
 use super::{
     certificate::Certificate,
-    error::TrustError,
+    error::{ProfileError, TrustError},
     profile,
     scheme::signature_identifier,
     verify::{check_distinct, check_signature},
@@ -49,8 +49,8 @@ pub enum SignError {
 
 /// Signs `manifest` with every signer in `signers` at the time `now`; returns the CMS in DER.
 ///
-/// What no verifier accepts is not made: certificates that are not for code signing or not valid at `now`, one key
-/// twice, a key that does not fit its certificate.
+/// What no verifier accepts is not made: certificates that are not for code signing or not valid at `now`, authorities
+/// that are on no path to the signer, one key twice, a key that does not fit its certificate.
 ///
 /// # Errors
 /// See [`SignError`].
@@ -87,6 +87,18 @@ fn check_signer(signer: &dyn Signer, now: Instant) -> Result<(), SignError> {
     let leaf = signer.chain().leaf();
     leaf.check_signs_code()?;
     leaf.check_time(now)?;
+    // One path leads through all authorities: whoever verifies refuses the signature for one that is beside it.
+    let mut left: Vec<&Certificate> = signer.chain().certificates().skip(1).collect();
+    let mut below = leaf;
+    while !left.is_empty() {
+        let Some(at) = left.iter().position(|authority| authority.has_issued(below)) else {
+            let unused = ProfileError::CertificateUnused(left[0].subject.clone());
+            return Err(TrustError::from(unused).into());
+        };
+        below = left.remove(at);
+        below.check_authority()?;
+        below.check_time(now)?;
+    }
     Ok(())
 }
 

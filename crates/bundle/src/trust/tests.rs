@@ -857,6 +857,37 @@ fn authorities_of_one_name_each_answer_with_their_own_list() {
 }
 
 #[test]
+fn authorities_that_no_verifier_accepts_are_noticed_when_signing() {
+    let root = root();
+    let below = root.subordinate("Example", "Release Authority", year()).expect("an authority");
+    let alice = below.issue_signer("Example", "Alice", year()).expect("a signer");
+    let sign_with = |certificate_pem: String, now| {
+        let key_pem = zeroize::Zeroizing::new(alice.key_pem.to_string());
+        sign_manifest(MANIFEST, &[&file_signer(&Issued { certificate_pem, key_pem })], now)
+    };
+    let good = alice.certificate_pem.clone();
+    check(&sign_with(good.clone(), now()).expect("signed"), &anchor(&root)).expect("trusted");
+
+    let other = root.subordinate("Example", "Release Authority", year()).expect("an authority");
+    let beside = sign_with([good.as_str(), other.certificate_pem()].concat(), now());
+    let Err(super::SignError::Refused(TrustError::Profile(ProfileError::CertificateUnused(subject)))) =
+        beside
+    else {
+        panic!("{beside:?}")
+    };
+    assert!(subject.contains("Release Authority"), "{subject}");
+
+    let short = root.subordinate("Example", "Short Authority", validity(-9, 9)).expect("an authority");
+    let bob = file_signer(&short.issue_signer("Example", "Bob", year()).expect("a signer"));
+    sign_manifest(MANIFEST, &[&bob], now()).expect("signed");
+    let late = sign_manifest(MANIFEST, &[&bob], after(10));
+    assert!(
+        matches!(&late, Err(super::SignError::Refused(TrustError::Expired { subject, .. })) if subject.contains("Short")),
+        "{late:?}"
+    );
+}
+
+#[test]
 fn required_revocation_lists_are_required() {
     let root = root();
     let strict = anchor(&root).with_revocation(RevocationPolicy::Required);

@@ -230,6 +230,11 @@ pub(super) fn signers(signing: &Signing) -> Result<Vec<Box<dyn Signer>>, Failure
         CertificateChain::from_pem(&pem)
             .map_err(|error| Failure::about(error, format!("cannot sign with `{}`", path.display())))
     };
+    if (signing.pkcs11.is_some() || signing.sign_command.is_some()) && signing.sign_cert.len() > 1 {
+        return Err(Failure::usage("--pkcs11 and --sign-command sign once: they take one --sign-cert")
+            .hint("put the signer's certificate and its authorities into one file, the signer's first")
+            .hint("a second signer signs with `cutover bundle sign --add`"));
+    }
     let first_chain = || signing.sign_cert.first().map(|path| chain(path)).transpose();
     if let Some(uri) = &signing.pkcs11 {
         let uri: Pkcs11Uri = uri.parse()?;

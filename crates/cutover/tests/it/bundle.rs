@@ -227,6 +227,12 @@ fn external_command_signs() {
     );
     create(&world, &tree, &spec, &["--sign-command", &sign, "--sign-cert", text(&certificate)]).must(0);
     world.run(&["bundle", "verify", text(&world.path("out.cutover"))]).must(0);
+    let two = ["--sign-command", &sign, "--sign-cert", text(&certificate), "--sign-cert", text(&certificate)];
+    let ran = create(&world, &tree, &spec, &two).must(2);
+    assert!(ran.stderr.contains("one --sign-cert"), "{}", ran.stderr);
+    let token = [&["--pkcs11", "pkcs11:token=none"], &two[2..]].concat();
+    let ran = create(&world, &tree, &spec, &token).must(2);
+    assert!(ran.stderr.contains("one --sign-cert"), "{}", ran.stderr);
     let ran = create(&world, &tree, &spec, &["--sign-command", "exit 3", "--sign-cert", text(&certificate)])
         .must(1);
     assert!(ran.stderr.contains("`exit 3` ended with"), "{}", ran.stderr);
