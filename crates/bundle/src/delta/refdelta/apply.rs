@@ -14,9 +14,7 @@ use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
 use super::find;
 use super::frame_index::FrameIndex;
-use super::header::{
-    ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES,
-};
+use super::header::{ABSOLUTE, CONTROL, EXTRA, FIELDS, FRAME_INDEX, Header, JOINED, LITERALS, REFERENCES};
 use super::image::{Image, Layout};
 use super::literals::Literals;
 use super::matching::Block;
@@ -32,8 +30,12 @@ const QUEUE: usize = 3;
 
 /// The most memory [`decode`] takes for a patch with this header, in bytes.
 pub(super) fn memory(header: &Header, patch_len: u64) -> u64 {
-    let is_mixed = header.is(JOINED) || header.extra_codec == Codec::Mix;
-    let codec = if is_mixed { Codec::Mix } else { header.extra_codec };
+    let extra_len = u64::from(header.extra_len);
+    let extra = if header.is(JOINED) {
+        MixModel::memory(extra_len) + extra_len
+    } else {
+        streams::memory(header.extra_codec, header.extra_len)
+    };
     u64::from(header.old_len)
         + patch_len
         // The references found, in two lists while pieces are joined, each grown by doubling; their pages and jump table
@@ -47,8 +49,7 @@ pub(super) fn memory(header: &Header, patch_len: u64) -> u64 {
         // What waits for the frame index, the frames, the entries and the index itself.
         + u64::from(header.frame_span) * 3
         + u64::from(BATCH_BYTES_MAX) * (2 * QUEUE as u64 + 4)
-        + streams::memory(codec, header.extra_len)
-        + if is_mixed { u64::from(header.extra_len) } else { 0 }
+        + extra
         + (16 << 20)
 }
 
@@ -271,13 +272,6 @@ fn decode_packed(
     let bases = code_bases(&mut coder, &expected, &[]);
     let mut extra: Box<dyn Read + Send + '_> = if is_joined {
         Box::new(std::io::Cursor::new(unmix(&mut coder, old, header, &control)))
-    } else if header.extra_codec == Codec::Mix {
-        let mut coder = Decoder::new(streams[EXTRA]);
-        let extra = unmix(&mut coder, old, header, &control);
-        if !coder.is_used_up() {
-            return Err(damage("extra bytes", "the stream is longer than needed"));
-        }
-        Box::new(std::io::Cursor::new(extra))
     } else {
         streams::unpack(header.extra_codec, streams[EXTRA], header.extra_len)
             .ok_or_else(|| damage("extra bytes", "the stream does not unpack"))?

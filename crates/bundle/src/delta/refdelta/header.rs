@@ -11,7 +11,7 @@ pub(super) const HEADER_BYTES_MAX: usize = 128;
 pub(super) const REFERENCES: u64 = 1;
 /// Relative fields of the code among the extra bytes hold their targets.
 pub(super) const ABSOLUTE: u64 = 2;
-/// All streams are one.
+/// All streams are one, the extra bytes in the mixing model of [`super::mix`].
 pub(super) const JOINED: u64 = 4;
 /// `.eh_frame_hdr` is made from `.eh_frame`.
 pub(super) const FRAME_INDEX: u64 = 8;
@@ -20,10 +20,13 @@ const KNOWN: u64 = REFERENCES | ABSOLUTE | JOINED | FRAME_INDEX;
 /// The frame index is made only where it lies within so many bytes together with the frames: what lies between waits.
 pub(super) const FRAME_SPAN_MAX: u32 = 64 << 20;
 
+/// Most extra bytes that the mixing model may have to make: it makes about a million in a second.
+pub(super) const MIXED_BYTES_MAX: u32 = 1 << 20;
+
 /// Files are below this.
 pub(super) const FILE_BYTES_MAX: u64 = (1 << 31) - 1;
 
-/// How the extra bytes are packed.
+/// How the extra bytes are packed where they have a stream of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
     Stored,
@@ -34,8 +37,6 @@ pub(super) enum Codec {
         lp: u8,
         pb: u8,
     },
-    /// The mixing model in [`super::mix`].
-    Mix,
 }
 
 impl Codec {
@@ -43,7 +44,6 @@ impl Codec {
         match self {
             Self::Stored => 0,
             Self::Zstd => 1,
-            Self::Mix => 2,
             Self::Lzma { lc, lp, pb } => 16 + u64::from(lc) + 5 * (u64::from(lp) + 5 * u64::from(pb)),
         }
     }
@@ -52,7 +52,6 @@ impl Codec {
         match number {
             0 => Some(Self::Stored),
             1 => Some(Self::Zstd),
-            2 => Some(Self::Mix),
             16..141 => {
                 let properties = (number - 16) as u8;
                 let (lc, lp, pb) = (properties % 5, properties / 5 % 5, properties / 25);
@@ -130,7 +129,8 @@ impl Header {
         let new_len = reader.number("new size", FILE_BYTES_MAX)? as u32;
         let blocks = reader.number("blocks", u64::from(blocks_max(new_len)))? as u32;
         let literals = reader.number("literals", u64::from(new_len))? as u32;
-        let extra_len = reader.number("extra bytes", u64::from(new_len - literals))? as u32;
+        let mixed_max = if flags & JOINED == 0 { u32::MAX } else { MIXED_BYTES_MAX };
+        let extra_len = reader.number("extra bytes", u64::from((new_len - literals).min(mixed_max)))? as u32;
         let mut header = Self {
             flags,
             old_len,
@@ -140,7 +140,7 @@ impl Header {
             references: 0,
             extra_len,
             frame_span: 0,
-            extra_codec: Codec::Mix,
+            extra_codec: Codec::Stored,
             packed: [0; 4],
         };
         if header.is(REFERENCES) {

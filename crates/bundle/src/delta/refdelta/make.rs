@@ -11,7 +11,7 @@ use super::find;
 use super::frame_index::FrameIndex;
 use super::header::{
     ABSOLUTE, CONTROL, Codec, EXTRA, FIELDS, FILE_BYTES_MAX, FRAME_INDEX, FRAME_SPAN_MAX, Header, JOINED,
-    LITERALS, REFERENCES, blocks_max, references_max,
+    LITERALS, MIXED_BYTES_MAX, REFERENCES, blocks_max, references_max,
 };
 use super::image::{Image, Layout, Machine};
 use super::literals::Literals;
@@ -252,7 +252,7 @@ impl<'a> Encoding<'a> {
         header.packed[EXTRA] = extra.len() as u32;
         let sum = control.len() + literals.len() + fields.len() + extra.len();
         let apart = [header.encode(), control, literals, fields, extra].concat();
-        if sum >= JOINED_MAX {
+        if sum >= JOINED_MAX || header.extra_len > MIXED_BYTES_MAX {
             return Some(apart);
         }
         let joined = streams.joined();

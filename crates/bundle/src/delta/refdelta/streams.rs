@@ -18,7 +18,6 @@ pub(super) fn memory(codec: Codec, raw_len: u32) -> u64 {
     match codec {
         Codec::Stored => 0,
         Codec::Zstd | Codec::Lzma { .. } => u64::from(dictionary(raw_len)) + (1 << 20),
-        Codec::Mix => super::mix::MixModel::memory(u64::from(raw_len)),
     }
 }
 
@@ -47,7 +46,6 @@ pub(super) fn pack(codec: Codec, raw: &[u8]) -> Option<Vec<u8>> {
             liblzma::read::XzEncoder::new_stream(raw, stream).read_to_end(&mut packed).ok()?;
             Some(packed)
         }
-        Codec::Mix => None,
     }
 }
 
@@ -61,7 +59,7 @@ pub(super) fn unpack(codec: Codec, packed: &[u8], raw_len: u32) -> Option<Box<dy
         Codec::Stored => Some(Box::new(packed)),
         Codec::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?.single_frame();
-            decoder.window_log_max(WINDOW_BYTES_MAX.trailing_zeros()).ok()?;
+            decoder.window_log_max(dictionary(raw_len).trailing_zeros()).ok()?;
             Some(Box::new(Whole { decoder, rest: |decoder| decoder.get_ref().len() }.buffered()))
         }
         Codec::Lzma { .. } => {
@@ -69,7 +67,6 @@ pub(super) fn unpack(codec: Codec, packed: &[u8], raw_len: u32) -> Option<Box<dy
             let decoder = liblzma::bufread::XzDecoder::new_stream(packed, stream);
             Some(Box::new(Whole { decoder, rest: |decoder| decoder.get_ref().len() }.buffered()))
         }
-        Codec::Mix => None,
     }
 }
 

@@ -264,8 +264,45 @@ fn header(change: impl FnOnce(&mut Header)) -> Vec<u8> {
     header.encode()
 }
 
+/// A header that asks the mixing model for `len` bytes.
+fn mixed(len: u32) -> impl Fn(&mut Header) {
+    move |header| (header.flags, header.new_len, header.extra_len) = (JOINED, len, len)
+}
+
+#[test]
+fn more_than_a_mebibyte_is_not_given_to_the_mixing_model() {
+    let is_joined = |patch: &[u8]| u64::from(patch[MAGIC.len()]) & JOINED != 0;
+    assert!(is_joined(&round_trip(&[], &vec![0; 10_000])));
+    assert!(!is_joined(&round_trip(&[], &vec![0; (1 << 20) + 1])));
+}
+
+#[test]
+fn a_zstd_window_beyond_what_was_reckoned_is_refused() {
+    // A frame of the byte 7 with a window of 2^log bytes (RFC 8878, 3.1.1).
+    let frame = |log: u8| [b"\x28\xB5\x2F\xFD\x00".as_slice(), &[(log - 10) << 3], b"\x09\0\0\x07"].concat();
+    let patch = |log| {
+        let frame = frame(log);
+        let header = header(|header| {
+            (header.new_len, header.blocks, header.extra_len) = (1, 0, 1);
+            (header.extra_codec, header.packed[3]) = (Codec::Zstd, frame.len() as u32);
+        });
+        [header, frame].concat()
+    };
+    assert_eq!(decode(&[7; 1000], &patch(12), 1).unwrap(), [7]);
+    for log in [13, 26] {
+        let refused = decode(&[7; 1000], &patch(log), 1).unwrap_err();
+        assert!(matches!(refused, DeltaError::Patch { field: "extra bytes", .. }), "{log}: {refused}");
+    }
+}
+
 #[test]
 fn headers_over_a_bound_are_refused_by_field() {
+    let with_codec = |number| {
+        let mut bytes = header(|_| {});
+        let codec = bytes.len() - 5;
+        bytes[codec] = number;
+        bytes
+    };
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("flags", header(|header| header.flags = 64)),
         ("flags", header(|header| header.flags = ABSOLUTE)),
@@ -275,6 +312,7 @@ fn headers_over_a_bound_are_refused_by_field() {
         ("blocks", header(|header| header.blocks = blocks_max(1000) + 1)),
         ("literals", header(|header| header.literals = 1001)),
         ("extra bytes", header(|header| (header.literals, header.extra_len) = (600, 401))),
+        ("extra bytes", header(mixed((1 << 20) + 1))),
         ("references", header(|header| (header.flags, header.references) = (REFERENCES, 251))),
         ("frame span", header(|header| (header.flags, header.frame_span) = (REFERENCES | FRAME_INDEX, 1001))),
         ("packed size", header(|header| header.packed[1] = 1)),
@@ -285,12 +323,8 @@ fn headers_over_a_bound_are_refused_by_field() {
         ("flags", [MAGIC.as_slice(), &[0x80, 0]].concat()),
         ("flags", [MAGIC.as_slice(), &[0xFF; 6]].concat()),
         ("old size", [MAGIC.as_slice(), &[0]].concat()),
-        ("codec", {
-            let mut bytes = header(|_| {});
-            let codec = bytes.len() - 5;
-            bytes[codec] = 3;
-            bytes
-        }),
+        ("codec", with_codec(2)),
+        ("codec", with_codec(3)),
     ];
     for (number, (field, patch)) in cases.iter().enumerate() {
         match decode(&[7; 1000], patch, 1000) {
