@@ -8,14 +8,14 @@ use std::{
 
 use cutover_bundle::{
     DeltaBundle, Limits, RevocationLists, TrustAnchor, assemble_delta, decode_object,
-    delta::{self, Algorithm, DeltaLimits},
+    delta::{self, Algorithm, DeltaError, DeltaLimits},
     sign_manifest, verify_detached,
 };
 use cutover_core::model::{
     DELTA_FORMAT, DeltaFile, DeltaManifest, Digest, Manifest, ManifestLimits, ReleaseRef, Version,
 };
 
-use crate::delta::{generate, noise, words};
+use crate::delta::{generate, hostile, noise, words};
 use crate::support::{bundle, contents, days, file_signer, now, pki, release};
 
 fn seeds() -> PathBuf {
@@ -70,6 +70,16 @@ fn check(dir: &Path) {
             .expect(&name);
         assert!(out == delta_result(&base), "{name}");
     }
+    for name in ["delta_vcdiff/wraps", "delta_vcdiff/idles"] {
+        let limits = DeltaLimits::default();
+        let patch = read(name);
+        let refused =
+            delta::decode_unchecked(Algorithm::Vcdiff, &base, &patch, 760, &limits, &mut Vec::new());
+        assert!(matches!(refused, Err(DeltaError::Patch { .. })), "{name}: {refused:?}");
+    }
+    let torn = read("refdelta_image/torn-tables");
+    generate(Algorithm::Refdelta, &torn, &[&torn[..], b"x"].concat());
+
     let base = read("refdelta_image/pie");
     let mut out = Vec::new();
     let patch = read("delta_refdelta/good-executable");
@@ -177,9 +187,13 @@ fn write(dir: &Path) {
         fs::create_dir_all(&path).expect("a directory");
         fs::write(path.join("good"), generate(*algorithm, &base, &result)).expect("written");
     }
+    fs::write(dir.join("delta_vcdiff/wraps"), hostile::vcdiff_that_wraps()).expect("written");
+    fs::write(dir.join("delta_vcdiff/idles"), hostile::vcdiff_that_idles(40)).expect("written");
     let base = fs::read(seeds().join("refdelta_image/pie")).expect("a kept executable");
     fs::create_dir_all(dir.join("refdelta_image")).expect("a directory");
     fs::write(dir.join("refdelta_image/pie"), &base).expect("written");
+    fs::write(dir.join("refdelta_image/torn-tables"), hostile::executable_with_torn_tables())
+        .expect("written");
     let patch = generate(Algorithm::Refdelta, &base, &executable_result(&base));
     fs::write(dir.join("delta_refdelta/good-executable"), patch).expect("written");
 

@@ -10,7 +10,7 @@ use super::{
         FILE_SPACE, Image, Machine, SHF_WRITE, SHT_DYNSYM, SHT_FINI_ARRAY, SHT_INIT_ARRAY, SHT_PROGBITS,
         SHT_RELA, SHT_SYMTAB, Section, u32_at, u64_at,
     },
-    references::{Kind, Reference, References, TooMany},
+    references::{Kind, Reference, References, Unbounded},
     x86,
 };
 
@@ -18,22 +18,40 @@ const TABLES_MAX: usize = 1 << 22;
 const CHUNK: u32 = 64 << 10;
 
 /// Finds at most `most` references in `file`.
-pub(super) fn references(file: &[u8], image: &Image, most: usize) -> Result<References, TooMany> {
-    Finder { file, image, found: References::default(), most }.run()
+pub(super) fn references(file: &[u8], image: &Image, most: usize) -> Result<References, Unbounded> {
+    Finder { file, image, module: go_module(file, image), found: References::default(), most }.run()
 }
 
 struct Finder<'a> {
     file: &'a [u8],
     image: &'a Image,
+    module: Option<[u64; 41]>,
     found: References,
     most: usize,
 }
 
+/// The references of one section, of which only so many are kept as show that there are too many.
+struct Local {
+    all: Vec<Reference>,
+    most: usize,
+}
+
+impl Local {
+    fn push(&mut self, reference: Reference) {
+        if self.all.len() <= self.most {
+            self.all.push(reference);
+        }
+    }
+}
+
 impl Finder<'_> {
-    fn run(mut self) -> Result<References, TooMany> {
+    fn run(mut self) -> Result<References, Unbounded> {
         let mut sections: Vec<&Section> =
             self.image.sections.iter().filter(|section| section.len > 0).collect();
         sections.sort_by_key(|section| section.offset);
+        if sections.windows(2).any(|pair| pair[0].end() > pair[1].offset) {
+            return Err(Unbounded);
+        }
         let code: Vec<&Section> = sections
             .iter()
             .copied()
@@ -48,13 +66,16 @@ impl Finder<'_> {
             } else {
                 self.in_section(section, &tables)
             };
-            // What overlaps an earlier section was found already.
-            if section.offset < end {
-                local.retain(|reference| reference.position >= end);
-            }
-            end = end.max(section.end());
+            // Whatever the tables of the file say: everything else relies on this.
+            local.retain(|reference| {
+                let is_apart = reference.position >= end;
+                if is_apart {
+                    end = reference.position + reference.kind().width();
+                }
+                is_apart
+            });
             if self.found.all.len() + local.len() > self.most {
-                return Err(TooMany);
+                return Err(Unbounded);
             }
             if self.found.all.is_empty() {
                 self.found.all = local;
@@ -67,7 +88,7 @@ impl Finder<'_> {
     }
 
     /// Scans code sections, each in pieces of 64 KiB that know nothing of each other, on two threads.
-    fn scan_code(&self, sections: &[&Section]) -> Result<Vec<Vec<Reference>>, TooMany> {
+    fn scan_code(&self, sections: &[&Section]) -> Result<Vec<Vec<Reference>>, Unbounded> {
         let mut pieces = Vec::new();
         for (number, section) in sections.iter().enumerate() {
             let mut at = section.offset;
@@ -79,7 +100,9 @@ impl Finder<'_> {
         }
         let scan = |pieces: &[(usize, u32, u32)]| -> Vec<Vec<Reference>> {
             let mut found = vec![Vec::new(); sections.len()];
+            let mut count = 0;
             for &(number, at, end) in pieces {
+                let before = found[number].len();
                 if let Some(bytes) = self.file.get(at as usize..end as usize) {
                     let layout = &self.image.layout;
                     let is_plt = sections[number].name == ".plt";
@@ -91,7 +114,8 @@ impl Finder<'_> {
                         Machine::Arm64 => arm64::scan(bytes, at, layout, &mut found[number]),
                     }
                 }
-                if found[number].len() > self.most {
+                count += found[number].len() - before;
+                if count > self.most {
                     break;
                 }
             }
@@ -105,7 +129,7 @@ impl Finder<'_> {
         });
         if first.len() < second.len() {
             // The thread did not finish: it can only have panicked, which nothing in the scan does.
-            return Err(TooMany);
+            return Err(Unbounded);
         }
         for (all, more) in first.iter_mut().zip(second) {
             all.extend(more);
@@ -133,7 +157,9 @@ impl Finder<'_> {
     }
 
     fn in_section(&mut self, section: &Section, tables: &TableStarts) -> Vec<Reference> {
-        let mut out = Vec::new();
+        // Two lists that are merged may lose all but a third.
+        let most = (self.most - self.found.all.len()).saturating_mul(3).saturating_add(3);
+        let mut out = Local { all: Vec::new(), most };
         match section.kind {
             SHT_RELA if section.is_allocated() => self.rela(section, &mut out),
             SHT_DYNSYM | SHT_SYMTAB => self.symbols(section, &mut out),
@@ -148,18 +174,18 @@ impl Finder<'_> {
                     self.words(section, kind, &mut out);
                 }
                 if section.flags & SHF_WRITE == 0 {
-                    let entries = self.jump_tables(section, tables);
+                    let entries = self.jump_tables(section, tables, most);
                     if !entries.is_empty() {
-                        out = merge(out, entries);
+                        out.all = merge(out.all, entries);
                     }
                 }
             }
             _ => {}
         }
-        out
+        out.all
     }
 
-    fn rela(&mut self, section: &Section, out: &mut Vec<Reference>) {
+    fn rela(&mut self, section: &Section, out: &mut Local) {
         let symbols = self.image.sections.get(section.link).filter(|symbols| symbols.kind == SHT_DYNSYM);
         let base =
             symbols.map(|symbols| self.image.layout.place(symbols.offset)).and_then(|at| self.found.base(at));
@@ -182,7 +208,7 @@ impl Finder<'_> {
         }
     }
 
-    fn symbols(&mut self, section: &Section, out: &mut Vec<Reference>) {
+    fn symbols(&mut self, section: &Section, out: &mut Local) {
         let strings = self.image.sections.get(section.link).filter(|strings| strings.len > 0);
         let base =
             strings.map(|strings| self.image.layout.place(strings.offset)).and_then(|at| self.found.base(at));
@@ -206,7 +232,7 @@ impl Finder<'_> {
         }
     }
 
-    fn words(&self, section: &Section, kind: Kind, out: &mut Vec<Reference>) {
+    fn words(&self, section: &Section, kind: Kind, out: &mut Local) {
         let layout = &self.image.layout;
         let Some(bytes) = self.file.get(section.offset as usize..section.end() as usize) else { return };
         let skip = (8 - section.address % 8) % 8;
@@ -222,7 +248,7 @@ impl Finder<'_> {
     }
 
     /// Linux Standard Base, "Exception Frames".
-    fn frames(&self, section: &Section, out: &mut Vec<Reference>) {
+    fn frames(&self, section: &Section, out: &mut Local) {
         let mut at = section.offset;
         while at + 17 <= section.end() {
             let Some(len) = u32_at(self.file, at as usize) else { return };
@@ -242,37 +268,15 @@ impl Finder<'_> {
         }
     }
 
-    /// The words of Go's `moduledata` (Go source, src/runtime/symtab.go), which begins with the place of its table and
-    /// of the names in it.
-    fn go_module(&self) -> Option<[u64; 41]> {
-        let table = self.image.section(".gopclntab")?;
-        let names = u64_at(self.file, table.offset as usize + 32)?;
-        let begin = [table.address, table.address.wrapping_add(names)];
-        for name in [".go.module", ".noptrdata", ".data"] {
-            let Some(section) = self.image.section(name) else { continue };
-            let bytes = self.file.get(section.offset as usize..section.end() as usize)?;
-            for at in (0..bytes.len().saturating_sub(41 * 8)).step_by(8) {
-                if u64_at(bytes, at) == Some(begin[0]) && u64_at(bytes, at + 8) == Some(begin[1]) {
-                    let mut words = [0; 41];
-                    for (index, word) in words.iter_mut().enumerate() {
-                        *word = u64_at(bytes, at + index * 8)?;
-                    }
-                    return Some(words);
-                }
-            }
-        }
-        None
-    }
-
-    fn go_types(&mut self, section: &Section, out: &mut Vec<Reference>) {
-        let Some(base) = self.go_module().and_then(|module| self.found.base(module[37])) else { return };
+    fn go_types(&mut self, section: &Section, out: &mut Local) {
+        let Some(base) = self.module.and_then(|module| self.found.base(module[37])) else { return };
         for at in (section.offset..section.end().saturating_sub(3)).step_by(4) {
             out.push(Reference::based(at, Kind::Based, base));
         }
     }
 
     /// Go's function table since 1.20 (Go source, src/runtime/symtab.go: `pcHeader`, `functab`, `_func`).
-    fn go_functions(&mut self, section: &Section, out: &mut Vec<Reference>) {
+    fn go_functions(&mut self, section: &Section, out: &mut Local) {
         const MAGIC: u32 = 0xFFFF_FFF1;
         let start = section.offset as usize;
         let word = |index: usize| u64_at(self.file, start + index * 8).unwrap_or(0);
@@ -291,7 +295,7 @@ impl Finder<'_> {
         {
             return;
         }
-        let Some(module) = self.go_module() else { return };
+        let Some(module) = self.module else { return };
         let place = |offset: u64| section.address.wrapping_add(offset);
         let text = self.found.base(module[22]);
         let names = self.found.base(place(names));
@@ -313,7 +317,9 @@ impl Finder<'_> {
             return;
         };
         let field = |at: u32| u32_at(self.file, at as usize).unwrap_or(u32::MAX);
-        for at in (section.offset + units as u32..section.offset + files as u32).step_by(4) {
+        for at in
+            (section.offset + units as u32..(section.offset + files as u32).saturating_sub(3)).step_by(4)
+        {
             if field(at) != u32::MAX {
                 out.push(Reference::based(at, Kind::GoName, file_base));
             }
@@ -369,7 +375,7 @@ impl Finder<'_> {
         }
     }
 
-    fn frame_index(&mut self, section: &Section, out: &mut Vec<Reference>) {
+    fn frame_index(&mut self, section: &Section, out: &mut Local) {
         let base = self.image.layout.place(section.offset);
         let Some(base) = self.found.base(base) else { return };
         if section.len < 12 {
@@ -383,11 +389,11 @@ impl Finder<'_> {
         }
     }
 
-    fn jump_tables(&mut self, section: &Section, starts: &TableStarts) -> Vec<Reference> {
+    fn jump_tables(&mut self, section: &Section, starts: &TableStarts, most: usize) -> Vec<Reference> {
         let layout = &self.image.layout;
         let mut out: Vec<Reference> = Vec::new();
         let mut at = section.offset.next_multiple_of(4);
-        while at + 8 <= section.end() {
+        while at + 8 <= section.end() && out.len() <= most {
             if !starts.get(at) {
                 at = starts.next(at).unwrap_or(section.end());
                 continue;
@@ -395,7 +401,7 @@ impl Finder<'_> {
             let start = at;
             let base = layout.place(start);
             let begin = out.len();
-            while at + 4 <= section.end() && (at == start || !starts.get(at)) {
+            while at + 4 <= section.end() && (at == start || !starts.get(at)) && out.len() <= most {
                 let Some(entry) = u32_at(self.file, at as usize) else { break };
                 let target = base.wrapping_add_signed(i64::from(entry as i32));
                 let is_code = layout
@@ -416,6 +422,28 @@ impl Finder<'_> {
         }
         out
     }
+}
+
+/// The words of Go's `moduledata` (Go source, src/runtime/symtab.go), which begins with the place of its table and of the
+/// names in it.
+fn go_module(file: &[u8], image: &Image) -> Option<[u64; 41]> {
+    let table = image.section(".gopclntab")?;
+    let names = u64_at(file, table.offset as usize + 32)?;
+    let begin = [table.address, table.address.wrapping_add(names)];
+    for name in [".go.module", ".noptrdata", ".data"] {
+        let Some(section) = image.section(name) else { continue };
+        let bytes = file.get(section.offset as usize..section.end() as usize)?;
+        for at in (0..bytes.len().saturating_sub(41 * 8)).step_by(8) {
+            if u64_at(bytes, at) == Some(begin[0]) && u64_at(bytes, at + 8) == Some(begin[1]) {
+                let mut words = [0; 41];
+                for (index, word) in words.iter_mut().enumerate() {
+                    *word = u64_at(bytes, at + index * 8)?;
+                }
+                return Some(words);
+            }
+        }
+    }
+    None
 }
 
 struct TableStarts {

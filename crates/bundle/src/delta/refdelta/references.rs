@@ -207,9 +207,9 @@ const PAGE_BITS: u32 = 10;
 /// Most entries of [`References::bases`].
 pub(super) const BASES_MAX: usize = 64;
 
-/// More references than the bound allows.
+/// More references than the bound allows, or sections that lie over each other, so that nothing bounds the search.
 #[derive(Debug)]
-pub(super) struct TooMany;
+pub(super) struct Unbounded;
 
 impl References {
     pub(super) fn index_pages(&mut self, file_len: usize) {

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::delta::{DeltaError, Inputs, Output, base::BaseReader};
 
+/// How many instructions in a row may make nothing. Nobody writes even one.
+const IDLE_INSTRUCTIONS_MAX: u32 = 16;
+
 /// Applies a patch.
 pub(in crate::delta) fn apply(
     dialect: Dialect,
@@ -139,6 +142,7 @@ impl Decoder<'_> {
             let place = if window.sections[section].decoded.is_some() { 0 } else { offset };
             inputs.damaged(place + at as u64, SECTIONS[section], reason)
         };
+        let mut idle = 0;
         while let Some(code) = instructions.get(at) {
             let code_at = at;
             at += 1;
@@ -155,6 +159,10 @@ impl Decoder<'_> {
                 let length = usize::try_from(length).ok().filter(|length| *length <= left);
                 let length =
                     length.ok_or_else(|| damaged(1, code_at, "an instruction goes beyond its window"))?;
+                idle = if length == 0 { idle + 1 } else { 0 };
+                if idle > IDLE_INSTRUCTIONS_MAX {
+                    return Err(damaged(1, code_at, "too many instructions in a row do nothing"));
+                }
                 match instruction.kind {
                     Kind::Noop => {}
                     Kind::Add => {

@@ -10,6 +10,9 @@ use crate::delta::{DeltaError, Inputs, Part, base::BaseReader};
 const APPLICATION_BYTES_MAX: u64 = 64 << 10;
 /// The largest window, in bytes: sizes within a window have 31 bits.
 const WINDOW_BYTES_MAX: u64 = i32::MAX as u64;
+/// The most decoded bytes of each section: per byte that the window makes, and beside these. Each byte to add makes one; an
+/// instruction that makes one takes a code and a size of at most ten bytes, and an address has at most ten.
+const SECTION_BYTES_MAX: [(u64, u64); 3] = [(1, 0), (11, 64), (10, 64)];
 /// What a decoder needs beside its windows.
 const FIXED_BYTES: u64 = BaseReader::MEMORY_BYTES + (1 << 20);
 
@@ -255,10 +258,8 @@ impl<'a> Windows<'a> {
         }
         for (index, (section, field)) in sections.iter_mut().zip(SECTIONS).enumerate() {
             section.at = cursor.at;
-            let end = cursor.at + section.len;
-            if end > inputs.patch_bytes() {
-                return Err(inputs.damaged(section.at, field, "it is cut off"));
-            }
+            let end = cursor.at.checked_add(section.len).filter(|end| *end <= inputs.patch_bytes());
+            let end = end.ok_or_else(|| inputs.damaged(section.at, field, "it is cut off"))?;
             if compressed & 1 << index != 0 {
                 let decoded = cursor.varint(field)?;
                 if decoded > WINDOW_BYTES_MAX || cursor.at > end {
@@ -269,11 +270,12 @@ impl<'a> Windows<'a> {
             }
             cursor.skip(end - cursor.at, field)?;
         }
-        // Each byte to add makes a byte of the window.
-        let data_bytes = sections[0].decoded.unwrap_or(sections[0].len);
-        if data_bytes > target_bytes {
-            let reason = format!("{data_bytes} bytes for a window of {target_bytes}");
-            return Err(inputs.damaged(sections[0].at, SECTIONS[0], reason));
+        for ((section, field), (per_byte, more)) in sections.iter().zip(SECTIONS).zip(SECTION_BYTES_MAX) {
+            let bytes = section.decoded.unwrap_or(section.len);
+            if bytes > target_bytes.saturating_mul(per_byte).saturating_add(more) {
+                let reason = format!("{bytes} bytes for a window of {target_bytes}");
+                return Err(inputs.damaged(section.at, field, reason));
+            }
         }
         self.made += target_bytes;
         Ok(Some(Window { at, segment, target_bytes, sections, adler32 }))

@@ -95,7 +95,7 @@ fn bsdiff(control: &[[i64; 3]], difference: &[u8], extra: &[u8], size: i64) -> V
 }
 
 fn refused(algorithm: Algorithm, old: &[u8], patch: &[u8], size: u64, says: &str) {
-    let error = decode(algorithm, old, patch, size).expect_err(says).to_string();
+    let error = decode(algorithm, old, patch, size).map(|_| "no error").expect_err(says).to_string();
     assert!(error.contains(says), "{error}");
 }
 
@@ -271,6 +271,47 @@ fn vcdiff_windows_of_four_gigabytes_are_refused() {
     refused(Algorithm::Vcdiff, b"", &patch, 1 << 32, "size of the target window");
 }
 
+/// A section that ends beyond 2^64, in a window that says so.
+pub fn vcdiff_that_wraps() -> Vec<u8> {
+    let mut patch = b"\xd6\xc3\xc4\x00\x00\x00".to_vec();
+    let sections = [varint(u64::MAX - 14), varint(0), varint(0)].concat();
+    let headers = [varint(0), vec![0], sections].concat();
+    patch.extend(varint(u64::MAX - 14 + headers.len() as u64));
+    patch.extend(headers);
+    patch
+}
+
+// D10
+#[test]
+fn vcdiff_sections_that_end_beyond_all_numbers_are_refused() {
+    refused(Algorithm::Vcdiff, b"", &vcdiff_that_wraps(), 0, "it is cut off");
+}
+
+/// A window of nothing with `count` instructions that add nothing.
+pub fn vcdiff_that_idles(count: usize) -> Vec<u8> {
+    vcdiff(&[0], 0, [b"", &[ADD, 0].repeat(count), b""])
+}
+
+// D10
+#[test]
+fn vcdiff_sections_larger_than_their_window_can_use_are_refused() {
+    refused(Algorithm::Vcdiff, b"", &vcdiff_that_idles(1 << 19), 0, "1048576 bytes for a window of 0");
+    let patch = vcdiff(&[0], 4, [b"abcd", &[ADD, 4], &[0; 200]]);
+    refused(Algorithm::Vcdiff, b"", &patch, 4, "200 bytes for a window of 4");
+}
+
+// D10
+#[test]
+fn vcdiff_instructions_that_do_nothing_for_ever_are_refused() {
+    let size = 200;
+    for idle in [&[ADD, 0][..], &[COPY, 0]] {
+        let instructions = [&idle.repeat(40)[..], &[COPY], &varint(size)].concat();
+        let addresses = vec![0; if idle[0] == COPY { 41 } else { 1 }];
+        let patch = vcdiff(&[1, 1, 0], size, [b"", &instructions, &addresses]);
+        refused(Algorithm::Vcdiff, b"a", &patch, size, "do nothing");
+    }
+}
+
 // D10
 #[test]
 fn vcdiff_endless_integers_are_refused() {
@@ -379,4 +420,97 @@ fn zstd_bombs_stop_at_the_declared_size() {
         bomb.push(0);
     }
     assert!(decode(Algorithm::ZstdDict, b"", &bomb, 3000).is_err());
+}
+
+/// Where the executables below are mapped.
+const BASE: u64 = 0x40_0000;
+/// Where their content begins.
+const CONTENT: usize = 128;
+
+/// An executable for x86-64: `content` behind the headers, and sections by name, flags, offset and length.
+fn executable(content: &[u8], sections: &[(&str, u64, usize, usize)]) -> Vec<u8> {
+    let mut file = vec![0; CONTENT];
+    file.extend_from_slice(content);
+    let (mapped, names_at) = (file.len(), file.len() + 1);
+    let mut headers = vec![[0; 64]];
+    let mut header = |name: usize, kind: u32, flags: u64, at: usize, len: usize| {
+        let mut header = [0; 64];
+        header[..4].copy_from_slice(&(name as u32).to_le_bytes());
+        header[4..8].copy_from_slice(&kind.to_le_bytes());
+        for (field, value) in [(8, flags), (16, BASE + at as u64), (24, at as u64), (32, len as u64)] {
+            header[field..field + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        headers.push(header);
+    };
+    file.push(0);
+    for (name, flags, at, len) in sections {
+        header(file.len() - names_at, 1, *flags, *at, *len);
+        file.extend_from_slice(name.as_bytes());
+        file.push(0);
+    }
+    header(0, 3, 0, names_at, file.len() - names_at);
+    file.resize(file.len().next_multiple_of(16), 0);
+    let (table_at, count) = (file.len() as u64, headers.len() as u16);
+    file.extend_from_slice(headers.as_flattened());
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    for (at, value) in [(16, 3u16), (18, 62), (54, 56), (56, 1), (58, 64), (60, count), (62, count - 1)] {
+        file[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    for (at, value) in [(32, 64), (40, table_at), (80, BASE), (96, mapped as u64), (104, mapped as u64)] {
+        file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    file[64] = 1;
+    file[68] = 5;
+    file
+}
+
+/// Whether a `refdelta` patch says that both files are executables (`docs/formats/refdelta.md`, flags).
+fn has_references(patch: &[u8]) -> bool {
+    patch[8] & 1 == 1
+}
+
+// D10
+#[test]
+fn refdelta_sections_over_each_other_hold_no_references() {
+    let code = [0xE8, 0, 0, 0, 0, 0x90, 0x90, 0x90].repeat(8 << 10);
+    let section = |len| (".text", 6, CONTENT, len);
+    let mut sections = vec![section(0); 4094];
+    sections[0] = section(code.len());
+    let apart = executable(&code, &sections);
+    let over = executable(&code, &vec![section(code.len()); 4094]);
+    let longer = |file: &[u8]| [file, b"x"].concat();
+    let patch = generate(Algorithm::Refdelta, &apart, &longer(&apart));
+    assert!(has_references(&patch));
+    let size = apart.len() as u64 + 1;
+    assert_eq!(decode(Algorithm::Refdelta, &apart, &patch, size).unwrap(), longer(&apart));
+    refused(Algorithm::Refdelta, &over, &patch, size, "references");
+    let patch = generate(Algorithm::Refdelta, &over, &longer(&over));
+    assert!(!has_references(&patch));
+    assert_eq!(decode(Algorithm::Refdelta, &over, &patch, size).unwrap(), longer(&over));
+}
+
+/// An executable with a table of Go whose list of files ends within a field, where the next list begins.
+pub fn executable_with_torn_tables() -> Vec<u8> {
+    const NAMES: u64 = 72;
+    let mut content = vec![0; 1024];
+    let mut put = |at: usize, value: u64| content[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    put(0, 0xFFFF_FFF1);
+    put(8, 1);
+    for (word, value) in [(4, NAMES), (5, NAMES), (6, NAMES + 5), (7, NAMES + 5), (8, NAMES + 5)] {
+        put(word * 8, value);
+    }
+    let (table, module) = (BASE + CONTENT as u64, 256);
+    put(module, table);
+    put(module + 8, table + NAMES);
+    executable(&content, &[(".gopclntab", 2, CONTENT, 256), (".data", 3, CONTENT + module, 512)])
+}
+
+// D10
+#[test]
+fn refdelta_tables_that_end_within_a_field_do_no_harm() {
+    let old = executable_with_torn_tables();
+    let new = [&old[..], b"x"].concat();
+    let patch = generate(Algorithm::Refdelta, &old, &new);
+    assert!(has_references(&patch));
+    assert_eq!(decode(Algorithm::Refdelta, &old, &patch, new.len() as u64).unwrap(), new);
 }

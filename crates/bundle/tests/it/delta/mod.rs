@@ -1,7 +1,7 @@
 //! The delta codecs through the public API: contract cases, hostile patches, other people's tools.
 
 mod cases;
-mod hostile;
+pub mod hostile;
 mod interop;
 
 use cutover_bundle::delta::{
