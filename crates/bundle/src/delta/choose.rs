@@ -46,7 +46,7 @@ pub struct ChooseOptions<'a> {
 }
 
 /// One patch that was tried.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Candidate {
     /// Its format.
     pub algorithm: Algorithm,
@@ -60,10 +60,12 @@ pub struct Candidate {
     pub memory_bytes: u64,
     /// Why it was taken or not.
     pub reason: String,
+    /// What failed, if it was not made or did not come out right.
+    pub error: Option<DeltaError>,
 }
 
 /// The outcome of [`choose`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Choice {
     /// The patch to publish, with its format; `None` when the full file is better.
     pub patch: Option<(Algorithm, Vec<u8>)>,
@@ -177,6 +179,7 @@ fn skipped(algorithm: Algorithm) -> Tried {
         apply: Duration::ZERO,
         memory_bytes: 0,
         reason: "not tried: the files have nothing in common".to_owned(),
+        error: None,
     };
     Tried { candidate, patch: None }
 }
@@ -200,6 +203,7 @@ fn attempt(
         Ok(patch) => patch,
         Err(error) => {
             tried.candidate.reason = format!("not made: {error}");
+            tried.candidate.error = Some(error);
             return tried;
         }
     };
@@ -212,7 +216,10 @@ fn attempt(
             tried.candidate.memory_bytes = applied.memory_bytes;
             tried.patch = Some(patch);
         }
-        Err(error) => tried.candidate.reason = format!("dropped: {error}"),
+        Err(error) => {
+            tried.candidate.reason = format!("dropped: {error}");
+            tried.candidate.error = Some(error);
+        }
     }
     tried
 }
@@ -332,6 +339,7 @@ mod tests {
         let choice = choose(&Pair::new(&old, &new), &[Algorithm::Bsdiff], &options);
         assert!(choice.patch.is_none());
         assert!(choice.candidates[0].reason.contains("memory"), "{choice:?}");
+        assert!(matches!(choice.candidates[0].error, Some(DeltaError::Memory { .. })), "{choice:?}");
     }
 
     #[test]

@@ -84,6 +84,13 @@ fn generate(command: &DeltaGenerate, context: &Context) -> Result<Exit, Failure>
         for candidate in &candidates {
             output::note(describe(candidate));
         }
+        // Nothing to do is only said of patches that were made and are too large.
+        let is_failed = choice.candidates.iter().all(|candidate| candidate.error.is_some());
+        let error = choice.candidates.into_iter().find_map(|candidate| candidate.error);
+        if let (true, Some(error)) = (is_failed, error) {
+            let what = format!("no patch was made for `{}`", command.new.display());
+            return Err(Failure::about(error, what));
+        }
         let message = format!("no patch is of use for `{}`", command.new.display());
         return Err(Failure::new(Exit::NothingToDo, message).hint("publish the file itself"));
     };

@@ -107,6 +107,19 @@ fn descriptions_without_digests_or_with_unknown_algorithms_are_refused() {
     world.run(&["delta", "generate", &old, &old, "-o", &patch, "--algorithm", "hdiff"]).must(2);
 }
 
+#[test]
+fn patch_that_cannot_be_made_is_an_error_and_not_nothing_to_do() {
+    let world = World::new();
+    let (old, new) = files(&world);
+    let patch = text(&world.path("patch")).to_owned();
+    let generate = ["delta", "generate", &old, &new, "-o", &patch, "--memory", "8M", "--algorithm"];
+    let refused = world.run(&[&generate[..], &["bsdiff"]].concat()).must(16);
+    assert!(refused.stderr.contains("pass a larger --memory"), "{}", refused.stderr);
+    assert_eq!(names(&world), ["new", "old"]);
+    // Another algorithm that may be tried makes up for it.
+    world.run(&[&generate[..], &["bsdiff", "--algorithm", "vcdiff"]].concat()).must(0);
+}
+
 // D21
 #[test]
 fn patch_that_is_of_no_use_is_not_written() {
