@@ -203,8 +203,7 @@ impl<R: ReadAt> DeltaBundle<R> {
         let (source, payload_offset) = (self.source, self.payload_offset);
         let objects = delta.objects.iter().enumerate();
         let carried = objects.map(|(at, object)| (object.sha256, at)).collect();
-        // Of several that make the same object the first counts.
-        let files = delta.files.iter().enumerate().rev();
+        let files = delta.files.iter().enumerate();
         let patched = files.map(|(at, file)| (file.target_sha256, at)).collect();
         Ok(VerifiedDelta { release, manifest, delta, carried, patched, signers, source, payload_offset })
     }
