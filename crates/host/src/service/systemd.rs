@@ -77,16 +77,15 @@ impl Systemd {
         }
     }
 
-    /// Asks until the unit is active; `systemctl restart` waits itself where the unit's type lets it.
+    /// Asks until the unit is active; `systemctl restart` waits itself where the unit's type lets it. A unit that systemd is about to
+    /// start again has failed already, and the sooner that is known, the sooner the release before serves again.
     fn wait_active(&self, target: &Activation) -> Result<ServiceStatus, ServiceError> {
         let deadline = Instant::now() + self.settings.ready_timeout(target.hints.as_ref());
         loop {
             let status = self.status()?;
             match status.state {
                 ServiceState::Ready => return Ok(status),
-                ServiceState::Starting | ServiceState::BackOff if Instant::now() < deadline => {
-                    std::thread::sleep(ASK_AGAIN);
-                }
+                ServiceState::Starting if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
                 _ => {
                     return Err(ServiceError::NotReady {
                         release: target.release.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -117,6 +116,11 @@ impl ServiceManager for Systemd {
         if target.release.is_none() {
             self.systemctl(&["stop", "--", unit])?;
             return Ok(Activated { note: format!("stopped {unit}"), ..Activated::default() });
+        }
+        // A release that crashed again and again has used up the starts that systemd allows (`StartLimitBurst`), and the one before must
+        // not be refused for it. Where there is nothing to reset, the verb fails, and that is as good.
+        if let Err(error) = self.systemctl(&["reset-failed", "--", unit]) {
+            tracing::debug!(unit, %error, "the unit's start limit is not reset");
         }
         self.systemctl(&["restart", "--", unit])?;
         let status = self.wait_active(target)?;
@@ -157,11 +161,17 @@ for unit; do :; done
 case "$1" in
   show)
     if [ "$unit" = gone.service ]; then echo LoadState=not-found; else echo LoadState=loaded; fi
-    if [ -e refuses ]; then printf 'ActiveState=failed\nSubState=failed\n';
+    if [ -e flaps ]; then printf 'ActiveState=activating\nSubState=auto-restart\nMainPID=0\n';
+    elif [ -e refuses ]; then printf 'ActiveState=failed\nSubState=failed\n';
     elif [ -e active ]; then printf 'ActiveState=active\nSubState=running\nMainPID=4711\nNRestarts=2\n';
     elif [ -e slow ]; then mv slow active; printf 'ActiveState=activating\nSubState=start\nMainPID=0\n';
     else printf 'ActiveState=inactive\nSubState=dead\nMainPID=0\n'; fi ;;
-  restart) if [ -e broken ]; then echo "Job failed" >&2; exit 1; fi; touch slow ;;
+  restart)
+    if [ -e broken ]; then echo "Job failed" >&2; exit 1; fi
+    echo start >> starts
+    if [ "$(grep -c start starts)" -gt 2 ]; then echo "Start request repeated too quickly" >&2; exit 1; fi
+    touch slow ;;
+  reset-failed) if [ ! -e starts ]; then exit 1; fi; rm starts ;;
   stop) rm -f active slow ;;
   *) exit 64 ;;
 esac
@@ -208,6 +218,26 @@ esac
     }
 
     #[test]
+    #[test]
+    fn starts_that_another_release_used_up_keep_no_release_from_being_started() {
+        let (directory, systemd) = fake(|_| {});
+        std::fs::write(directory.path().join("starts"), "start\n".repeat(5)).expect("written");
+        systemd.activate(&release()).expect("active");
+    }
+
+    #[test]
+    fn unit_that_systemd_will_start_again_has_failed_and_is_not_waited_for() {
+        let (directory, systemd) = fake(|settings| settings.ready_timeout_s = Some(3600));
+        std::fs::write(directory.path().join("flaps"), "").expect("written");
+        let error = systemd.activate(&release()).expect_err("it crashed");
+        assert!(
+            matches!(&error, ServiceError::NotReady { reason, .. } if reason.contains("auto-restart")),
+            "{error}"
+        );
+        let calls = std::fs::read_to_string(directory.path().join("calls")).expect("calls");
+        assert_eq!(calls.matches("show").count(), 1, "{calls}");
+    }
+
     fn stop_first_stops_the_unit_before_the_switch() {
         let (directory, systemd) = fake(|settings| settings.stop_first = true);
         systemd.quiesce().expect("stopped");
