@@ -291,18 +291,27 @@ impl Run<'_> {
         };
         let report = shielded("a probe", || self.ports.prober.probe(&context))?;
         if let Some(latency) = report.latency()
-            && let Ok(json) = serde_json::to_string(&latency)
+            && let Ok(json) = serde_json::to_string(latency)
             && let Err(error) = catalog.set_measurement(to.manifest, &json)
         {
             self.warnings.push(format!("the measured latency could not be kept: {}", chain(&error)));
         }
         let (passed, summary) = (report.passed(), report.summary());
+        if let (Some(before), Some(now)) = (&context.baseline, report.latency())
+            && !before.is_comparable(now)
+        {
+            let warning = format!(
+                "there was nothing to compare the latency of {} with: of the release before, that of {} was measured",
+                now.url, before.url
+            );
+            self.warnings.push(warning);
+        }
         self.probes = Some(report);
         if passed { Ok(summary.into()) } else { Err(StepError::Probe(summary)) }
     }
 
     /// What was measured of the release before. A catalog that cannot be read is an error: without a baseline every release
-    /// is fast enough.
+    /// is fast enough. Figures that do not say what was measured are of no use.
     fn baseline(&mut self, catalog: &Catalog) -> Result<Option<Latency>, CatalogError> {
         let Some(from) = &self.plan.from else { return Ok(None) };
         let Some(json) = catalog.measurement(from.manifest)? else { return Ok(None) };

@@ -118,8 +118,8 @@ impl ProbeReport {
     }
 
     /// What was measured, for the next release to be compared with.
-    pub fn latency(&self) -> Option<Latency> {
-        self.results.iter().find_map(|result| result.latency)
+    pub fn latency(&self) -> Option<&Latency> {
+        self.results.iter().find_map(|result| result.latency.as_ref())
     }
 
     /// One line for people.
@@ -145,7 +145,7 @@ impl Probes {
             probes.register(smoke::Smoke::new(settings, service));
         }
         for http in &settings.http {
-            let name = probes.unused_name(http.name.as_ref().unwrap_or(&http.url));
+            let name = probes.unused_name(http.name.as_ref().unwrap_or(&http.url), settings);
             let http = HttpSettings { name: Some(name), ..http.clone() };
             let timeout = settings.timeout(http.timeout_s);
             probes.register(http::Http::new(http, timeout));
@@ -156,7 +156,7 @@ impl Probes {
         }
         for command in &settings.command {
             let program = command.argv.first().map_or("command", String::as_str);
-            let name = probes.unused_name(command.name.as_deref().unwrap_or(program));
+            let name = probes.unused_name(command.name.as_deref().unwrap_or(program), settings);
             let command = CommandSettings { name: Some(name), ..command.clone() };
             let timeout = settings.timeout(command.timeout_s);
             probes.register(command::Command::new(command, timeout));
@@ -164,11 +164,14 @@ impl Probes {
         probes
     }
 
-    /// `name`, or `name #2` and so on: one of the operator's probes never takes the place of another one.
-    fn unused_name(&self, name: &str) -> String {
+    /// `name`, or `name #2` and so on: one of the operator's probes never takes the place of another one, nor gives its place to the
+    /// performance probe that comes later.
+    fn unused_name(&self, name: &str, settings: &ProbeSettings) -> String {
         let names =
             std::iter::once(name.to_owned()).chain((2..).map(|number: u32| format!("{name} #{number}")));
-        let mut unused = names.filter(|name| self.probes.iter().all(|known| known.name() != name));
+        let comes = |name: &str| settings.performance.is_some() && name == performance::NAME;
+        let mut unused =
+            names.filter(|name| !comes(name) && self.probes.iter().all(|known| known.name() != name));
         unused.next().expect("there are more numbers than probes")
     }
 
@@ -395,7 +398,7 @@ mod tests {
     #[test]
     fn settings_make_every_probe_they_name_also_two_of_one_url() {
         let settings: ProbeSettings = serde_json::from_value(serde_json::json!({
-            "http": [{"url": "http://x/"}, {"url": "http://x/", "contains": "y"}],
+            "http": [{"url": "http://x/"}, {"url": "http://x/", "contains": "y"}, {"url": "http://x/", "name": "performance"}],
             "performance": {"url": "http://x/"},
             "command": [{"argv": ["true"]}, {"argv": ["true", "x"]}, {"argv": ["true"], "name": "mine"}],
         }))
@@ -409,7 +412,9 @@ mod tests {
         ));
         let probes = Probes::new(&settings, service);
         let names: Vec<_> = probes.probes.iter().map(|probe| probe.name()).collect();
-        assert_eq!(names, ["smoke", "http://x/", "http://x/ #2", "performance", "true", "true #2", "mine"]);
+        let http = ["http://x/", "http://x/ #2", "performance #2"];
+        let expected = ["smoke"].into_iter().chain(http).chain(["performance", "true", "true #2", "mine"]);
+        assert_eq!(names, expected.collect::<Vec<_>>());
         assert_eq!(probes.probes[1].timeout(), Duration::from_secs(30));
     }
 

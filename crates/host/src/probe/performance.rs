@@ -2,6 +2,7 @@
 
 use std::{
     io::Read,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -10,13 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Finding, PerformanceSettings, Probe, ProbeContext};
 
+/// The probe's name in reports.
+pub(super) const NAME: &str = "performance";
 /// How much of an answer is read.
 const BODY_MAX: u64 = 1 << 20;
 
 /// Measured latency of one URL, in microseconds, percentiles by nearest rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Latency {
+    /// What was asked for: figures of another URL say nothing about this one.
+    pub url: String,
+    /// The Unix socket that was asked instead of the URL's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unix_socket: Option<PathBuf>,
     /// How many requests were measured.
     pub requests: u32,
     /// Half of them were at most this slow.
@@ -26,8 +34,8 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// The percentiles of `samples`; `None` without samples.
-    fn of(mut samples: Vec<Duration>) -> Option<Self> {
+    /// The percentiles of `samples` of what `settings` name; `None` without samples.
+    fn of(settings: &PerformanceSettings, mut samples: Vec<Duration>) -> Option<Self> {
         samples.sort_unstable();
         // The smallest value that at least `percent` of the samples do not exceed.
         let rank = |percent: usize| (samples.len() * percent).div_ceil(100).saturating_sub(1);
@@ -36,10 +44,17 @@ impl Latency {
             Some(u64::try_from(sample.as_micros()).unwrap_or(u64::MAX))
         };
         Some(Self {
+            url: settings.url.clone(),
+            unix_socket: settings.unix_socket.clone(),
             requests: u32::try_from(samples.len()).unwrap_or(u32::MAX),
             p50_us: at(50)?,
             p99_us: at(99)?,
         })
+    }
+
+    /// Whether the same was measured, so that the figures can be compared.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        (&self.url, &self.unix_socket) == (&other.url, &other.unix_socket)
     }
 }
 
@@ -75,12 +90,12 @@ impl Performance {
                 samples.push(asked.elapsed());
             }
         }
-        Latency::of(samples).ok_or_else(|| "`requests` is 0, so nothing was measured".to_owned())
+        Latency::of(settings, samples).ok_or_else(|| "`requests` is 0, so nothing was measured".to_owned())
     }
 }
 
 /// What is wrong with `now`, compared with `before`.
-fn judge(now: Latency, before: Option<Latency>, settings: &PerformanceSettings) -> Result<(), String> {
+fn judge(now: &Latency, before: Option<&Latency>, settings: &PerformanceSettings) -> Result<(), String> {
     if let Some(limit) = settings.p99_ms_max
         && now.p99_us > u64::from(limit) * 1000
     {
@@ -101,7 +116,7 @@ fn judge(now: Latency, before: Option<Latency>, settings: &PerformanceSettings) 
 
 impl Probe for Performance {
     fn name(&self) -> &str {
-        "performance"
+        NAME
     }
 
     fn timeout(&self) -> Duration {
@@ -110,10 +125,12 @@ impl Probe for Performance {
 
     fn run(&self, context: &ProbeContext) -> Result<Finding, String> {
         let now = self.measure()?;
-        judge(now, context.baseline, &self.settings)?;
-        let compared = match context.baseline {
-            Some(before) => format!("before: p50 {} us, p99 {} us", before.p50_us, before.p99_us),
-            None => "nothing to compare with yet".to_owned(),
+        let before = context.baseline.as_ref().filter(|before| before.is_comparable(&now));
+        judge(&now, before, &self.settings)?;
+        let compared = match (before, &context.baseline) {
+            (Some(before), _) => format!("before: p50 {} us, p99 {} us", before.p50_us, before.p99_us),
+            (None, Some(other)) => format!("nothing to compare with: {} was measured before", other.url),
+            (None, None) => "nothing to compare with yet".to_owned(),
         };
         let detail =
             format!("p50 {} us, p99 {} us of {} requests; {compared}", now.p50_us, now.p99_us, now.requests);
@@ -131,10 +148,11 @@ mod tests {
     // C15
     #[test]
     fn percentiles_are_nearest_rank() {
-        let latency = Latency::of((1..=100).rev().map(Duration::from_micros).collect()).expect("samples");
-        assert_eq!(latency, Latency { requests: 100, p50_us: 50, p99_us: 99 });
-        assert_eq!(Latency::of(vec![Duration::from_micros(7)]).map(|latency| latency.p99_us), Some(7));
-        assert_eq!(Latency::of(Vec::new()), None);
+        let of = |samples| Latency::of(&PerformanceSettings::of("http://x/"), samples);
+        let latency = of((1..=100).rev().map(Duration::from_micros).collect()).expect("samples");
+        assert_eq!((latency.requests, latency.p50_us, latency.p99_us), (100, 50, 99));
+        assert_eq!(of(vec![Duration::from_micros(7)]).map(|latency| latency.p99_us), Some(7));
+        assert_eq!(of(Vec::new()), None);
     }
 
     #[test]
@@ -150,6 +168,26 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_another_url_or_socket_are_not_compared_with() {
+        let server = Server::start(|_| answer(200, ""));
+        let settings = PerformanceSettings { noise_ms: 0, ..PerformanceSettings::of(server.url("/")) };
+        let same =
+            Latency { url: settings.url.clone(), unix_socket: None, requests: 200, p50_us: 0, p99_us: 0 };
+        let run = |before: Latency| {
+            let context = ProbeContext { baseline: Some(before), ..context() };
+            Performance::new(settings.clone(), LONG).run(&context)
+        };
+        for other in [
+            Latency { url: server.url("/other"), ..same.clone() },
+            Latency { unix_socket: Some("/run/db.sock".into()), ..same.clone() },
+        ] {
+            let finding = run(other).expect("nothing to compare with");
+            assert!(finding.detail.contains("nothing to compare with"), "{}", finding.detail);
+        }
+        run(same).expect_err("nothing is as fast as no time at all");
+    }
+
+    #[test]
     fn answer_that_is_no_success_fails_the_measurement() {
         let server = Server::start(|number| answer(if number == 5 { 503 } else { 200 }, ""));
         let settings = PerformanceSettings::of(server.url("/"));
@@ -160,14 +198,15 @@ mod tests {
     #[test]
     fn slower_than_allowed_fails_and_noise_does_not() {
         let settings = PerformanceSettings { noise_ms: 1, ..PerformanceSettings::of("") };
-        let latency = |p50_us, p99_us| Latency { requests: 100, p50_us, p99_us };
-        let before = Some(latency(2000, 10_000));
-        judge(latency(4000, 20_000), before, &settings).expect("twice as slow is allowed");
-        judge(latency(4001, 20_000), before, &settings).expect_err("p50 is too slow");
-        judge(latency(4000, 20_001), before, &settings).expect_err("p99 is too slow");
-        judge(latency(1010, 1010), Some(latency(10, 10)), &settings).expect("one millisecond is noise");
-        judge(latency(1_000_000, 1_000_000), None, &settings).expect("nothing to compare with");
+        let latency =
+            |p50_us, p99_us| Latency { url: String::new(), unix_socket: None, requests: 100, p50_us, p99_us };
+        let before = latency(2000, 10_000);
+        judge(&latency(4000, 20_000), Some(&before), &settings).expect("twice as slow is allowed");
+        judge(&latency(4001, 20_000), Some(&before), &settings).expect_err("p50 is too slow");
+        judge(&latency(4000, 20_001), Some(&before), &settings).expect_err("p99 is too slow");
+        judge(&latency(1010, 1010), Some(&latency(10, 10)), &settings).expect("one millisecond is noise");
+        judge(&latency(1_000_000, 1_000_000), None, &settings).expect("nothing to compare with");
         let limited = PerformanceSettings { p99_ms_max: Some(5), ..settings };
-        judge(latency(1, 5001), None, &limited).expect_err("over the limit");
+        judge(&latency(1, 5001), None, &limited).expect_err("over the limit");
     }
 }
