@@ -50,6 +50,16 @@ pub struct Job {
     pub overlap: Overlap,
 }
 
+impl Job {
+    /// How long after its start it is decided whether it is ready, in milliseconds.
+    pub fn decided_after_ms(&self) -> u64 {
+        match self.ready {
+            Ready::Notify => self.ready_timeout_ms,
+            Ready::Running => RUNNING_IS_READY_MS,
+        }
+    }
+}
+
 /// Whether two processes may run at once during a hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,6 +92,15 @@ impl RestartPolicy {
     }
 }
 
+/// What somebody who wants a release to run thinks of a process of it that was started before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// It is as good as a new one.
+    Good,
+    /// It may run from files of another release that lay under the same name for a while: a new one takes its place.
+    Doubtful,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -93,6 +112,8 @@ pub enum Event {
         request: Request,
         /// What.
         job: Job,
+        /// What a process of that release is worth that was started before.
+        earlier: Earlier,
     },
     /// Somebody wants nothing to run.
     Deactivate {
@@ -227,11 +248,7 @@ struct Starting {
 impl Starting {
     /// When it is decided whether it is ready.
     fn deadline_ms(&self) -> u64 {
-        let wait = match self.job.ready {
-            Ready::Notify => self.job.ready_timeout_ms,
-            Ready::Running => RUNNING_IS_READY_MS,
-        };
-        self.started_at_ms.saturating_add(wait)
+        self.started_at_ms.saturating_add(self.job.decided_after_ms())
     }
 }
 
@@ -321,7 +338,9 @@ impl Supervisor {
         let mut actions = Vec::new();
         match event {
             Event::Boot(job) => self.boot(now_ms, job, &mut actions),
-            Event::Activate { request, job } => self.activate(now_ms, request, job, &mut actions),
+            Event::Activate { request, job, earlier } => {
+                self.activate(now_ms, request, job, earlier, &mut actions);
+            }
             Event::Deactivate { request } => self.deactivate(now_ms, request, &mut actions),
             Event::Stop { request } => self.stop(now_ms, request, &mut actions),
             Event::Ready(generation) => {
@@ -396,6 +415,27 @@ impl Supervisor {
         self.draining.len()
     }
 
+    /// The longest time until everything that serves or drains now could be gone, in milliseconds.
+    pub fn drained_within_ms(&self, now_ms: u64) -> u64 {
+        let draining = self.draining.iter().filter_map(|draining| draining.kill_at_ms);
+        let serving = self.serving.as_ref().map(|serving| serving.job.drain_timeout_ms);
+        draining.map(|at| at.saturating_sub(now_ms)).chain(serving).max().unwrap_or_default()
+    }
+
+    /// The longest time until it is decided whether what starts or waits to be started is ready, in milliseconds.
+    pub fn decided_within_ms(&self, now_ms: u64) -> u64 {
+        let starting = self.starting.as_ref().map(|starting| starting.deadline_ms().saturating_sub(now_ms));
+        let queued = self.queued.as_ref();
+        let queued =
+            queued.map(|queued| self.drained_within_ms(now_ms).saturating_add(queued.job.decided_after_ms()));
+        starting.into_iter().chain(queued).max().unwrap_or_default()
+    }
+
+    /// Whether it starts nothing more, because it was told to end.
+    pub fn is_ending(&self) -> bool {
+        self.life != Life::Working
+    }
+
     /// Restarts since something was last asked for.
     pub fn restarts(&self) -> u32 {
         self.restarts
@@ -418,21 +458,30 @@ impl Supervisor {
         }
     }
 
-    fn activate(&mut self, now_ms: u64, request: Request, job: Job, actions: &mut Vec<Action>) {
+    fn activate(
+        &mut self,
+        now_ms: u64,
+        request: Request,
+        job: Job,
+        earlier: Earlier,
+        actions: &mut Vec<Action>,
+    ) {
         if self.life != Life::Working {
             actions.push(Action::Answer { request, answer: Answer::Ending });
             return;
         }
         let superseded = Answer::Superseded { by: Some(job.release.clone()) };
         answer_all(&mut self.deactivating, &superseded, actions);
-        let coming = self.starting.as_ref().map(|starting| &starting.job);
+        let is_good = earlier == Earlier::Good;
+        let coming = self.starting.as_ref().map(|starting| &starting.job).filter(|_| is_good);
         let coming = coming.or(self.queued.as_ref().map(|queued| &queued.job));
         if coming.is_some_and(|coming| coming.release == job.release) {
             self.activating.push(request);
             return;
         }
         self.give_up_starting(Some(&job.release), actions);
-        if let Some(serving) = self.serving.as_mut().filter(|serving| serving.job.release == job.release) {
+        let same = |serving: &&mut Serving| is_good && serving.job.release == job.release;
+        if let Some(serving) = self.serving.as_mut().filter(same) {
             serving.job = job.clone();
             self.wanted = Some(job);
             actions.push(Action::Answer { request, answer: Answer::Already(serving.generation) });
@@ -444,6 +493,10 @@ impl Supervisor {
     }
 
     fn deactivate(&mut self, now_ms: u64, request: Request, actions: &mut Vec<Action>) {
+        if self.life != Life::Working {
+            actions.push(Action::Answer { request, answer: Answer::Ending });
+            return;
+        }
         self.deactivating.push(request);
         self.give_up_starting(None, actions);
         self.drain_serving(now_ms, actions);

@@ -29,7 +29,11 @@ fn exclusive(minor: u64) -> Job {
 }
 
 fn activate(request: u64, job: Job) -> Event {
-    Event::Activate { request: Request(request), job }
+    Event::Activate { request: Request(request), job, earlier: Earlier::Good }
+}
+
+fn activate_anew(request: u64, job: Job) -> Event {
+    Event::Activate { request: Request(request), job, earlier: Earlier::Doubtful }
 }
 
 fn exited(generation: u64) -> Event {
@@ -78,6 +82,39 @@ fn new_release_is_ready_before_the_old_one_drains() {
 fn release_that_runs_already_is_success_without_any_effect() {
     let mut supervisor = serving(job(1));
     assert_eq!(supervisor.handle(2000, activate(7, job(1))), [answer(7, Answer::Already(Generation(1)))]);
+}
+
+#[test]
+fn process_that_may_run_from_other_files_is_replaced_by_a_new_one_of_its_release() {
+    let mut supervisor = serving(job(1));
+    // While the files of another release lay in its place, it crashed and was started again.
+    supervisor.handle(2000, exited(1));
+    assert_eq!(supervisor.handle(2100, Event::Tick), [start(2, job(1))]);
+    supervisor.handle(2200, Event::Ready(Generation(2)));
+    assert_eq!(supervisor.handle(2300, activate_anew(7, job(1))), [start(3, job(1))]);
+    assert_eq!(
+        supervisor.handle(2400, Event::Ready(Generation(3))),
+        [Action::Terminate(Generation(2)), answer(7, ready(3, Some(2), 100))]
+    );
+    // The same if it was only just starting.
+    supervisor.handle(2500, exited(3));
+    assert_eq!(supervisor.handle(2700, Event::Tick), [start(4, job(1))]);
+    assert_eq!(
+        supervisor.handle(2800, activate_anew(8, job(1))),
+        [Action::Kill(Generation(4)), start(5, job(1))]
+    );
+}
+
+#[test]
+fn longest_waits_are_those_of_what_runs_whatever_is_wanted_next() {
+    let slow = |minor| Job { drain_timeout_ms: 90_000, ready_timeout_ms: 70_000, ..job(minor) };
+    let mut supervisor = serving(slow(1));
+    assert_eq!((supervisor.drained_within_ms(2000), supervisor.decided_within_ms(2000)), (90_000, 0));
+    supervisor.handle(2000, activate(7, slow(2)));
+    assert_eq!(supervisor.decided_within_ms(3000), 69_000);
+    supervisor.handle(4000, Event::Ready(Generation(2)));
+    supervisor.handle(5000, activate(8, exclusive(3)));
+    assert_eq!((supervisor.drained_within_ms(6000), supervisor.decided_within_ms(6000)), (89_000, 94_000));
 }
 
 #[test]
@@ -268,6 +305,8 @@ fn stop_drains_then_finishes_and_a_second_stop_kills() {
     let stop = |request| Event::Stop { request };
     assert_eq!(supervisor.handle(2000, stop(Some(Request(7)))), [Action::Terminate(Generation(1))]);
     assert_eq!(supervisor.handle(2001, activate(8, job(2))), [answer(8, Answer::Ending)]);
+    let deactivate = Event::Deactivate { request: Request(10) };
+    assert_eq!(supervisor.handle(2001, deactivate), [answer(10, Answer::Ending)]);
     assert_eq!(supervisor.handle(2002, stop(None)), [Action::Kill(Generation(1))]);
     assert_eq!(supervisor.handle(2003, stop(None)), [], "it was killed already");
     assert_eq!(supervisor.handle(2010, exited(1)), [answer(7, Answer::Stopped), Action::Finish]);

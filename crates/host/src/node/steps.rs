@@ -12,6 +12,7 @@ use cutover_core::{
     execute::Outcome,
     model::{Digest, ReleaseRef, RestorePoint, RestorePointId, SafePath, SeenKind, SeenTree},
     plan::{Change, CheckTree, Expand, Layout, MigrationFile, Plan, PlanKind, Source, Step, Switch},
+    supervise::Earlier,
 };
 
 use super::{
@@ -118,7 +119,7 @@ impl Run<'_> {
                 Ok(Effect::default())
             }
             Step::Activate => {
-                let note = self.activate(self.plan.to.clone())?;
+                let note = self.activate(self.plan.to.clone(), Earlier::Good)?;
                 Ok(note.into())
             }
             Step::Probe => self.probe(),
@@ -144,7 +145,13 @@ impl Run<'_> {
             Step::Quiesce => {
                 let layout = self.plan.layout;
                 let release = current::release(&self.node.files, layout)?;
-                self.activate(release).map(drop)
+                // What crashed while files of the other release lay in its tree was started again from those
+                // (docs/decisions/0062-a-process-of-doubtful-files-is-replaced.md).
+                let earlier = match layout {
+                    Layout::Versioned => Earlier::Good,
+                    Layout::Exchange | Layout::InPlace => Earlier::Doubtful,
+                };
+                self.activate(release, earlier).map(drop)
             }
             Step::Switch(_) => {
                 let point = self.own_point()?;
@@ -256,7 +263,7 @@ impl Run<'_> {
     }
 
     /// Makes the service run `release`; returns what is worth telling.
-    fn activate(&self, release: Option<ReleaseRef>) -> Result<String, StepError> {
+    fn activate(&self, release: Option<ReleaseRef>, earlier: Earlier) -> Result<String, StepError> {
         let files = &self.node.files;
         let (tree, hints) = match &release {
             Some(release) => {
@@ -266,7 +273,7 @@ impl Run<'_> {
             None => (PathBuf::new(), None),
         };
         let tree = files.disk.root().join(tree);
-        let target = Activation { release, tree, hints };
+        let target = Activation { release, tree, hints, anew: earlier == Earlier::Doubtful };
         let activated = shielded("the service manager", || self.ports.service.activate(&target))??;
         Ok(activated.note)
     }
@@ -290,13 +297,6 @@ impl Run<'_> {
             baseline,
         };
         let report = shielded("a probe", || self.ports.prober.probe(&context))?;
-        if let Some(latency) = report.latency()
-            && let Ok(json) = serde_json::to_string(latency)
-            && let Err(error) = catalog.set_measurement(to.manifest, &json)
-        {
-            self.warnings.push(format!("the measured latency could not be kept: {}", chain(&error)));
-        }
-        let (passed, summary) = (report.passed(), report.summary());
         if let (Some(before), Some(now)) = (&context.baseline, report.latency())
             && !before.is_comparable(now)
         {
@@ -306,6 +306,13 @@ impl Run<'_> {
             );
             self.warnings.push(warning);
         }
+        if let Some(latency) = report.latency()
+            && let Ok(json) = serde_json::to_string(latency)
+            && let Err(error) = catalog.set_measurement(to.manifest, &json)
+        {
+            self.warnings.push(format!("the measured latency could not be kept: {}", chain(&error)));
+        }
+        let (passed, summary) = (report.passed(), report.summary());
         self.probes = Some(report);
         if passed { Ok(summary.into()) } else { Err(StepError::Probe(summary)) }
     }

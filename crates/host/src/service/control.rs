@@ -67,6 +67,8 @@ pub(super) enum Reply {
     NotReady { release: ReleaseRef, reason: String, log: Option<PathBuf> },
     /// A later request wants something else.
     Superseded { by: String },
+    /// The supervisor was told to end and starts nothing more; it is gone within this time, in milliseconds.
+    Ending { within_ms: u64 },
     /// It cannot be done.
     Refused { reason: String },
 }
@@ -234,7 +236,7 @@ mod tests {
     #[test]
     fn requests_and_replies_round_trip_as_one_line() {
         let asks = [
-            Ask::Activate(Activation { release: None, tree: "/srv/x".into(), hints: None }),
+            Ask::Activate(Activation { release: None, tree: "/srv/x".into(), hints: None, anew: true }),
             Ask::Quiesce,
             Ask::Status,
             Ask::Reexec { path: "/usr/bin/cutover".into() },

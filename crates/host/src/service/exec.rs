@@ -166,6 +166,7 @@ mod tests {
     fn read(root: &tempfile::TempDir, name: &str) -> String {
         std::fs::read_to_string(root.path().join(name)).unwrap_or_default()
     }
+            anew: false,
 
     #[test]
     fn activation_restarts_with_the_release_in_the_environment_and_is_idempotent() {

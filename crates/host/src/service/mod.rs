@@ -62,6 +62,9 @@ pub struct Activation {
     /// How the release wants its service to be run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hints: Option<ServiceHints>,
+    /// Whether a process that runs it already will not do, because files of another release lay in its tree for a while.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
 }
 
 /// The result of an activation.
@@ -122,6 +125,9 @@ pub struct SupervisorInfo {
     pub version: String,
     /// How often it became a newer program while its services ran on.
     pub reexecs: u32,
+    /// Whether it was told to end: it starts nothing more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ending: bool,
 }
 
 /// In which state a service is.

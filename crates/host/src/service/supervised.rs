@@ -2,7 +2,8 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -17,18 +18,22 @@ const NO_SUPERVISOR: &str = "no supervisor is running; `cutover run` will start 
 const TRIES_MAX: u32 = 5;
 /// The pause before the next try.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// How much longer than its services a supervisor may take to end.
+const END: Duration = Duration::from_secs(10);
 
 /// Asks a supervisor through its control socket.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SupervisorClient {
     root: PathBuf,
     stop_first: bool,
+    /// The process that served before the switch: it runs from the files it was started from.
+    before: Mutex<Option<u32>>,
 }
 
 impl SupervisorClient {
     /// The client for the supervisor of the installation at `root`.
     pub fn new(settings: &ServiceSettings, root: &Path) -> Self {
-        Self { root: root.to_owned(), stop_first: settings.stop_first }
+        Self { root: root.to_owned(), stop_first: settings.stop_first, before: Mutex::default() }
     }
 
     /// Lets the supervisor go on as the program at `path`, with the same process id, sockets and services.
@@ -89,6 +94,7 @@ impl SupervisorClient {
             }
             Reply::Superseded { by } => ServiceError::Superseded(by),
             Reply::Refused { reason } => self.said(format!("refused: {reason}")),
+            Reply::Ending { .. } => self.said("is ending; try again when it is gone or runs again"),
             Reply::Accepted { .. } | Reply::Activated(_) | Reply::Status(_) | Reply::Done { .. } => {
                 self.said("answered something else than was asked")
             }
@@ -106,15 +112,38 @@ impl ServiceManager for SupervisorClient {
             self.done(&Ask::Quiesce).map(drop)
         } else {
             // It must answer now, before anything changes; that it cannot be reached later would come too late.
-            self.status().map(drop)
+            let status = self.status()?;
+            if status.supervisor.is_some_and(|supervisor| supervisor.ending) {
+                return Err(self.refused(Reply::Ending { within_ms: 0 }));
+            }
+            *self.before.lock().unwrap_or_else(PoisonError::into_inner) = status.pid;
+            Ok(())
         }
     }
 
     fn activate(&self, target: &Activation) -> Result<Activated, ServiceError> {
-        match self.ask(&Ask::Activate(target.clone()))? {
-            None => Ok(Activated { note: NO_SUPERVISOR.to_owned(), ..Activated::default() }),
-            Some(Reply::Activated(activated)) => Ok(activated),
-            Some(other) => Err(self.refused(other)),
+        let mut target = target.clone();
+        let before = *self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        if target.anew && before.is_some() && self.status()?.pid == before {
+            target.anew = false;
+        }
+        let mut gone_by = None;
+        loop {
+            return match self.ask(&Ask::Activate(target.clone()))? {
+                None => Ok(Activated { note: NO_SUPERVISOR.to_owned(), ..Activated::default() }),
+                Some(Reply::Activated(activated)) => Ok(activated),
+                // What is current now is not its business any more, and the next one will start it.
+                Some(Reply::Ending { within_ms }) => {
+                    let patience = Duration::from_millis(within_ms).saturating_add(END);
+                    let gone_by = *gone_by.get_or_insert_with(|| Instant::now() + patience);
+                    if Instant::now() >= gone_by {
+                        return Err(self.said("was told to end and does not"));
+                    }
+                    std::thread::sleep(TRY_AGAIN);
+                    continue;
+                }
+                Some(other) => Err(self.refused(other)),
+            };
         }
     }
 
@@ -135,7 +164,7 @@ mod tests {
     fn without_a_supervisor_activation_succeeds_and_says_who_will_start_the_service() {
         let root = tempfile::tempdir().expect("a directory");
         let client = SupervisorClient::new(&ServiceSettings::default(), root.path());
-        let target = Activation { release: None, tree: root.path().to_owned(), hints: None };
+        let target = Activation { release: None, tree: root.path().to_owned(), hints: None, anew: false };
         assert!(client.activate(&target).expect("success").note.contains("cutover run"));
         client.quiesce().expect("nothing to do");
         assert_eq!(client.status().expect("a status").state, ServiceState::NoSupervisor);

@@ -201,6 +201,7 @@ esac
             }),
             tree: "/".into(),
             hints: None,
+            anew: false,
         }
     }
 
@@ -217,7 +218,6 @@ esac
         assert_eq!(systemd.status().expect("a status").state, ServiceState::Stopped);
     }
 
-    #[test]
     #[test]
     fn starts_that_another_release_used_up_keep_no_release_from_being_started() {
         let (directory, systemd) = fake(|_| {});
@@ -238,6 +238,7 @@ esac
         assert_eq!(calls.matches("show").count(), 1, "{calls}");
     }
 
+    #[test]
     fn stop_first_stops_the_unit_before_the_switch() {
         let (directory, systemd) = fake(|settings| settings.stop_first = true);
         systemd.quiesce().expect("stopped");

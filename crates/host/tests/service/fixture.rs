@@ -109,6 +109,7 @@ impl Site {
                 drain_timeout_s: None,
                 env: BTreeMap::new(),
             }),
+            anew: false,
         }
     }
 

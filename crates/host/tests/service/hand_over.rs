@@ -5,9 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use cutover_host::service::{Activation, ServiceError, ServiceManager as _, ServiceState};
+use cutover_host::service::{
+    Activation, ServiceError, ServiceManager as _, ServiceSettings, ServiceState, SupervisorClient,
+};
+use rustix::process::Signal;
 
-use crate::fixture::{Client, Site, is_alive, wait_for};
+use crate::fixture::{Client, Site, is_alive, signal_to, wait_for};
 
 /// Clients that ask without end over connections that they keep.
 struct Load {
@@ -153,7 +156,8 @@ fn program_that_cannot_be_executed_is_named_and_leaves_the_old_one_serving() {
     let error = site.activate(&bad).expect_err("not a program").to_string();
     assert!(error.contains("failed to execute it"), "{error}");
     bad.hints.as_mut().expect("hints").command = vec!["/bin/sleep".to_owned(), "600".to_owned()];
-    std::fs::remove_file(bad.tree.join("server")).expect("removed");
+    let error = site.activate(&bad).expect_err("not of the release").to_string();
+    assert!(error.contains("`/bin/sleep` is no path inside the release"), "{error}");
     assert_eq!(site.status().state, ServiceState::Ready);
     assert!(site.get("/").starts_with("1.0.0-"));
 }
@@ -187,6 +191,44 @@ fn stop_first_never_runs_two_and_keeps_connections_waiting_between_them() {
     let old = site.status().pid.expect("a process");
     let activated = site.activate(&site.release("1.2.0", "")).expect("ready");
     assert!(!is_alive(old) && activated.pid.is_some_and(is_alive));
+}
+
+#[test]
+fn process_that_runs_already_is_replaced_when_a_new_one_is_asked_for() {
+    let site = Site::new(|_| {}).supervise();
+    let release = site.release("1.0.0", "");
+    let anew = Activation { anew: true, ..release.clone() };
+    let client = site.client();
+    let first = client.activate(&release).expect("ready");
+    // It served before the switch, so it cannot run from what lay there in between.
+    client.quiesce().expect("it answers");
+    assert_eq!(client.activate(&anew).expect("it runs").pid, first.pid);
+    let second = site.activate(&anew).expect("ready");
+    assert_ne!(second.pid, first.pid);
+    assert_eq!(second.old_pid, first.pid);
+    assert_eq!(site.activate(&release).expect("it runs").pid, second.pid);
+}
+
+#[test]
+fn supervisor_that_is_ending_is_told_of_before_the_switch_and_waited_for_after_it() {
+    let mut site = Site::new(|_| {}).supervise();
+    let stubborn = site.release("1.0.0", "ignores-term");
+    let pid = site.activate(&stubborn).expect("ready").pid.expect("a process");
+    site.signal(Signal::TERM);
+    site.wait_for_status("the end to begin", |status| {
+        status.supervisor.as_ref().is_some_and(|supervisor| supervisor.ending)
+    });
+    let error = site.client().quiesce().expect_err("it is ending").to_string();
+    assert!(error.contains("is ending"), "{error}");
+    let stop_first = ServiceSettings { stop_first: true, ..site.settings.clone() };
+    SupervisorClient::new(&stop_first, site.root()).quiesce().expect_err("it is ending");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| site.activate(&stubborn).expect("somebody else will start it"));
+        // It cannot end before its service does.
+        signal_to(pid, Signal::KILL);
+        assert!(waiting.join().expect("no panic").note.contains("no supervisor"));
+    });
+    assert!(site.ended());
 }
 
 #[test]

@@ -4,5 +4,7 @@
 
 mod fixture;
 mod hand_over;
+#[path = "../../../bundle/tests/it/not_run.rs"]
+mod not_run;
 mod reexec;
 mod supervision;

@@ -110,6 +110,9 @@ fn serve() {
             }),
         };
     }
+    while behaviour("waits") && !std::path::Path::new("go").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     if !behaviour("never-ready") {
         notify_ready().expect("somebody wants to know");
     }

@@ -128,3 +128,45 @@ fn service_that_starts_while_the_program_changes_becomes_ready_afterwards() {
     site.activate(&site.release("1.1.0", "")).expect("ready");
     wait_for("its end", || (!is_alive(pid)).then_some(()));
 }
+
+#[test]
+fn readiness_that_comes_after_the_program_changed_is_heard() {
+    let mut site = Site::new(|_| {});
+    let slow = site.release("1.0.0", "waits");
+    site.start_supervisor(Some(&slow));
+    let starting = site.wait_for_status("the start", |status| status.state == ServiceState::Starting);
+    site.client().reexec(&newer_program(&site)).expect("taken over");
+    std::fs::write(slow.tree.join("go"), "").expect("written");
+    let status = site.wait_for_status("the service", |status| status.state == ServiceState::Ready);
+    assert!(status.pid.is_some());
+    assert_eq!(status.pid, starting.pid);
+}
+
+#[test]
+fn sockets_that_settings_no_longer_name_stay_open_until_the_process_that_has_them_is_replaced() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let listen = |name: &str| {
+        let path = directory.path().join(name);
+        (format!("unix:{}", path.display()).parse().expect("an address"), path)
+    };
+    let ((old, old_path), (new, new_path)) = (listen("old.sock"), listen("new.sock"));
+    let mut site = Site::new(|settings| settings.listen = Some(vec![old]));
+    let release = site.release("1.0.0", "");
+    site.start_supervisor(Some(&release));
+    site.wait_for_status("the service", |status| status.state == ServiceState::Ready);
+    site.settings.listen = Some(vec![new]);
+    let text = serde_json::to_string(&site.settings).expect("JSON");
+    std::fs::write(site.root().join("settings.json"), text).expect("written");
+    for count in 1..=2 {
+        site.signal(Signal::HUP);
+        wait_for("the new program", || (reexecs(&site) == count).then_some(()));
+        let mut stream = std::os::unix::net::UnixStream::connect(&old_path).expect("a connection");
+        std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\n\r\n").expect("sent");
+        let mut answer = [0; 512];
+        let count = std::io::Read::read(&mut stream, &mut answer).expect("an answer");
+        assert!(String::from_utf8_lossy(&answer[..count]).contains("1.0.0-"));
+    }
+    site.activate(&site.release("1.1.0", "")).expect("ready");
+    wait_for("the old socket to go", || (!old_path.exists()).then_some(()));
+    std::os::unix::net::UnixStream::connect(&new_path).expect("a connection");
+}

@@ -5,7 +5,10 @@ use std::os::unix::process::CommandExt as _;
 use cutover_host::service::{Activation, ServiceState};
 use rustix::process::Signal;
 
-use crate::fixture::{PATIENCE, Site, is_alive, signal_to, wait_for};
+use crate::{
+    fixture::{PATIENCE, Site, is_alive, signal_to, wait_for},
+    not_run::not_run,
+};
 
 #[test]
 fn current_release_is_started_with_the_supervisor() {
@@ -211,7 +214,7 @@ fn only_the_owner_and_root_may_speak_to_the_supervisor() {
     let socket = site.root().join(".cutover/run.sock");
     assert_eq!(std::fs::metadata(&socket).expect("a socket").mode() & 0o777, 0o600);
     if !rustix::process::geteuid().is_root() {
-        return;
+        return not_run("another user at the control socket: needs root");
     }
     // Even where the file's mode lets everybody in.
     use std::os::unix::fs::PermissionsExt as _;
@@ -223,7 +226,11 @@ fn only_the_owner_and_root_may_speak_to_the_supervisor() {
         let mut python = std::process::Command::new("/usr/bin/python3");
         python.args(["-c", script]).arg(&socket).uid(uid).status()
     };
-    let Ok(root) = ask(0) else { return };
+    let Ok(root) = ask(0) else {
+        return not_run(
+            "another user at the control socket: python3 is not installed (Debian: apt-get install python3)",
+        );
+    };
     assert_eq!(root.code(), Some(9));
     assert_eq!(ask(65_534).expect("python").code(), Some(0));
 }
@@ -231,7 +238,7 @@ fn only_the_owner_and_root_may_speak_to_the_supervisor() {
 #[test]
 fn service_runs_as_the_user_that_the_settings_name() {
     if !rustix::process::geteuid().is_root() {
-        return;
+        return not_run("service as another user: needs root");
     }
     let site = Site::new(|settings| settings.user = Some("nobody".to_owned())).supervise();
     use std::os::unix::fs::PermissionsExt as _;

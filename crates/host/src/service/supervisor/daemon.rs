@@ -12,8 +12,8 @@ use std::{
 };
 
 use cutover_core::{
-    model::ReleaseRef,
-    supervise::{Action, Answer, Event, Generation, Job, Phase, Request, Supervisor},
+    model::{Listen, ReleaseRef},
+    supervise::{Action, Answer, Earlier, Event, Generation, Job, Phase, Request, Supervisor},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -27,7 +27,7 @@ use super::{
     super::{
         Activated, Activation, ServiceError, ServiceSettings, ServiceState, ServiceStatus, SupervisorInfo,
         control::{self, Ask, Reply},
-        inherit, millis,
+        inherit,
     },
     SupervisorOptions,
     connection::{Connection, Heard},
@@ -132,7 +132,7 @@ impl Daemon {
         tracing::info!(root = %daemon.root.display(), pid = std::process::id(), "supervising");
         match current.current() {
             Ok(Some((release, tree, hints))) => {
-                daemon.boot(Activation { release: Some(release), tree, hints })
+                daemon.boot(Activation { release: Some(release), tree, hints, anew: false })
             }
             Ok(None) => tracing::info!("nothing is installed; waiting for the first release"),
             Err(error) => {
@@ -162,13 +162,16 @@ impl Daemon {
         for (listen, socket) in state.sockets {
             sockets.adopt(listen, adopt(socket)?);
         }
+        let held: Vec<Listen> = sockets.iter().map(|(listen, _)| listen.clone()).collect();
         let mut processes = BTreeMap::new();
         for process in state.processes {
             let pid = Pid::from_raw(process.pid).ok_or(io::ErrorKind::InvalidData)?;
             let notify = Notify::adopt(adopt(process.notify)?, process.notify_name);
             let output = process.output.map(adopt).transpose()?;
             let log = open_log(&root, &settings, &process.release);
-            processes.insert(process.generation, Process::new(process.release, pid, notify, output, log)?);
+            // Which of the sockets it was given is not written down; closing one of its own would cut it off.
+            let process_state = Process::new(process.release, pid, held.clone(), notify, output, log)?;
+            processes.insert(process.generation, process_state);
         }
         let mut daemon = Self {
             root,
@@ -196,7 +199,7 @@ impl Daemon {
         if daemon.machine.releases_in_use().next().is_none()
             && let Ok(Some((release, tree, hints))) = current.current()
         {
-            let activation = Activation { release: Some(release), tree, hints };
+            let activation = Activation { release: Some(release), tree, hints, anew: false };
             if launch::job(&daemon.settings, &activation).is_none() {
                 daemon.without_service = activation.release;
             }
@@ -290,10 +293,8 @@ impl Daemon {
     fn serve(&mut self, source: Source) {
         match source {
             Source::Stop => {
-                for _ in 0..self.signals.take_stops() {
-                    tracing::info!("told to stop by a signal");
-                    self.feed(Event::Stop { request: None });
-                }
+                let stops = self.signals.take_stops();
+                self.stop(stops);
             }
             Source::Renew => {
                 if self.signals.take_renews() > 0 {
@@ -303,7 +304,7 @@ impl Daemon {
             // The loop looks after every child in every round.
             Source::Child => self.signals.take_children(),
             Source::Notify(generation) => {
-                if let Some(process) = self.processes.get(&generation)
+                if let Some(process) = self.processes.get_mut(&generation)
                     && process.notify.is_ready(process.pid)
                 {
                     self.feed(Event::Ready(generation));
@@ -317,6 +318,10 @@ impl Daemon {
             Source::Ended(generation) => {
                 if let Some(process) = self.processes.remove(&generation) {
                     let (release, pid) = (process.release.clone(), process.id());
+                    let strangers = process.notify.strangers();
+                    if strangers > 1 {
+                        tracing::warn!(%release, pid, strangers, "others spoke to its notification socket");
+                    }
                     let (how, log) = process.reap();
                     tracing::info!(%release, pid, %how, log = %log.display(), "process ended");
                     self.feed(Event::Exited { generation, how });
@@ -325,6 +330,14 @@ impl Daemon {
             Source::Control => self.accept(),
             Source::Client(request) => self.hear(request),
             Source::Check => self.finish_check(),
+        }
+    }
+
+    /// Does what so many signals want.
+    fn stop(&mut self, signals: usize) {
+        for _ in 0..signals {
+            tracing::info!("told to stop by a signal");
+            self.feed(Event::Stop { request: None });
         }
     }
 
@@ -343,6 +356,7 @@ impl Daemon {
     }
 
     fn remember(&mut self, activation: Activation) {
+        let activation = Activation { anew: false, ..activation };
         self.activations.retain(|known| known.release != activation.release);
         self.activations.push(activation);
     }
@@ -433,7 +447,8 @@ impl Daemon {
         })?;
         log.write(format!("cutover: started {release} as process {pid}\n").as_bytes());
         tracing::info!(%release, pid = %pid, "process started");
-        let process = Process::new(release.clone(), pid, notify, Some(output), log).map_err(text);
+        let process =
+            Process::new(release.clone(), pid, listen.to_vec(), notify, Some(output), log).map_err(text);
         let process = process.inspect_err(|_| {
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
@@ -442,8 +457,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// Forgets releases that nobody will start again, and closes sockets that none of the others listens on. While
-    /// nothing runs for a moment (`stop_first`), sockets stay open and connections wait.
+    /// Forgets releases that nobody will start again, and closes sockets that none of the others listens on and that no process was
+    /// given that is not told to end: settings may have changed since it was. While nothing runs for a moment (`stop_first`), sockets
+    /// stay open and connections wait.
     fn let_go_of_the_unused(&mut self) {
         let in_use: Vec<ReleaseRef> = self.machine.releases_in_use().cloned().collect();
         if in_use.is_empty() && !self.let_go && !self.finished {
@@ -451,10 +467,14 @@ impl Daemon {
         }
         self.activations
             .retain(|known| known.release.as_ref().is_some_and(|release| in_use.contains(release)));
+        let serving = self.machine.serving().map(|(generation, ..)| generation);
+        let running = [serving, self.machine.starting()].into_iter().flatten();
+        let given = running.filter_map(|generation| self.processes.get(&generation));
         let wanted: Vec<_> = self
             .activations
             .iter()
             .flat_map(|activation| launch::listen(&self.settings, activation))
+            .chain(given.flat_map(|process| &process.listen))
             .collect();
         self.sockets.keep_only(&wanted);
     }
@@ -509,42 +529,50 @@ impl Daemon {
                 self.reply(request, &Reply::Status(status));
             }
             Ask::Activate(activation) => {
-                let hints = activation.hints.as_ref();
-                let within = self.settings.ready_timeout(hints) + self.drain_timeout_max();
-                self.accepted(request, millis(within));
+                let (drained, decided) = self.waits_ms();
                 match launch::job(&self.settings, &activation) {
                     Some(job) => {
-                        self.let_go = false;
-                        self.without_service = None;
-                        self.remember(activation);
-                        self.feed(Event::Activate { request, job });
+                        let ready = drained.saturating_add(job.decided_after_ms());
+                        self.accepted(request, ready.max(decided));
+                        let earlier = if activation.anew { Earlier::Doubtful } else { Earlier::Good };
+                        if !self.machine.is_ending() {
+                            self.let_go = false;
+                            self.without_service = None;
+                            self.remember(activation);
+                        }
+                        self.feed(Event::Activate { request, job, earlier });
                     }
                     None => {
-                        self.let_go = true;
-                        self.without_service = activation.release;
+                        self.accepted(request, drained);
+                        if !self.machine.is_ending() {
+                            self.let_go = true;
+                            self.without_service = activation.release;
+                        }
                         self.feed(Event::Deactivate { request });
                     }
                 }
             }
             Ask::Quiesce => {
-                self.accepted(request, millis(self.drain_timeout_max()));
+                self.accepted(request, self.waits_ms().0);
                 self.feed(Event::Deactivate { request });
             }
             Ask::Stop => {
-                self.accepted(request, millis(self.drain_timeout_max()));
+                self.accepted(request, self.waits_ms().0);
                 self.feed(Event::Stop { request: Some(request) });
             }
             Ask::Reexec { path } => {
-                self.accepted(request, millis(self.drain_timeout_max()) + 60_000);
+                let (drained, decided) = self.waits_ms();
+                self.accepted(request, drained.max(decided).saturating_add(60_000));
                 self.begin_reexec(&path, Some(request.0));
             }
         }
     }
 
-    /// The longest time that any process may still drain.
-    fn drain_timeout_max(&self) -> std::time::Duration {
-        let hinted = self.activations.iter().map(|known| self.settings.drain_timeout(known.hints.as_ref()));
-        hinted.max().unwrap_or_default().max(self.settings.drain_timeout(None))
+    /// The longest times until what runs could be gone, and until what starts is ready or not. The machine knows them and the
+    /// settings do not: those may have changed since.
+    fn waits_ms(&self) -> (u64, u64) {
+        let now = now_ms();
+        (self.machine.drained_within_ms(now), self.machine.decided_within_ms(now))
     }
 
     fn accepted(&mut self, request: Request, within_ms: u64) {
@@ -601,7 +629,7 @@ impl Daemon {
             Answer::Superseded { by } => Reply::Superseded {
                 by: by.map_or_else(|| "nothing".to_owned(), |release| release.to_string()),
             },
-            Answer::Ending => Reply::Refused { reason: "it is ending".to_owned() },
+            Answer::Ending => Reply::Ending { within_ms: self.waits_ms().0 },
         };
         self.reply(request, &reply);
     }
@@ -632,6 +660,7 @@ impl Daemon {
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 reexecs: self.reexecs,
+                ending: self.machine.is_ending(),
             }),
             note,
         }
@@ -669,6 +698,14 @@ impl Daemon {
             return;
         }
         let Some((program, asked_by)) = self.checked.take() else { return };
+        let stops = self.signals.hold_back();
+        if stops > 0 {
+            // What we were told and have not heard yet, the next program would never hear.
+            spawn::unblock_signals();
+            self.refuse_reexec("it was told to stop".to_owned(), asked_by);
+            self.stop(stops);
+            return;
+        }
         tracing::info!(program = %program.display(), "a newer program takes over");
         let client = asked_by.and_then(|request| self.connections.get(&Request(request)));
         let state = State {
@@ -699,6 +736,7 @@ impl Daemon {
             asked_by: client.map(|client| client.stream().as_fd().as_raw_fd()),
         };
         let error = state.exec(&program, &self.arguments, &self.environment);
+        spawn::unblock_signals();
         self.refuse_reexec(format!("`{}` cannot take over: {error}", program.display()), asked_by);
     }
 }

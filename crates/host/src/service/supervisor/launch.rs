@@ -151,6 +151,7 @@ mod tests {
                     ("B".to_owned(), "hint".to_owned()),
                 ]),
             }),
+            anew: false,
         }
     }
 

@@ -24,10 +24,12 @@ const MESSAGES_MAX: usize = 16;
 pub(super) struct Notify {
     socket: OwnedFd,
     name: String,
+    /// Messages of others.
+    strangers: u64,
 }
 
 impl Notify {
-    /// Opens a socket with a name nobody can guess.
+    /// Opens a socket with a name of its own. Whoever looks at /proc/net/unix can read it.
     pub(super) fn open() -> io::Result<Self> {
         let mut random = [0; 16];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
@@ -37,12 +39,12 @@ impl Notify {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
         sockopt::set_socket_passcred(&socket, true)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-        Ok(Self { socket, name: format!("@{name}") })
+        Ok(Self { socket, name: format!("@{name}"), strangers: 0 })
     }
 
     /// Takes over a socket that is open already.
     pub(super) fn adopt(socket: OwnedFd, name: String) -> Self {
-        Self { socket, name }
+        Self { socket, name, strangers: 0 }
     }
 
     /// The value of `NOTIFY_SOCKET`.
@@ -56,7 +58,7 @@ impl Notify {
     }
 
     /// Reads what waits; says whether the process `main`, or one of its group, said `READY=1`.
-    pub(super) fn is_ready(&self, main: Pid) -> bool {
+    pub(super) fn is_ready(&mut self, main: Pid) -> bool {
         let mut ready = false;
         for _ in 0..MESSAGES_MAX {
             let mut bytes = [0; 4096];
@@ -76,12 +78,21 @@ impl Notify {
             let trusted =
                 sender.is_some_and(|pid| pid == main || rustix::process::getpgid(Some(pid)) == Ok(main));
             if !trusted {
-                tracing::warn!(?sender, "somebody else speaks to the service's notification socket");
+                // Told once: others must not be able to fill the log.
+                if self.strangers == 0 {
+                    tracing::warn!(?sender, "somebody else speaks to the service's notification socket");
+                }
+                self.strangers = self.strangers.saturating_add(1);
                 continue;
             }
             ready |= bytes[..count].split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
         }
         ready
+    }
+
+    /// How many messages of others were dropped.
+    pub(super) fn strangers(&self) -> u64 {
+        self.strangers
     }
 }
 
@@ -102,7 +113,7 @@ mod tests {
 
     #[test]
     fn only_the_process_itself_can_say_that_it_is_ready() {
-        let notify = Notify::open().expect("a socket");
+        let mut notify = Notify::open().expect("a socket");
         let me = rustix::process::getpid();
         assert!(!notify.is_ready(me));
         send(&notify, "STATUS=nearly\nREADY=10");
@@ -112,5 +123,19 @@ mod tests {
         send(&notify, "READY=1");
         let somebody_else = Pid::from_raw(i32::MAX).expect("an id");
         assert!(!notify.is_ready(somebody_else));
+        assert_eq!(notify.strangers(), 1);
+    }
+
+    #[test]
+    fn strangers_are_counted_and_the_process_is_still_heard() {
+        let mut notify = Notify::open().expect("a socket");
+        let (me, somebody_else) = (rustix::process::getpid(), Pid::from_raw(i32::MAX).expect("an id"));
+        for _ in 0..100 {
+            send(&notify, "READY=1");
+            assert!(!notify.is_ready(somebody_else));
+        }
+        assert_eq!(notify.strangers(), 100);
+        send(&notify, "READY=1");
+        assert!(notify.is_ready(me));
     }
 }

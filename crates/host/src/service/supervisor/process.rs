@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use cutover_core::model::ReleaseRef;
+use cutover_core::model::{Listen, ReleaseRef};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open, waitid,
 };
@@ -19,6 +19,8 @@ const OUTPUT_AT_ONCE: usize = 64 << 10;
 pub(super) struct Process {
     pub(super) release: ReleaseRef,
     pub(super) pid: Pid,
+    /// The sockets it was given.
+    pub(super) listen: Vec<Listen>,
     /// Readable once the process has ended.
     pub(super) handle: OwnedFd,
     pub(super) notify: Notify,
@@ -32,12 +34,13 @@ impl Process {
     pub(super) fn new(
         release: ReleaseRef,
         pid: Pid,
+        listen: Vec<Listen>,
         notify: Notify,
         output: Option<OwnedFd>,
         log: Log,
     ) -> io::Result<Self> {
         let handle = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Self { release, pid, handle, notify, output, log })
+        Ok(Self { release, pid, listen, handle, notify, output, log })
     }
 
     pub(super) fn id(&self) -> u32 {

@@ -63,6 +63,12 @@ impl Signals {
         take(&mut self.stop)
     }
 
+    /// Holds signals back until [`super::spawn::unblock_signals`]; says how often SIGTERM or SIGINT came before since the last call.
+    pub(super) fn hold_back(&mut self) -> usize {
+        super::spawn::block_signals();
+        self.take_stops()
+    }
+
     /// How often SIGHUP came since the last call.
     pub(super) fn take_renews(&mut self) -> usize {
         take(&mut self.renew)
@@ -78,5 +84,23 @@ impl Drop for Signals {
         for handler in self.handlers.drain(..) {
             unregister(handler);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use signal_hook::low_level::raise;
+
+    use super::*;
+
+    #[test]
+    fn stop_that_came_before_signals_are_held_back_is_told_and_a_later_one_waits() {
+        let mut signals = Signals::catch().expect("caught");
+        assert_eq!(signals.hold_back(), 0);
+        raise(SIGTERM).expect("sent");
+        assert_eq!(signals.take_stops(), 0);
+        super::super::spawn::unblock_signals();
+        assert_eq!(signals.hold_back(), 1);
+        super::super::spawn::unblock_signals();
     }
 }

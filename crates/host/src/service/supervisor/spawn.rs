@@ -271,8 +271,8 @@ pub(super) fn is_executable(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-/// Replaces this program by the one at `program`, with signals blocked, which the new one must unblock. Returns only when
-/// that fails.
+/// Replaces this program by the one at `program`, which must let the signals through that [`block_signals`] holds back. Returns only
+/// when that fails.
 #[allow(unsafe_code)]
 pub(super) fn exec(
     program: &Path,
@@ -299,21 +299,26 @@ pub(super) fn exec(
         list.iter().map(|one| CStr::as_ptr(one)).chain([std::ptr::null()]).collect()
     };
     let (arguments, environment) = (pointers(&arguments), pointers(&environment));
-    // SAFETY: the pointers are valid until execve returns, and the lists end with null. Blocking signals means that one
-    // which arrives in between is delivered to the new program instead of killing it.
+    // SAFETY: the pointers are valid until execve returns, and the lists end with null.
     unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
         libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
-        let error = io::Error::last_os_error();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        error
+        io::Error::last_os_error()
     }
 }
 
-/// Lets signals through again, after [`exec`].
+/// Holds signals back until [`unblock_signals`], also across [`exec`]: one that arrives in between is delivered to the new program
+/// instead of killing it.
+#[allow(unsafe_code)]
+pub(super) fn block_signals() {
+    // SAFETY: a full set is passed, by a pointer that is valid for the call.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+    }
+}
+
+/// Lets signals through again, after [`block_signals`].
 #[allow(unsafe_code)]
 pub(super) fn unblock_signals() {
     // SAFETY: an empty set is passed, by a pointer that is valid for the call.
