@@ -240,7 +240,8 @@ impl Execution {
     }
 
     /// What was activated need not have outlived the interruption: after a reboot it may still be starting, or nobody started it.
-    /// What is left to examine is made to run again first. Once it was examined, an interruption does not call it in question.
+    /// What is left to examine is made to run again first. Once it was examined, an interruption does not call it in question
+    /// (`docs/decisions/0061-what-was-activated-is-activated-again-before-it-is-probed.md`).
     fn activate_again(&mut self) {
         if !self.is_past(|step| matches!(step, Step::Probe), |state| state == StepState::Done) {
             let steps = self.plan.steps.iter().zip(&mut self.steps);

@@ -48,8 +48,12 @@ pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
 
 /// Lets the supervisor that runs become this program.
 fn replace(service: &ServiceSettings, at: &AtRoot) -> Result<Exit, Failure> {
+    super::sets::text(&at.root)?;
     let program =
         std::env::current_exe().map_err(|source| Failure::io("find", Path::new("/proc/self/exe"), source))?;
+    if program.to_str().is_none() {
+        return Err(Failure::usage(format!("the path of program `{}` is not UTF-8", program.display())));
+    }
     let note = SupervisorClient::new(service, &at.root).reexec(&program)?;
     output::note(&note);
     Ok(Exit::Done)

@@ -383,7 +383,7 @@ pub(super) fn apply(
     finish(&report, context)
 }
 
-fn text(root: &Path) -> Result<String, Failure> {
+pub(super) fn text(root: &Path) -> Result<String, Failure> {
     match root.to_str() {
         Some(text) => Ok(text.to_owned()),
         None => Err(Failure::usage(format!("the path of root `{}` is not UTF-8", root.display()))),

@@ -21,7 +21,7 @@ use cutover_host::{
         SameFileSystemCheck, ServiceCheck, WritableCheck, available_memory, disk_space, run_checks,
     },
     probe::{OnFailure, Probes},
-    service::{ServiceManager, ServiceState, service_manager, supervisor::Current},
+    service::{Activation, ServiceManager, ServiceState, service_manager, supervisor::Current},
 };
 
 use super::{Context, outcome, schema_port::SchemaPort};
@@ -54,7 +54,7 @@ pub(super) enum Missing {
 pub(super) struct Site {
     pub(super) root: PathBuf,
     pub(super) settings: Settings,
-    pub(super) node: Node,
+    pub(super) node: Arc<Node>,
     pub(super) service: Arc<dyn ServiceManager>,
     packages: BTreeMap<Name, Version>,
     probes: Probes,
@@ -64,11 +64,24 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Opens a root.
+    /// Opens a root for whatever needs to know nothing of the other packages on the host, and so depends on no other root.
     ///
     /// # Errors
     /// It is not there, was laid out otherwise, or is damaged.
     pub(super) fn open(
+        root: &Path,
+        settings: Settings,
+        missing: Missing,
+        command: &str,
+    ) -> Result<Self, Failure> {
+        Self::open_among(root, settings, BTreeMap::new(), missing, command)
+    }
+
+    /// Opens a root to plan an update of it among the other packages on the host.
+    ///
+    /// # Errors
+    /// As [`Site::open`], of this root or of another one.
+    pub(super) fn open_to_update(
         root: &Path,
         settings: Settings,
         missing: Missing,
@@ -89,6 +102,7 @@ impl Site {
         missing: Missing,
         command: &str,
     ) -> Result<Self, Failure> {
+        super::sets::text(root)?;
         let mut imagined = None;
         let root = match (root.is_dir(), missing) {
             (false, Missing::Refuse) => {
@@ -108,9 +122,17 @@ impl Site {
             (true, _) => root.canonicalize(),
         }
         .map_err(|source| Failure::io("find", root, source))?;
+        // Journals, plans and the supervisor's socket write it as text.
+        super::sets::text(&root)?;
         let looked_at = imagined.as_ref().map_or(root.as_path(), tempfile::TempDir::path);
-        let node = node_at(looked_at, &settings, packages.clone(), command)?;
-        let service: Arc<dyn ServiceManager> = Arc::from(service_manager(&settings.service, &root));
+        let node = Arc::new(node_at(looked_at, &settings, packages.clone(), command)?);
+        let of = (Arc::clone(&node), root.clone());
+        let current = move || {
+            // Whoever asks for the service is not told of damaged state here.
+            let (release, tree, hints) = current(&of.0, &of.1).ok().flatten()?;
+            Some(Activation { release: Some(release), tree, hints, anew: false })
+        };
+        let service: Arc<dyn ServiceManager> = Arc::from(service_manager(&settings.service, &root, current));
         let probes = Probes::new(&settings.probes, Arc::clone(&service));
         let schema = settings.schema.url.is_some().then(|| SchemaPort::new(&settings.schema, &root));
         Ok(Self { root, settings, node, service, packages, probes, schema, _imagined: imagined })
@@ -173,18 +195,7 @@ impl Site {
     /// # Errors
     /// Damaged state.
     pub(super) fn current(&self) -> Result<Option<Current>, Failure> {
-        let status = self.node.status()?;
-        let (Some(release), Some(manifest), Some(layout)) =
-            (status.installed, status.manifest, status.layout)
-        else {
-            return Ok(None);
-        };
-        let tree = match layout {
-            Layout::InPlace => self.root.clone(),
-            Layout::Exchange => self.root.join("current"),
-            Layout::Versioned => self.root.join("releases").join(release.name().as_str()),
-        };
-        Ok(Some((release, tree, manifest.service.clone())))
+        current(&self.node, &self.root)
     }
 
     /// Waits until the supervisor of this root answers; recovery goes on without it when it does not.
@@ -258,6 +269,21 @@ impl Site {
         let ports = Ports { before_step: Some(&stop), ..self.ports(context) };
         Ok(self.node.execute_on(observed, lock, plan, payload, &ports)?)
     }
+}
+
+/// The release that is current, where it lies, and how it wants to be run.
+fn current(node: &Node, root: &Path) -> Result<Option<Current>, Failure> {
+    let status = node.status()?;
+    let (Some(release), Some(manifest), Some(layout)) = (status.installed, status.manifest, status.layout)
+    else {
+        return Ok(None);
+    };
+    let tree = match layout {
+        Layout::InPlace => root.to_owned(),
+        Layout::Exchange => root.join("current"),
+        Layout::Versioned => root.join("releases").join(release.name().as_str()),
+    };
+    Ok(Some((release, tree, manifest.service.clone())))
 }
 
 /// Runs checks as settings say.

@@ -221,7 +221,7 @@ fn plan_opened(
     settings: Settings,
     context: &Context,
 ) -> Result<(Planned, PreflightReport), Failure> {
-    let site = Site::open(root, settings, Missing::Imagine, "plan")?;
+    let site = Site::open_to_update(root, settings, Missing::Imagine, "plan")?;
     let status = site.node.status()?;
     if let Some(set) = status.set {
         return Err(NodeError::InSet(set).into());
@@ -320,7 +320,7 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
         bundle = plan_opened(bundle, read, &command.at.root, settings.clone(), context)?.0.bundle;
     }
     let name = format!("apply {}", bundle.release());
-    let site = Site::open(&command.at.root, settings, Missing::Make, &name)?;
+    let site = Site::open_to_update(&command.at.root, settings, Missing::Make, &name)?;
     let lock = site.lock_and_recover(context)?;
     let observed = site.node.observe(Some(bundle.manifest()))?;
     let planned = plan_bundle(&site, bundle, &observed, context)?;

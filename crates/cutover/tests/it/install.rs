@@ -442,6 +442,71 @@ fn other_packages_are_found_in_their_roots() {
 }
 
 #[test]
+fn root_is_looked_at_run_recovered_and_taken_back_whatever_became_of_the_others() {
+    let world = World::new();
+    let first = world.build(&with_service("1.0.0"));
+    world.apply(&first, &[]).must(0);
+    let next = world.build(&with_service("1.1.0"));
+    world.apply(&next, &[]).must(0);
+    let root = world.root();
+    world.write("root/cutover.toml", "[package]\nroots = [\"/nonexistent/root\"]\n");
+    let refused = world.on_root(&["apply", text(&next)]).must(2);
+    assert!(refused.stderr.contains("/nonexistent/root"), "{}", refused.stderr);
+    for command in [&["status"][..], &["verify"], &["history"], &["restore-points"]] {
+        world.on_root(command).must(0);
+    }
+    world.on_root(&["recover"]).must(3);
+    let supervisor = Supervisor::start(&world);
+    status_that(&world, |status| status["service"]["state"] == "ready");
+    world.run(&["rollback", "--root", text(&root)]).must(0);
+    let status = status_that(&world, |status| status["service"]["state"] == "ready");
+    supervisor.end();
+    assert_eq!(status["service"]["release"]["version"], "1.0.0", "{status}");
+}
+
+#[test]
+fn root_whose_path_is_no_text_is_refused_and_not_made() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let world = World::new();
+    let bundle = world.build_version("1.0.0");
+    let root = world.dir.path().join(std::ffi::OsStr::from_bytes(b"r\xff"));
+    for arguments in [&["apply", text(&bundle)][..], &["run"], &["status"]] {
+        let mut command = crate::world::command(&stamped().program, arguments);
+        command.arg("--root").arg(&root);
+        let ran = finish(command).must(2);
+        assert!(ran.stderr.contains("not UTF-8"), "{}", ran.stderr);
+    }
+    assert!(!root.exists());
+}
+
+#[test]
+fn command_of_a_probe_ends_with_the_run_that_started_it() {
+    let world = World::new();
+    let bundle = world.build_version("1.0.0");
+    let pid = world.path("pid");
+    let script = format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; exec sleep 600", pid.display());
+    let probes = format!("probes.command=[{{ argv = [\"sh\", \"-c\", \"{script}\"], timeout_s = 600 }}]");
+    let mut command = world.on_root_command(&["apply", text(&bundle), "--set", &probes]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started");
+    let started = Instant::now();
+    let soon = |what: &str| {
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    while !pid.exists() {
+        soon("the probe did not begin");
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    let id = fs::read_to_string(&pid).expect("an id");
+    let stat = Path::new("/proc").join(id.trim()).join("stat");
+    while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        soon("the probe goes on");
+    }
+}
+
+#[test]
 fn history_is_newest_first_limited_and_cleared() {
     let world = World::new();
     let next = installed(&world, "versioned");

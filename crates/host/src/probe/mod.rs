@@ -409,6 +409,7 @@ mod tests {
                 ..Default::default()
             },
             Path::new("/"),
+            || None,
         ));
         let probes = Probes::new(&settings, service);
         let names: Vec<_> = probes.probes.iter().map(|probe| probe.name()).collect();

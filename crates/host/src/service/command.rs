@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsString,
-    io::Read,
+    io::{self, Read},
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
@@ -138,6 +138,9 @@ impl Bounded<'_> {
         let mut process = std::process::Command::new(program);
         process
             .args(arguments)
+            // Where nothing is installed, what the environment of ours says is about somebody else.
+            .env_remove("CUTOVER_RELEASE")
+            .env_remove("CUTOVER_TREE")
             .envs(self.env)
             .stdin(Stdio::null())
             .stdout(writer.try_clone().map_err(failed)?)
@@ -146,6 +149,7 @@ impl Bounded<'_> {
         if let Some(directory) = self.directory {
             process.current_dir(directory);
         }
+        die_with_us(&mut process);
         let started = Instant::now();
         let child = process.spawn().map_err(failed)?;
         // Our copies of the pipe's writing end live in `process`; the end of the output is seen only without them.
@@ -171,6 +175,23 @@ impl Bounded<'_> {
                 Err(failed(source))
             }
         }
+    }
+}
+
+/// Has the process killed when the thread that starts it ends, which waits for it: nothing of an update that was killed works on
+/// while the next one ends what it left. What the process started itself is not killed, which is as it must be for a service.
+#[allow(unsafe_code)]
+fn die_with_us(process: &mut std::process::Command) {
+    let us = std::process::id();
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are async-signal-safe, and nothing is allocated.
+    unsafe {
+        process.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // Had we ended before, nobody would tell it.
+            if libc::getppid().unsigned_abs() == us { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+        });
     }
 }
 
@@ -313,6 +334,29 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+    }
+
+    #[test]
+    fn command_ends_with_the_thread_that_waits_for_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("pid");
+        let argv = shell(&format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; exec sleep 600", path.display()));
+        // A thread that ends without waiting stands for a process that is killed.
+        let mut process = std::process::Command::new(&argv[0]);
+        process.args(&argv[1..]);
+        die_with_us(&mut process);
+        let written = path.clone();
+        let mut child = std::thread::spawn(move || {
+            let child = process.spawn().expect("started");
+            while !written.exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            child
+        })
+        .join()
+        .expect("no panic");
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.signal(), Some(9));
     }
 
     #[test]

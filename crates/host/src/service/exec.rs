@@ -15,15 +15,19 @@ use super::{
 /// How often a service that is not ready yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// Says what is installed now.
+type Installed = dyn Fn() -> Option<Activation> + Send + Sync;
+
 /// Runs the commands of the settings.
 pub(super) struct Commands {
     settings: ServiceSettings,
     root: PathBuf,
+    current: Box<Installed>,
 }
 
 impl Commands {
-    pub(super) fn new(settings: &ServiceSettings, root: &Path) -> Self {
-        Self { settings: settings.clone(), root: root.to_owned() }
+    pub(super) fn new(settings: &ServiceSettings, root: &Path, current: Box<Installed>) -> Self {
+        Self { settings: settings.clone(), root: root.to_owned(), current }
     }
 
     fn run(&self, argv: &[String], target: Option<&Activation>) -> Result<Finished, CommandError> {
@@ -89,7 +93,7 @@ fn needed<'s>(command: &'s [String], name: &str) -> Result<&'s [String], Service
 impl ServiceManager for Commands {
     fn quiesce(&self) -> Result<(), ServiceError> {
         self.must_be_complete()?;
-        if self.settings.stop_first { self.stop(None) } else { Ok(()) }
+        if self.settings.stop_first { self.stop((self.current)().as_ref()) } else { Ok(()) }
     }
 
     fn activate(&self, target: &Activation) -> Result<Activated, ServiceError> {
@@ -121,7 +125,7 @@ impl ServiceManager for Commands {
         if self.settings.status.is_empty() {
             return Ok(ServiceStatus::bare(ServiceState::Unknown, "no `status` command is set"));
         }
-        match self.run(&self.settings.status, None) {
+        match self.run(&self.settings.status, (self.current)().as_ref()) {
             Ok(_) => Ok(ServiceStatus::bare(ServiceState::Ready, "the status command succeeded")),
             Err(error @ CommandError::Failed { .. }) => {
                 Ok(ServiceStatus::bare(ServiceState::Stopped, error.to_string()))
@@ -147,7 +151,9 @@ mod tests {
             ..ServiceSettings::default()
         };
         edit(&mut settings);
-        let commands = Commands::new(&settings, root.path());
+        let tree = root.path().to_owned();
+        let current = move || Some(Activation { tree: tree.clone(), ..release("1.0.0") });
+        let commands = Commands::new(&settings, root.path(), Box::new(current));
         (root, commands)
     }
 
@@ -160,13 +166,13 @@ mod tests {
             }),
             tree: "/".into(),
             hints: None,
+            anew: false,
         }
     }
 
     fn read(root: &tempfile::TempDir, name: &str) -> String {
         std::fs::read_to_string(root.path().join(name)).unwrap_or_default()
     }
-            anew: false,
 
     #[test]
     fn activation_restarts_with_the_release_in_the_environment_and_is_idempotent() {
@@ -197,6 +203,21 @@ mod tests {
         commands.quiesce().expect("stopped");
         assert_eq!(commands.status().expect("a status").state, ServiceState::Stopped);
         assert!(read(&root, "log").ends_with("stop\n"));
+    }
+
+    #[test]
+    fn every_command_is_told_the_release_and_its_tree() {
+        let (root, commands) = file_service(|settings| {
+            let told = r#"test -n "$CUTOVER_RELEASE" && test -d "$CUTOVER_TREE" || exit 1; "#;
+            for command in [&mut settings.start, &mut settings.stop, &mut settings.status] {
+                command[2] = format!("{told}{}", command[2]);
+            }
+            settings.stop_first = true;
+        });
+        commands.activate(&release("1.0.0")).expect("started");
+        assert_eq!(commands.status().expect("a status").state, ServiceState::Ready);
+        commands.quiesce().expect("stopped");
+        assert_eq!(read(&root, "state"), "");
     }
 
     #[test]

@@ -224,12 +224,17 @@ fn log_hint(log: &Option<PathBuf>) -> String {
     log.as_ref().map(|path| format!("; its output is in `{}`", path.display())).unwrap_or_default()
 }
 
-/// The manager that `settings` name, for the installation at `root`.
-pub fn service_manager(settings: &ServiceSettings, root: &Path) -> Box<dyn ServiceManager> {
+/// The manager that `settings` name, for the installation at `root`. `current` says what is installed now; commands that ask for or
+/// stop what runs are told.
+pub fn service_manager(
+    settings: &ServiceSettings,
+    root: &Path,
+    current: impl Fn() -> Option<Activation> + Send + Sync + 'static,
+) -> Box<dyn ServiceManager> {
     match settings.mode {
         ServiceMode::Supervised => Box::new(SupervisorClient::new(settings, root)),
         ServiceMode::Systemd => Box::new(systemd::Systemd::new(settings)),
-        ServiceMode::Exec => Box::new(exec::Commands::new(settings, root)),
+        ServiceMode::Exec => Box::new(exec::Commands::new(settings, root, Box::new(current))),
         ServiceMode::None => Box::new(none::Unmanaged),
     }
 }
