@@ -5,7 +5,10 @@
 //! [`Policy::hold_ms`]; it calls [`Pace::between`] between chunks and [`Task::point`] before and after every commit, so that
 //! tests can kill it there. Phases are run for all changes of a migration before the next phase begins.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use cutover_core::model::Digest;
 
@@ -50,13 +53,41 @@ impl Default for Policy {
     }
 }
 
-/// The two application versions that run side by side, as they appear in names of views and schemas: `1_4_0`.
+/// The application versions that run side by side, as they appear in names of views and schemas: `1_4_0`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versions {
-    /// N: of the migration before; `0` for the first.
-    pub old: String,
+    /// Those before this migration, the newest first: of the migration before (`0` for the first), and of all before that.
+    pub before: Vec<Before>,
     /// N+1: of this migration; `p<position>` when it names none.
     pub new: String,
+}
+
+/// A version of the code that does not know a migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// Its name.
+    pub label: String,
+    /// Whether it may still run: no contract since has waited for everything newer.
+    pub runs: bool,
+    /// The tables that came after it.
+    pub unknown: BTreeSet<Ident>,
+}
+
+impl Versions {
+    /// The versions that have to see a table in its old shape.
+    pub fn shown<'s>(&'s self, table: &'s Ident) -> impl Iterator<Item = &'s str> {
+        self.known(table).filter(|before| before.runs).map(|before| before.label.as_str())
+    }
+
+    /// The versions that may have a view of a table, also one that no code needs any more.
+    pub fn seen<'s>(&'s self, table: &'s Ident) -> impl Iterator<Item = &'s str> {
+        self.known(table).map(|before| before.label.as_str())
+    }
+
+    fn known<'s>(&'s self, table: &'s Ident) -> impl Iterator<Item = &'s Before> {
+        // A version that several migrations share is the one that knows the last of them.
+        self.before.iter().filter(move |before| before.label != self.new && !before.unknown.contains(table))
+    }
 }
 
 /// What the engine works on, and with which right.

@@ -393,20 +393,20 @@ pub(crate) fn contract(engine: &mut PostgresEngine, task: &Task<'_>, shape: &Sha
         Fate::Create => {}
         Fate::Drop => {
             let old = shape.retired();
-            let sql = format!(
-                "{}; DROP TABLE IF EXISTS {old}",
-                views::drop(&task.versions.old, shape.change.table.as_str())
-            );
+            let mut sql = views::drop_old(task.versions, shape.change);
+            sql.push(format!("DROP TABLE IF EXISTS {old}"));
+            let sql = sql.join("; ");
             let exists = find(session, &shape.artefacts.old, shape.change.table.as_str())?.is_some();
             let locks = if exists { Locks::exclusive(&old) } else { Locks::default() };
             ddl(session, task, &locks, &mut |_| Ok(sql.clone()))?;
         }
         Fate::Alter => {
             drop_indexes(session, task, shape, shape.change.drop_indexes.iter().map(Ident::as_str))?;
-            let mut sql = vec![format!("DROP TRIGGER IF EXISTS {} ON {then}", ident(FILLER))];
+            let mut sql = Vec::new();
             if shape.change.needs_views() {
-                sql.insert(0, views::drop(&task.versions.old, shape.change.table.as_str()));
+                sql.extend(views::drop_old(task.versions, shape.change));
             }
+            sql.push(format!("DROP TRIGGER IF EXISTS {} ON {then}", ident(FILLER)));
             for column in shape.change.columns.iter().filter(|column| column.fate == ColumnFate::Drop) {
                 if let Some(now) = &column.now {
                     sql.push(format!("ALTER TABLE {then} DROP COLUMN IF EXISTS {}", now.quoted()));

@@ -589,7 +589,7 @@ impl Engine for PostgresEngine {
         let table = shape.name_then();
         let mut sql = Vec::new();
         if change.needs_views() {
-            sql.push(views::drop(&task.versions.old, change.table.as_str()));
+            sql.extend(views::drop_old(task.versions, change));
         }
         sql.push(views::drop_triggers(&back, &table));
         let hidden: Vec<String> = shape

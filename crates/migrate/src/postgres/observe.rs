@@ -431,14 +431,15 @@ pub(super) fn uses(
     let (shape, _) = engine.shape(task, change)?;
     let session = &mut engine.session;
     let mut found = Vec::new();
-    let view_schema = views::schema_of(&task.versions.old);
-    if let Some(view) = find(session, &view_schema, change.table.as_str())? {
+    let view_schemas: Vec<String> = task.versions.seen(&change.table).map(views::schema_of).collect();
+    for view_schema in &view_schemas {
+        let Some(view) = find(session, view_schema, change.table.as_str())? else { continue };
         let rows = session.run(&format!(
             "SELECT DISTINCT format('view %I.%I reads %I.%I', n.nspname, c.relname, {schema}, {name}) FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace \
                WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = {view} AND c.oid <> {view} \
              UNION ALL SELECT DISTINCT format('pid %s (%s) has %I.%I open', l.pid, a.application_name, {schema}, {name}) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
                WHERE l.locktype = 'relation' AND l.relation = {view} AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.pid <> pg_backend_pid()",
-            schema = literal(&view_schema),
+            schema = literal(view_schema),
             name = literal(change.table.as_str()),
         ))?;
         found.extend(rows.iter().map(|row| part(row, 0)));
@@ -469,7 +470,9 @@ pub(super) fn uses(
             others
                 .iter()
                 .filter(|one| {
-                    !one.name.starts_with(&view_schema) && !one.name.starts_with(&ident(&view_schema))
+                    view_schemas
+                        .iter()
+                        .all(|schema| !one.name.starts_with(schema) && !one.name.starts_with(&ident(schema)))
                 })
                 .map(|one| format!("{} {} reads `{}`", one.kind, one.name, change.table)),
         );

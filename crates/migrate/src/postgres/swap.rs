@@ -342,24 +342,8 @@ pub(crate) fn exchange(
         sql.push(views::equaliser_trigger(shape, &then));
     }
     if shape.change.needs_views() {
-        let old_shown = views::shown_old(shape);
-        let new_shown = views::shown_new(shape);
-        sql.extend(views::create(
-            session,
-            &task.versions.old,
-            shape.change.table.as_str(),
-            &then,
-            source,
-            &old_shown,
-        )?);
-        sql.extend(views::create(
-            session,
-            &task.versions.new,
-            shape.change.name_then().as_str(),
-            &then,
-            source,
-            &new_shown,
-        )?);
+        let (old, new) = (views::shown_old(shape), views::shown_new(shape));
+        sql.extend(views::create_all(session, task.versions, shape.change, &then, source, &old, &new)?);
     }
     Ok(sql)
 }
@@ -454,7 +438,7 @@ pub(crate) fn exchange_back(
         sql.push(format!("ALTER TABLE {} DROP CONSTRAINT {}", key.table, ident(&key.name)));
     }
     if shape.change.needs_views() {
-        sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
+        sql.extend(views::drop_old(task.versions, shape.change));
         sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
     }
     for (publication, _) in &retired.publications {

@@ -84,15 +84,50 @@ pub(crate) fn existing(
     change: &TableChange,
 ) -> Result<Vec<String>, Error> {
     let mut found = Vec::new();
-    for (version, name) in
-        [(&versions.old, change.table.as_str()), (&versions.new, change.name_then().as_str())]
-    {
+    let old = versions.seen(&change.table).map(|version| (version, change.table.as_str()));
+    for (version, name) in old.chain([(versions.new.as_str(), change.name_then().as_str())]) {
         let schema = schema_of(version);
         if super::relation::find(session, &schema, name)?.is_some() {
             found.push(qualified(&schema, name));
         }
     }
     Ok(found)
+}
+
+/// Creates the views by which all versions go on: those before the migration see `old`, its own sees `new`.
+pub(crate) fn create_all(
+    session: &mut Session,
+    versions: &Versions,
+    change: &TableChange,
+    table: &str,
+    like: &Relation,
+    old: &[Shown],
+    new: &[Shown],
+) -> Result<Vec<String>, Error> {
+    let mut sql = create_old(session, versions, change, table, like, old)?;
+    sql.extend(create(session, &versions.new, change.name_then().as_str(), table, like, new)?);
+    Ok(sql)
+}
+
+/// Creates the views of the versions before the migration, and drops those that nobody needs any more.
+pub(crate) fn create_old(
+    session: &mut Session,
+    versions: &Versions,
+    change: &TableChange,
+    table: &str,
+    like: &Relation,
+    shown: &[Shown],
+) -> Result<Vec<String>, Error> {
+    let mut sql = drop_old(versions, change);
+    for version in versions.shown(&change.table) {
+        sql.extend(create(session, version, change.table.as_str(), table, like, shown)?);
+    }
+    Ok(sql)
+}
+
+/// Drops the views of all versions before the migration.
+pub(crate) fn drop_old(versions: &Versions, change: &TableChange) -> Vec<String> {
+    versions.seen(&change.table).map(|version| drop(version, change.table.as_str())).collect()
 }
 
 /// Drops a version's view of a table, and its schema when that was the last one.

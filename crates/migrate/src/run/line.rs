@@ -1,10 +1,12 @@
 //! The line of migrations, decided from their records alone: where one stands, which versions it leads from and to.
 
+use std::{cmp::Reverse, collections::BTreeSet};
+
 use crate::{
     change::{Fate, Tactic},
-    engine::Versions,
+    engine::{Before, Versions},
     error::Error,
-    ir::{self, Migration},
+    ir::{self, Ident, Migration},
     plan::Plan,
     state::{Phase, record::Record},
 };
@@ -45,20 +47,32 @@ pub(super) fn place(migration: &Migration, records: &[Record]) -> Result<u64, Er
     Ok(last.map_or(0, |last| last.position) + 1)
 }
 
+/// The versions beside a migration: whoever does not know it, back to the contract that waited until nothing older ran. A
+/// contract of what only adds waits for nothing.
 pub(super) fn versions(migration: &Migration, position: u64, records: &[Record]) -> Versions {
-    let label = |version: &str| version.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-    let before = records
+    let label = |version: &Option<String>, position: u64| match version {
+        Some(version) => version.replace(|c: char| !c.is_ascii_alphanumeric(), "_"),
+        None => format!("p{position}"),
+    };
+    let mut line: Vec<&Record> = records
         .iter()
         .filter(|record| record.phase == Phase::Cleanup && record.position < position)
-        .max_by_key(|record| record.position);
-    let old = before.map(|record| match &record.migration.app_version {
-        Some(version) => label(version),
-        None => format!("p{}", record.position),
-    });
-    Versions {
-        old: old.unwrap_or_else(|| "0".to_owned()),
-        new: migration.app_version.as_deref().map_or_else(|| format!("p{position}"), label),
+        .collect();
+    line.sort_by_key(|record| Reverse(record.position));
+    let (mut before, mut runs, mut unknown) = (Vec::<Before>::new(), true, BTreeSet::new());
+    let mut add = |label: String, runs: bool, unknown: &BTreeSet<Ident>| {
+        if before.iter().all(|other| other.label != label) {
+            before.push(Before { label, runs, unknown: unknown.clone() });
+        }
+    };
+    for record in line {
+        add(label(&record.migration.app_version, record.position), runs, &unknown);
+        runs &= !record.contracted || record.plan.additive;
+        let created = record.plan.changes.iter().filter(|change| change.fate == Fate::Create);
+        unknown.extend(created.map(|change| change.table.clone()));
     }
+    add("0".to_owned(), runs, &unknown);
+    Versions { before, new: label(&migration.app_version, position) }
 }
 
 pub(super) fn grace_ms(plan: &Plan) -> u64 {

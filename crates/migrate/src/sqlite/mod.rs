@@ -275,9 +275,10 @@ impl Engine for Sqlite {
         let names = Names::of(task, change);
         task.point("expand.before");
         self.fenced(task.epoch, |engine| {
-            let view = shape::view_name(&change.table, &task.versions.old);
-            if !engine.exists("view", &view)? {
-                engine.old_view_before(change, &view)?;
+            for view in shape::views_shown(task, change) {
+                if !engine.exists("view", &view)? {
+                    engine.old_view_before(change, &view)?;
+                }
             }
             if change.tactic != Tactic::Shadow || engine.has(&names.shadow)? {
                 return Ok(());

@@ -85,6 +85,11 @@ impl Unique {
     }
 }
 
+/// The views by which versions before a migration go on seeing a table in its old shape.
+pub(super) fn views_shown(task: &Task<'_>, change: &TableChange) -> Vec<String> {
+    task.versions.shown(&change.table).map(|version| view_name(&change.table, version)).collect()
+}
+
 /// What a change needs to know about both tables.
 pub(super) struct Shape<'c> {
     pub(super) change: &'c TableChange,

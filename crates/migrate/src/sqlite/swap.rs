@@ -116,21 +116,24 @@ impl Sqlite {
 
     fn swap_one(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
-        let view = shape::view_name(&change.table, &task.versions.old);
         match (change.fate, change.tactic) {
             (Fate::Create, _) => self.create_table(change),
             (Fate::Drop, _) => {
-                self.run(&format!("DROP VIEW IF EXISTS {}", quote(&view)))?;
+                self.drop_views(task, change)?;
                 self.put_away(task, change)?;
-                self.old_view(change, &view, &quote(&names.old), None)
+                shape::views_shown(task, change)
+                    .iter()
+                    .try_for_each(|view| self.old_view(change, view, &quote(&names.old), None))
             }
-            (Fate::Alter, Tactic::Shadow) => self.swap_shadow(task, change, &view),
+            (Fate::Alter, Tactic::Shadow) => self.swap_shadow(task, change),
             (Fate::Alter, _) => {
-                self.run(&format!("DROP VIEW IF EXISTS {}", quote(&view)))?;
+                self.drop_views(task, change)?;
                 self.alter_in_place(task, change)?;
                 if change.tactic != Tactic::Instant {
                     let then = change.name_then().quoted();
-                    self.old_view(change, &view, &then, None)?;
+                    for view in shape::views_shown(task, change) {
+                        self.old_view(change, &view, &then, None)?;
+                    }
                     if change.rename_to.is_some() {
                         // The old name itself: code that knows nothing of views goes on.
                         self.old_view(change, change.table.as_str(), &then, None)?;
@@ -141,13 +144,24 @@ impl Sqlite {
         }
     }
 
+    /// Drops the views of a table that versions before the migration have.
+    fn drop_views(&self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
+        // Another migration's, if there are any.
+        if change.tactic == Tactic::Instant || change.fate == Fate::Create {
+            return Ok(());
+        }
+        task.versions.seen(&change.table).try_for_each(|version| {
+            self.run(&format!("DROP VIEW IF EXISTS {}", quote(&shape::view_name(&change.table, version))))
+        })
+    }
+
     /// Exchanges the tables; the log is empty.
-    fn swap_shadow(&mut self, task: &Task<'_>, change: &TableChange, view: &str) -> Result<(), Error> {
+    fn swap_shadow(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
         let table = change.table.quoted();
         let (old, shadow, back) = (quote(&names.old), quote(&names.shadow), quote(&names.back));
         let shape = Shape::read(&self.connection, task, change, change.table.as_str())?;
-        self.run(&format!("DROP VIEW IF EXISTS {}", quote(view)))?;
+        self.drop_views(task, change)?;
         let triggers = self.user_triggers(change.table.as_str())?;
         for (name, _) in &triggers {
             self.run(&format!("DROP TRIGGER {}", quote(name)))?;
@@ -185,7 +199,10 @@ impl Sqlite {
         }
         let then = change.name_then().quoted();
         if change.is_reversible() {
-            shape.old_view(view, &then, Some(&old)).iter().try_for_each(|statement| self.run(statement))?;
+            for view in shape::views_shown(task, change) {
+                let statements = shape.old_view(&view, &then, Some(&old));
+                statements.iter().try_for_each(|statement| self.run(statement))?;
+            }
             if change.rename_to.is_some() {
                 let statements = shape.old_view(change.table.as_str(), &then, Some(&old));
                 statements.iter().try_for_each(|statement| self.run(statement))?;
@@ -380,7 +397,6 @@ impl Sqlite {
     /// Removes everything a migration made before its swap.
     pub(super) fn remove_new(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
-        let view = shape::view_name(&change.table, &task.versions.old);
         task.point("undo.before");
         self.fenced(task.epoch, |engine| {
             // After a swap nothing of this may be touched: the old table's existence tells.
@@ -394,11 +410,8 @@ impl Sqlite {
             let forget = "DELETE FROM _cutover_chunk WHERE migration = $1 AND table_name = $2";
             engine.execute(forget, &[task.migration.into(), change.table.as_str().into()])?;
             engine.forget_aside(task, change)?;
-            engine.run(&format!(
-                "DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}",
-                quote(&view),
-                quote(&names.log)
-            ))?;
+            engine.drop_views(task, change)?;
+            engine.run(&format!("DROP TABLE IF EXISTS {}", quote(&names.log)))?;
             if engine.has(&names.shadow)? {
                 engine.discard(&names.shadow, &names.trash)?;
             }
@@ -429,17 +442,13 @@ impl Sqlite {
     /// Contract: the old table, the triggers that kept it, and the views of the old version go.
     pub(super) fn remove_old(&mut self, task: &Task<'_>, change: &TableChange) -> Result<(), Error> {
         let names = Names::of(task, change);
-        let view = shape::view_name(&change.table, &task.versions.old);
         task.point("contract.before");
         self.fenced(task.epoch, |engine| {
             for what in Shape::REVERSE {
                 engine.run(&format!("DROP TRIGGER IF EXISTS {}", quote(&names.trigger(what))))?;
             }
-            engine.run(&format!(
-                "DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {}",
-                quote(&view),
-                quote(&names.back)
-            ))?;
+            engine.drop_views(task, change)?;
+            engine.run(&format!("DROP TABLE IF EXISTS {}", quote(&names.back)))?;
             engine.drop_aside(&names)?;
             engine.run(&format!("DROP INDEX IF EXISTS {}", quote(&names.pins[0])))?;
             if change.rename_to.is_some() && engine.exists("view", change.table.as_str())? {
@@ -457,7 +466,11 @@ impl Sqlite {
     /// Views and triggers of others that still name what goes.
     pub(super) fn seen_uses(&mut self, task: &Task<'_>, change: &TableChange) -> Result<Vec<String>, Error> {
         let names = Names::of(task, change);
-        let own = [shape::view_name(&change.table, &task.versions.old)];
+        let own: Vec<String> = task
+            .versions
+            .seen(&change.table)
+            .map(|version| shape::view_name(&change.table, version))
+            .collect();
         let rows = catalog::texts(
             &self.connection,
             "SELECT type, name, sql FROM main.sqlite_schema WHERE type IN ('view', 'trigger') AND name NOT LIKE '\\_cutover\\_%' ESCAPE '\\'",
@@ -471,7 +484,7 @@ impl Sqlite {
             }
             let gone = change.fate == Fate::Drop || change.rename_to.is_some();
             if ddl::mentions(sql, &names.old)
-                || ddl::mentions(sql, &own[0])
+                || own.iter().any(|view| ddl::mentions(sql, view))
                 || (gone && ddl::mentions(sql, change.table.as_str()))
             {
                 uses.push(format!("{kind} `{name}` still names what goes with `{}`", change.table));
@@ -631,8 +644,7 @@ impl Sqlite {
 
     fn swap_one_back(&mut self, task: &Task<'_>, change: &TableChange, loss: Loss) -> Result<(), Error> {
         let names = Names::of(task, change);
-        let view = shape::view_name(&change.table, &task.versions.old);
-        self.run(&format!("DROP VIEW IF EXISTS {}", quote(&view)))?;
+        self.drop_views(task, change)?;
         if change.rename_to.is_some() && self.exists("view", change.table.as_str())? {
             self.run(&format!("DROP VIEW {}", change.table.quoted()))?;
         }

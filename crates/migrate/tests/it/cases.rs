@@ -687,3 +687,35 @@ fn contact_example_runs_forth_back_and_to_its_contract() {
     let names = database.texts("SELECT name FROM pragma_table_info('users')");
     assert_eq!(names, ["id", "email_address", "name", "phone"]);
 }
+
+#[test]
+fn each_version_sees_its_own_shape_while_several_migrations_are_open() {
+    let database = Database::new(
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT); CREATE TABLE orders (id INTEGER PRIMARY KEY, amount INTEGER); \
+         INSERT INTO users VALUES (1, 'a'); INSERT INTO orders VALUES (1, 250)",
+    );
+    let contact = "app_version = \"1.5.0\"\n[[step]]\nop = \"rename_column\"\ntable = \"users\"\nfrom = \"email\"\nto = \"address\"\n";
+    let money = "app_version = \"1.6.0\"\n[[step]]\nop = \"alter_column\"\ntable = \"orders\"\ncolumn = \"amount\"\ntype = \"double\"\nup = \"amount / 100.0\"\ndown = \"CAST(round(amount * 100) AS INTEGER)\"\n";
+    let mut migrator = migrator(database.engine(), &Unwatched);
+    done(migrator.apply(&migration("0001", None, contact), None));
+    done(migrator.apply(&migration("0002", Some("0001"), money), None));
+    for (version, sql) in [
+        ("0", "UPDATE orders SET amount = amount + 50; UPDATE users SET email = 'b'"),
+        ("1_5_0", "UPDATE orders SET amount = amount + 5; UPDATE users SET address = address || 'c'"),
+    ] {
+        let client = database.client();
+        for statement in migrator.engine().prelude(version).unwrap() {
+            client.execute_batch(&statement).unwrap();
+        }
+        client.execute_batch(sql).unwrap();
+    }
+    assert_eq!(database.texts("SELECT amount FROM orders"), ["3.05"]);
+    assert_eq!(database.texts("SELECT email, amount FROM users_v0, orders_v0"), ["bc|305"]);
+    migrator.rollback("0002", Loss::Refuse).unwrap();
+    assert_eq!(database.texts("SELECT email, amount FROM users_v0, orders"), ["bc|305"]);
+    done(migrator.apply(&migration("0002", Some("0001"), money), None));
+    done(migrator.complete("0001", &everywhere("1.6.0"), 0));
+    done(migrator.complete("0002", &everywhere("1.6.0"), 0));
+    assert_eq!(database.artefacts(), Vec::<String>::new());
+    assert_eq!(database.texts("SELECT name FROM sqlite_schema WHERE type = 'view'"), Vec::<String>::new());
+}

@@ -65,14 +65,8 @@ pub(crate) fn swap_statements(
             .iter()
             .map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None })
             .collect();
-        sql.extend(views::create(
-            session,
-            &task.versions.old,
-            shape.change.table.as_str(),
-            &shape.retired(),
-            source,
-            &shown,
-        )?);
+        let old = shape.retired();
+        sql.extend(views::create_old(session, task.versions, shape.change, &old, source, &shown)?);
         sql.push(views::drop(&task.versions.new, shape.change.table.as_str()));
         return Ok(sql);
     }
@@ -164,22 +158,7 @@ pub(crate) fn swap_statements(
                 default: None,
             })
             .collect();
-        sql.extend(views::create(
-            session,
-            &task.versions.old,
-            shape.change.table.as_str(),
-            &then,
-            source,
-            &old,
-        )?);
-        sql.extend(views::create(
-            session,
-            &task.versions.new,
-            shape.change.name_then().as_str(),
-            &then,
-            source,
-            &new,
-        )?);
+        sql.extend(views::create_all(session, task.versions, shape.change, &then, source, &old, &new)?);
     }
     Ok(sql)
 }
@@ -241,14 +220,14 @@ pub(crate) fn swap_back_statements(
             return Ok(sql);
         }
         Fate::Drop => {
-            sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
+            sql.extend(views::drop_old(task.versions, shape.change));
             sql.push(format!("ALTER TABLE {} SET SCHEMA {}", shape.retired(), ident(&shape.schema)));
             return Ok(sql);
         }
         Fate::Alter => {}
     }
     if shape.change.needs_views() {
-        sql.push(views::drop(&task.versions.old, shape.change.table.as_str()));
+        sql.extend(views::drop_old(task.versions, shape.change));
         sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
     }
     if then != table {

@@ -1,6 +1,7 @@
 //! The PostgreSQL engine against a real server.
 
 mod back;
+mod between;
 mod cases;
 mod copying;
 mod crashes;
