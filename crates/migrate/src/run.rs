@@ -226,7 +226,7 @@ impl<'a> Migrator<'a> {
         let (author, lease_ms) = (self.settings.author.clone(), self.settings.lease_ms);
         let epoch = in_transaction(&mut *self.engine, |sql| {
             state::unflushed(sql)?;
-            let epoch = lease::acquire(sql, &lease::owner(), lease_ms)?;
+            let epoch = lease::acquire(sql, &lease::owner_for(&migration.id), lease_ms)?;
             // Another migrator may have begun, or finished, between our reading and the lease: this migration or another.
             let now = record::all(sql)?;
             let own = now.iter().find(|record| record.id() == migration.id);

@@ -51,7 +51,8 @@ impl Migrator<'_> {
     pub fn cancel(&mut self, id: &str) -> Result<Cancelled, Error> {
         self.record(id)?;
         let is_asked = in_transaction(&mut *self.engine, |sql| {
-            let is_at_work = record::hold(sql, id)?.is_unfinished() && lease::holder(sql)?.is_some();
+            let is_at_work = record::hold(sql, id)?.is_unfinished()
+                && lease::holder(sql)?.is_some_and(|owner| lease::runs(&owner, id));
             if is_at_work {
                 record::set(sql, id, Column::Cancelled, true.into())?;
             }

@@ -17,10 +17,20 @@ pub fn owner() -> String {
     format!("{}/{}/{pid}/{}/{number}", host(), boot(), start_of(pid).unwrap_or(0))
 }
 
+/// As [`owner`], for a run of a migration.
+pub fn owner_for(migration: &str) -> String {
+    format!("{}/{migration}", owner())
+}
+
+/// Whether a holder runs this migration.
+pub fn runs(owner: &str, migration: &str) -> bool {
+    owner.splitn(6, '/').nth(5) == Some(migration)
+}
+
 /// Whether a holder certainly lives no more: a process of this machine and boot that is gone.
 fn is_gone(owner: &str) -> bool {
-    let parts: Vec<&str> = owner.split('/').collect();
-    let [host_, boot_, pid, start, _] = parts[..] else { return false };
+    let parts: Vec<&str> = owner.splitn(6, '/').collect();
+    let [host_, boot_, pid, start, ..] = parts[..] else { return false };
     if host_ != host() || boot_ != boot() || boot_ == "?" {
         return false;
     }
@@ -132,6 +142,9 @@ mod tests {
         let me = owner();
         assert!(!is_gone(&me));
         assert_ne!(me, owner());
+        let run = owner_for("0001_a/b");
+        assert!(!is_gone(&run) && runs(&run, "0001_a/b"));
+        assert!(!runs(&run, "0001_a") && !runs(&me, "0001_a/b"));
         let mut parts: Vec<&str> = me.split('/').collect();
         parts[3] = "1";
         assert!(is_gone(&parts.join("/")), "the number was given to another process");

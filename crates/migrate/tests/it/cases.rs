@@ -451,6 +451,20 @@ fn deadline_names_the_phase_it_passed_in_and_the_migration_goes_on_later() {
 }
 
 #[test]
+fn a_migration_that_nobody_runs_is_not_asked_to_stop_because_another_is_at_work() {
+    use cutover_migrate::state::{lease, sql::in_transaction};
+    let database = Database::new(&format!("{ORDERS}{USERS}"));
+    let change = migration("0001", None, &failing("manual"));
+    let mut migrator = Migrator::new(database.engine(), settings(), &Unwatched, &refuses);
+    assert!(matches!(migrator.apply(&change, None), Err(Error::Stopped { .. })));
+    let mut other = database.engine();
+    let epoch = in_transaction(&mut *other, |sql| lease::acquire(sql, &lease::owner(), 60_000)).unwrap();
+    assert!(matches!(migrator.cancel("0001"), Err(Error::Held { .. })));
+    lease::release(&mut *other, epoch).unwrap();
+    assert_eq!(migrator.cancel("0001").unwrap(), Cancelled::Undone);
+}
+
+#[test]
 fn two_migrators_exclude_each_other_and_the_one_that_was_taken_over_fails() {
     use cutover_migrate::state::{self, lease, sql::in_transaction};
     let database = Database::new(ORDERS);
