@@ -182,6 +182,15 @@ pub trait Pace: Sync {
     /// # Errors
     /// Cancelled, fenced, past the deadline, or what the database says.
     fn between(&self, sql: &mut dyn Sql, table: &Ident, done: &ChunkDone) -> Result<Go, Error>;
+
+    /// Called beside work that cannot be cut into chunks, with a connection of its own; waits while paused.
+    ///
+    /// # Errors
+    /// Cancelled, past the deadline, or what the database says.
+    fn obey(&self, sql: &mut dyn Sql) -> Result<(), Error> {
+        let _ = sql;
+        Ok(())
+    }
 }
 
 /// Rows for a row function: the columns in the order of its `read`, then on return those of its `write`.

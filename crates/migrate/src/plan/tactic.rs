@@ -4,7 +4,7 @@
 //! S = SHARE (writers wait). SQLite has one: W, the write lock of the database.
 
 use crate::{
-    catalog::{Catalog, Table},
+    catalog::{Catalog, Constraint, ConstraintKind, Table},
     change::{ColumnChange, ColumnFate, Fate, NewConstraint, TableChange, Tactic},
     engine::Policy,
     error::Refusal,
@@ -297,6 +297,7 @@ pub(super) fn obstacles(change: &TableChange, table: &Table, catalog: &Catalog) 
     let mut refusals = Vec::new();
     if dialect == Dialect::Postgres {
         refusals.extend(on_postgres(change, table));
+        refusals.extend(irreplaceable(change, table));
         refusals.extend(unprotected(change, table, &catalog.server_version));
     }
     if dialect == Dialect::Sqlite && change.fate == Fate::Drop {
@@ -389,6 +390,22 @@ fn unprotected(change: &TableChange, table: &Table, server_version: &str) -> Opt
     })
 }
 
+/// A constraint that is taken off a table which stays, and that nobody could put on again while clients write.
+fn irreplaceable(change: &TableChange, table: &Table) -> Option<Refusal> {
+    let goes = |one: &&Constraint| {
+        one.kind == ConstraintKind::Exclusion
+            && one.name.as_ref().is_some_and(|name| change.drop_constraints.contains(name))
+    };
+    if change.tactic == Tactic::Shadow {
+        return None;
+    }
+    let name = table.constraints.iter().find(goes)?.name.as_ref()?;
+    Some(Refusal::new(
+        format!("exclusion constraint `{name}` of `{}` could not come back with a rollback", table.name),
+        "Drop it with your own statement, when you will not need it any more.",
+    ))
+}
+
 /// What PostgreSQL's ways of changing a table cannot do together.
 fn on_postgres(change: &TableChange, table: &Table) -> Option<Refusal> {
     let has_functions = !change.functions().is_empty();
@@ -455,6 +472,13 @@ pub(super) fn warnings(change: &TableChange, table: &Table, dialect: Dialect) ->
         let hold = spoken(table.size.rows.saturating_mul(1000) / CHECK_ROWS_PER_S);
         warnings.push(format!(
             "`{}`: where clients do not stop writing, new foreign keys are checked under the write lock ({hold})",
+            table.name
+        ));
+    }
+    let is_secured = table.other.get("row security").is_some_and(|text| text.starts_with('t'));
+    if is_secured && change.needs_views() && table.other.contains_key("grants on columns") {
+        warnings.push(format!(
+            "`{}` has row level security and grants on columns: who has only the latter cannot read the views of its versions",
             table.name
         ));
     }

@@ -16,11 +16,13 @@ use super::{
 };
 use crate::{
     change::NewConstraint,
-    engine::Task,
+    engine::{Pace, Task},
     error::{Error, Refusal, SqlErrorKind},
     ir::Ident,
 };
 
+/// How often orders are looked for while an index is built.
+const ORDERS_EVERY: Duration = Duration::from_millis(50);
 /// How often a unique index is tried while writers above READ COMMITTED leave rows behind for a moment.
 const UNIQUE_ATTEMPTS: u32 = 20;
 
@@ -41,7 +43,8 @@ pub(crate) fn create(
     sql.push(format!("CREATE TABLE {} (row_key text, reason text)", art.own("lost")));
     sql.push(format!("CREATE SEQUENCE {}", art.own("old_use")));
     sql.push(range_table(shape));
-    sql.push(Dual::new(shape, Way::Forward).functions(Copying::Now));
+    let dual = Dual::new(shape, Way::Forward);
+    sql.extend([dual.functions(Copying::Now), dual.published()]);
     let mut columns = Vec::new();
     for target in &shape.targets {
         let like = target.like.as_deref().and_then(|name| source.column(name));
@@ -88,6 +91,8 @@ pub(crate) fn create(
             sql.extend(early_index(shape, source, index));
         }
     }
+    // Without a primary key a publication of all tables would forbid to delete from it.
+    sql.push(format!("ALTER TABLE {table} REPLICA IDENTITY FULL"));
     for check in source.checks.iter().filter(|check| check.valid && keeps(shape, &check.name, &check.columns))
     {
         sql.push(format!("ALTER TABLE {table} ADD CONSTRAINT {} {}", ident(&check.name), check.definition));
@@ -265,11 +270,12 @@ pub(crate) fn indexes(
     shape: &Shape<'_>,
     source: &Relation,
     target_oid: &str,
+    pace: &dyn Pace,
 ) -> Result<(), Error> {
     let table = shape.shadow();
     for wanted in wanted_indexes(shape, source) {
         task.point("index.before");
-        build_wanted(engine, task, shape, target_oid, &wanted)
+        build_wanted(engine, task, shape, target_oid, &wanted, pace)
             .map_err(|error| duplicates(error, shape.change.table.clone()))?;
         task.point("index.after");
     }
@@ -307,6 +313,7 @@ fn build_wanted(
     shape: &Shape<'_>,
     target_oid: &str,
     wanted: &Wanted,
+    pace: &dyn Pace,
 ) -> Result<(), Error> {
     let table = shape.shadow();
     let statement = || {
@@ -314,7 +321,8 @@ fn build_wanted(
         format!("CREATE {unique}INDEX CONCURRENTLY {} ON {table} {}", ident(&wanted.name), wanted.tail)
     };
     if !wanted.unique {
-        return concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &statement);
+        let pace = Some(pace);
+        return concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &statement, pace);
     }
     let stop = AtomicBool::new(false);
     let mut second = engine.dial.engine()?;
@@ -332,7 +340,8 @@ fn build_wanted(
         let mut result = Ok(());
         for _ in 0..UNIQUE_ATTEMPTS {
             result = drain(engine, task, &dual, false).and_then(|_| {
-                concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &statement)
+                let pace = Some(pace);
+                concurrently(engine, task, &shape.artefacts.new, target_oid, &wanted.name, &statement, pace)
             });
             if !matches!(&result, Err(Error::Sql(error)) if error.kind == SqlErrorKind::Unique) {
                 break;
@@ -344,7 +353,9 @@ fn build_wanted(
 }
 
 /// Builds one index with CREATE INDEX CONCURRENTLY, unless a valid one of the name is on the table; what an attempt left
-/// INVALID is dropped first. Outside a transaction, so the lease is checked before and after.
+/// INVALID is dropped first. Outside a transaction, so the lease is checked before and after. It waits for everybody's old
+/// snapshots, so orders are obeyed meanwhile.
+#[allow(clippy::too_many_arguments, reason = "each is a different thing")]
 pub(crate) fn concurrently(
     engine: &mut PostgresEngine,
     task: &Task<'_>,
@@ -352,9 +363,10 @@ pub(crate) fn concurrently(
     table_oid: &str,
     name: &str,
     statement: &dyn Fn() -> String,
+    pace: Option<&dyn Pace>,
 ) -> Result<(), Error> {
-    let session = &mut engine.session;
     for attempt in 0.. {
+        let session = &mut engine.session;
         session.run(&fence(task.epoch)).map_err(unfence(task.epoch))?;
         let found = session.row(&format!(
             "SELECT i.indisvalid AND i.indisready, i.indrelid = {table_oid} FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -379,14 +391,21 @@ pub(crate) fn concurrently(
         }
         // It blocks nobody, so it may wait; a lock timeout would only leave an INVALID index behind.
         session.run("SET lock_timeout = 0")?;
-        let built = session.run(&statement());
+        let built = match pace {
+            None => session.run(&statement()).map(drop),
+            Some(pace) => under_orders(engine, pace, &statement()),
+        };
+        let session = &mut engine.session;
         session.run("SET lock_timeout = '5s'")?;
         match built {
             Ok(_) => {}
             Err(Error::Sql(error)) if error.kind == SqlErrorKind::Conflict && attempt < 3 => {}
             Err(error) => {
-                // Leave no INVALID index behind; the first error is the one to tell.
-                let _ = session.run("SET lock_timeout = 0");
+                // Leave no INVALID index behind; the first error is the one to tell. After an order not for long: what is in
+                // the way of the index may be in this one's way too, and whoever goes on or undoes drops it as well.
+                if !matches!(error, Error::Cancelled | Error::Deadline { .. }) {
+                    let _ = session.run("SET lock_timeout = 0");
+                }
                 let _ =
                     session.run(&format!("DROP INDEX CONCURRENTLY IF EXISTS {}", qualified(schema, name)));
                 let _ = session.run("SET lock_timeout = '5s'");
@@ -398,6 +417,40 @@ pub(crate) fn concurrently(
         }
     }
     Err(Error::Damaged(format!("index `{name}` stays invalid")))
+}
+
+/// Runs one statement that may wait long, and ends it when an order says so: its error then.
+fn under_orders(engine: &mut PostgresEngine, pace: &dyn Pace, statement: &str) -> Result<(), Error> {
+    let (config, tls) = (engine.dial.config.clone(), engine.dial.tls.clone());
+    let mut second = engine.dial.engine()?;
+    let token = engine.session.cancel_token();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let orders = scope.spawn(|| {
+            let mut order = None;
+            while !stop.load(Ordering::Relaxed) {
+                match (&order, pace.obey(&mut second)) {
+                    (None, Err(error @ (Error::Cancelled | Error::Deadline { .. }))) => order = Some(error),
+                    (None, _) => {}
+                    // Again and again: one that comes between two statements ends nothing.
+                    (Some(_), _) => drop(tls.cancel(&config, &token)),
+                }
+                std::thread::sleep(ORDERS_EVERY);
+            }
+            order
+        });
+        let built = engine.session.run(statement);
+        stop.store(true, Ordering::Relaxed);
+        let order = orders.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match order {
+            None => built.map(drop),
+            Some(order) => {
+                // A last request to end it may come late, and end this.
+                let _ = engine.session.run("SELECT 1");
+                Err(order)
+            }
+        }
+    })
 }
 
 /// A unique index that cannot be built: rows that are alike.

@@ -8,13 +8,17 @@ mod functions;
 
 use serde::{Deserialize, Serialize};
 
-use self::{checks::restore_constraints, exchange::remove_added, functions::restore_rows};
+use self::{
+    checks::{restore_constraints, restore_references, restore_types},
+    exchange::remove_added,
+    functions::restore_rows,
+};
 use super::{
     PostgresEngine,
     build::drop_artefacts,
     copy::range_table,
     polite::{Locks, ddl, fence, unfence},
-    relation::{IndexDef, Relation, find},
+    relation::{IndexDef, Relation, find, foreign_order},
     session::{Session, ident, literal, qualified},
     shape::{Shape, note, read_note},
     views,
@@ -22,7 +26,7 @@ use super::{
 use crate::{
     change::{ColumnChange, ColumnFate, Fate, NewConstraint, Tactic},
     engine::Task,
-    error::Error,
+    error::{Error, Refusal},
     ir::Ident,
 };
 
@@ -47,6 +51,37 @@ struct Before {
     /// what follows in the constraint.
     #[serde(default)]
     keys: Vec<(String, String, String, String)>,
+    /// Foreign keys that a hidden table does not have meanwhile.
+    #[serde(default)]
+    references: Vec<Reference>,
+}
+
+/// A foreign key that a table has no more while it is hidden.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Reference {
+    name: String,
+    definition: String,
+    valid: bool,
+    /// A query of how many rows have lost what they refer to.
+    orphans: String,
+}
+
+/// Why the rows of a hidden table cannot come back as they are: what they refer to was deleted meanwhile.
+pub(crate) fn orphans(session: &mut Session, shape: &Shape<'_>) -> Result<Vec<Refusal>, Error> {
+    let mut found = Vec::new();
+    for key in before(session, shape)?.references.iter().filter(|key| key.valid) {
+        let count = session.value(&key.orphans)?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        if count > 0 {
+            found.push(Refusal::new(
+                format!(
+                    "{count} row(s) of `{}` refer by `{}` to rows that were deleted since",
+                    shape.change.table, key.name
+                ),
+                "Delete them through the old version's view, or accept with `--accept-loss` that this foreign key stays NOT VALID.",
+            ));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a new column cannot be added with its values at once.
@@ -113,6 +148,11 @@ pub(crate) fn expand(
     let session = &mut engine.session;
     if is_instant(shape) || read_note(session, art, "expanded")?.is_some() {
         return Ok(());
+    }
+    if let (true, Some(source)) = (has_walk(shape), source)
+        && let Some(refusal) = foreign_order(session, source)?
+    {
+        return Err(Error::Refused(vec![refusal]));
     }
     let table = here(shape);
     let mut sql = note_table(shape);
@@ -205,6 +245,7 @@ fn before_note(shape: &Shape<'_>, source: Option<&Relation>) -> Result<String, E
             .filter(|one| goes(&one.name))
             .map(|one| (one.name.clone(), one.definition.clone(), one.valid))
             .collect(),
+        references: Vec::new(),
     };
     let text = serde_json::to_string(&before).map_err(|error| Error::Damaged(error.to_string()))?;
     Ok(note(&shape.artefacts, "before", &text))
@@ -263,16 +304,14 @@ pub(crate) fn dual_write(
 /// The trigger that gives new columns their values in rows of the old version.
 fn filler(shape: &Shape<'_>, ups: &[(&ColumnChange, &String)]) -> Vec<String> {
     let table = here(shape);
-    let row: Vec<String> =
-        shape.old_columns.iter().map(|column| format!("NEW.{0} AS {0}", ident(&column.name))).collect();
+    let row = shape.new_row_of_old();
     let fills: String = ups
         .iter()
         .filter_map(|(column, up)| {
             let name = column.then.as_ref()?.quoted();
             // A value that is taken away by an update was taken away on purpose: the old version does not know the column.
             Some(format!(
-                "IF NEW.{name} IS NULL AND (TG_OP = 'INSERT' OR OLD.{name} IS NULL) THEN NEW.{name} := (SELECT ({up}) FROM (SELECT {}) AS _cutover_old); END IF; ",
-                row.join(", ")
+                "IF NEW.{name} IS NULL AND (TG_OP = 'INSERT' OR OLD.{name} IS NULL) THEN NEW.{name} := (SELECT ({up}) FROM {row}); END IF; "
             ))
         })
         .collect();
@@ -343,12 +382,16 @@ pub(crate) fn after_swap_back(
     if shape.change.fate == Fate::Alter {
         restore_rows(engine, task, shape)?;
         restore_constraints(engine, task, shape)?;
+        restore_types(engine, task, shape)?;
         drop_indexes(
             &mut engine.session,
             task,
             shape,
             shape.change.add_indexes.iter().map(|index| index.name.as_str()),
         )?;
+    }
+    if shape.change.fate == Fate::Drop {
+        restore_references(engine, task, shape)?;
     }
     remove_artefacts(engine, task, shape)
 }
@@ -393,7 +436,7 @@ pub(crate) fn contract(engine: &mut PostgresEngine, task: &Task<'_>, shape: &Sha
         Fate::Create => {}
         Fate::Drop => {
             let old = shape.retired();
-            let mut sql = views::drop_old(task.versions, shape.change);
+            let mut sql = views::drop_old(session, task.versions, shape.change)?;
             sql.push(format!("DROP TABLE IF EXISTS {old}"));
             let sql = sql.join("; ");
             let exists = find(session, &shape.artefacts.old, shape.change.table.as_str())?.is_some();
@@ -404,7 +447,7 @@ pub(crate) fn contract(engine: &mut PostgresEngine, task: &Task<'_>, shape: &Sha
             drop_indexes(session, task, shape, shape.change.drop_indexes.iter().map(Ident::as_str))?;
             let mut sql = Vec::new();
             if shape.change.needs_views() {
-                sql.extend(views::drop_old(task.versions, shape.change));
+                sql.extend(views::drop_old(session, task.versions, shape.change)?);
             }
             sql.push(format!("DROP TRIGGER IF EXISTS {} ON {then}", ident(FILLER)));
             for column in shape.change.columns.iter().filter(|column| column.fate == ColumnFate::Drop) {

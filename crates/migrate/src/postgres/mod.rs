@@ -436,7 +436,7 @@ impl Engine for PostgresEngine {
             .transaction(&format!("{}; {}", fence(task.epoch), dual.functions(Copying::Done)))
             .map_err(unfence(task.epoch))?;
         let target = read_note(&mut self.session, &shape.artefacts, "target")?.unwrap_or_default();
-        build::indexes(self, task, &shape, &source, &target)?;
+        build::indexes(self, task, &shape, &source, &target, pace)?;
         self.session
             .transaction(&format!("{}; {}", fence(task.epoch), note(&shape.artefacts, "built", "yes")))
             .map_err(unfence(task.epoch))?;
@@ -514,8 +514,10 @@ impl Engine for PostgresEngine {
             let Some(source) = source else { continue };
             locks.gentle.push(shape.name_now());
             tables.push(shape.name_now());
-            if is_shadow(shape.change) {
+            if is_shadow(shape.change) || shape.change.fate == Fate::Drop {
                 tables.extend(swap::neighbours(source));
+            }
+            if is_shadow(shape.change) {
                 tables.push(shape.shadow());
             }
         }
@@ -589,7 +591,7 @@ impl Engine for PostgresEngine {
         let table = shape.name_then();
         let mut sql = Vec::new();
         if change.needs_views() {
-            sql.extend(views::drop_old(task.versions, change));
+            sql.extend(views::drop_old(&mut self.session, task.versions, change)?);
         }
         sql.push(views::drop_triggers(&back, &table));
         let hidden: Vec<String> = shape

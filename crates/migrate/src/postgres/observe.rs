@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    PostgresEngine, is_shadow,
+    PostgresEngine, in_place, is_shadow,
     relation::{Relation, dependents, find, obstacles, triggers},
     session::{Row, Session, ident, literal},
     shape::Shape,
@@ -95,7 +95,8 @@ fn table(engine: &mut PostgresEngine, name: &Ident, oid: &str) -> Result<Table, 
     let head = session
         .row(&format!(
             "SELECT CASE WHEN c.relispartition THEN 'partition' ELSE c.relkind::text END, pg_table_size(c.oid), pg_indexes_size(c.oid), \
-               coalesce(c.relacl::text, ''), c.relrowsecurity::text || c.relforcerowsecurity::text, c.relreplident::text, coalesce(array_to_string(c.reloptions, ','), '') FROM pg_class c WHERE c.oid = {oid}"
+               coalesce(c.relacl::text, ''), c.relrowsecurity::text || c.relforcerowsecurity::text, c.relreplident::text, coalesce(array_to_string(c.reloptions, ','), ''), \
+               (SELECT string_agg(quote_ident(a.attname) || a.attacl::text, ' ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) FROM pg_class c WHERE c.oid = {oid}"
         ))?
         .unwrap_or_default();
     let kind = match part(&head, 0).as_str() {
@@ -155,11 +156,11 @@ fn table(engine: &mut PostgresEngine, name: &Ident, oid: &str) -> Result<Table, 
     let mut referenced_by = Vec::new();
     for one in &relation.referenced_by {
         let columns = session.run(&format!(
-            "SELECT a.attname FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey) WHERE c.conrelid = {}::regclass AND c.conname = {}",
+            "SELECT a.attname, (SELECT o.relname FROM pg_class o WHERE o.oid = c.conrelid) FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey) WHERE c.conrelid = {}::regclass AND c.conname = {}",
             literal(&one.table),
             literal(&one.name)
         ))?;
-        let table = one.table.rsplit('.').next().unwrap_or_default().trim_matches('"').replace("\"\"", "\"");
+        let table = columns.first().map(|row| part(row, 1)).unwrap_or_default();
         referenced_by.extend(Ident::ours(table).ok().map(|table| Reference {
             table,
             name: Ident::ours(one.name.clone()).ok(),
@@ -227,13 +228,18 @@ fn table(engine: &mut PostgresEngine, name: &Ident, oid: &str) -> Result<Table, 
             .collect(),
         referenced_by,
         obstacles: refusals,
-        other: BTreeMap::from([
-            ("owner".to_owned(), relation.owner.clone()),
-            ("grants".to_owned(), part(&head, 3)),
-            ("row security".to_owned(), part(&head, 4)),
-            ("replica identity".to_owned(), part(&head, 5)),
-            ("options".to_owned(), part(&head, 6)),
-        ]),
+        other: [
+            ("grants", 3),
+            ("row security", 4),
+            ("replica identity", 5),
+            ("options", 6),
+            ("grants on columns", 7),
+        ]
+        .into_iter()
+        .filter(|(_, at)| head.get(*at).is_some_and(Option::is_some))
+        .map(|(what, at)| (what.to_owned(), part(&head, at)))
+        .chain([("owner".to_owned(), relation.owner.clone())])
+        .collect(),
         size: Size { rows: relation.rows_estimate, bytes: number(&head, 1), index_bytes: number(&head, 2) },
     })
 }
@@ -526,10 +532,32 @@ fn lost_in_place(session: &mut Session, shape: &Shape<'_>) -> Result<Vec<Refusal
     if change.fate == Fate::Create && session.is_true(&format!("SELECT EXISTS (SELECT 1 FROM {table})"))? {
         lost.push(Refusal::new(format!("rows of the new table `{then}`"), ACCEPT));
     }
+    if change.fate == Fate::Drop {
+        lost.extend(in_place::orphans(session, shape)?);
+    }
     if change.fate != Fate::Alter {
         return Ok(lost);
     }
     lost.extend(values_of_new_columns(session, shape)?);
+    for column in change.columns.iter().filter(|column| column.type_now != column.type_then) {
+        let (Some(_), Some(name), Some(kind)) = (&column.now, &column.then, &column.type_now) else {
+            continue;
+        };
+        let name_quoted = name.quoted();
+        let found = session.value(&format!(
+            "SELECT count(*) FROM {table} WHERE {name_quoted}::text IS DISTINCT FROM {name_quoted}::{kind}::text"
+        ));
+        let wide = match found {
+            Err(Error::Sql(error)) if error.kind == SqlErrorKind::Data => Some(error.message),
+            found => found?.filter(|count| count != "0").map(|count| format!("{count} row(s)")),
+        };
+        lost.extend(wide.map(|wide| {
+            Refusal::new(
+                format!("{wide} of `{then}` have a `{name}` that is no {kind}"),
+                "Shorten them, and roll back then; or accept with `--accept-loss` that the column keeps its new type.",
+            )
+        }));
+    }
     for column in
         change.columns.iter().filter(|column| column.fate == ColumnFate::Drop && !column.nullable_now)
     {
@@ -587,8 +615,8 @@ pub(super) fn losses(
         }));
         let table = shape.name_then();
         let key: Vec<String> = back.source_key.iter().map(|name| format!("t.{name}::text")).collect();
-        let rows = engine.session.run(&format!(
-            "SELECT l.row_key, max(l.reason) FROM {} AS l WHERE EXISTS (SELECT 1 FROM {table} AS t WHERE json_build_array({})::text = l.row_key) GROUP BY 1 LIMIT {}",
+        let rows = engine.session.transaction(&format!(
+            "SET LOCAL TimeZone = 'UTC'; SELECT l.row_key, max(l.reason) FROM {} AS l WHERE EXISTS (SELECT 1 FROM {table} AS t WHERE json_build_array({})::text = l.row_key) GROUP BY 1 LIMIT {}",
             shape.artefacts.own("lost"),
             key.join(", "),
             task.policy.sample

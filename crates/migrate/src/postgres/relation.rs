@@ -14,6 +14,10 @@ pub(crate) struct Attribute {
     pub(crate) kind: String,
     /// The name of the type alone, in `pg_catalog` or elsewhere.
     pub(crate) type_name: String,
+    /// As `kind`; of a domain the type under it, which holds any value, NULL too.
+    pub(crate) base_kind: String,
+    /// Whether the server itself can say that two values are equal: not of json, xml, point.
+    pub(crate) comparable: bool,
     pub(crate) not_null: bool,
     /// The default, or the expression of a generated column.
     pub(crate) default: Option<String>,
@@ -28,6 +32,8 @@ pub(crate) struct Attribute {
     pub(crate) settings: Vec<String>,
     /// The sequence it owns, qualified; of an identity column too.
     pub(crate) sequence: Option<String>,
+    /// The sequence's name alone, quoted.
+    pub(crate) sequence_name: Option<String>,
 }
 
 /// One index.
@@ -175,11 +181,22 @@ fn read_columns(session: &mut Session, oid: &str) -> Result<Vec<Attribute>, Erro
              CASE a.attcompression WHEN 'p' THEN 'SET COMPRESSION pglz' WHEN 'l' THEN 'SET COMPRESSION lz4' END, \
              CASE WHEN coalesce(a.attstattarget, -1) >= 0 THEN 'SET STATISTICS ' || a.attstattarget END, \
              'SET (' || array_to_string(a.attoptions, ', ') || ')']) x WHERE x IS NOT NULL), '[]'), \
-           (SELECT quote_ident(sn.nspname) || '.' || quote_ident(sc.relname) FROM pg_depend dep JOIN pg_class sc ON sc.oid = dep.objid AND sc.relkind = 'S' \
-             JOIN pg_namespace sn ON sn.oid = sc.relnamespace WHERE dep.classid = 'pg_class'::regclass AND dep.refclassid = 'pg_class'::regclass \
-             AND dep.refobjid = a.attrelid AND dep.refobjsubid = a.attnum AND dep.deptype IN ('a', 'i') LIMIT 1), \
-           t.typtype \
+           quote_ident(seq.nspname) || '.' || quote_ident(seq.relname), t.typtype, \
+           CASE t.typtype WHEN 'd' THEN format_type(base.oid, base.modifier) ELSE format_type(a.atttypid, a.atttypmod) END, \
+           item.typtype IN ('e', 'r', 'm') OR EXISTS (SELECT 1 FROM pg_opclass o JOIN pg_am am ON am.oid = o.opcmethod \
+             WHERE am.amname IN ('btree', 'hash') AND o.opcdefault AND o.opcnamespace = 'pg_catalog'::regnamespace AND item.typtype = 'b' \
+             AND (o.opcintype = item.oid OR EXISTS (SELECT 1 FROM pg_cast k \
+               WHERE k.castsource = item.oid AND k.casttarget = o.opcintype AND k.castmethod = 'b' AND k.castcontext = 'i'))), \
+           quote_ident(seq.relname) \
          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+         CROSS JOIN LATERAL (WITH RECURSIVE b(oid, typtype, base, modifier) AS (SELECT t.oid, t.typtype, t.typbasetype, t.typtypmod \
+             UNION ALL SELECT n.oid, n.typtype, n.typbasetype, CASE WHEN b.modifier >= 0 THEN b.modifier ELSE n.typtypmod END FROM b JOIN pg_type n ON n.oid = b.base WHERE b.typtype = 'd') \
+           SELECT b.oid, b.modifier FROM b WHERE b.typtype <> 'd') base \
+         JOIN pg_type whole ON whole.oid = base.oid \
+         JOIN pg_type item ON item.oid = CASE WHEN whole.typcategory = 'A' AND whole.typelem <> 0 THEN whole.typelem ELSE whole.oid END \
+         LEFT JOIN LATERAL (SELECT sn.nspname, sc.relname FROM pg_depend dep JOIN pg_class sc ON sc.oid = dep.objid AND sc.relkind = 'S' \
+             JOIN pg_namespace sn ON sn.oid = sc.relnamespace WHERE dep.classid = 'pg_class'::regclass AND dep.refclassid = 'pg_class'::regclass \
+             AND dep.refobjid = a.attrelid AND dep.refobjsubid = a.attnum AND dep.deptype IN ('a', 'i') LIMIT 1) seq ON true \
          LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
          LEFT JOIN pg_collation co ON co.oid = a.attcollation LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace \
          WHERE a.attrelid = {oid} AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
@@ -198,6 +215,9 @@ fn read_columns(session: &mut Session, oid: &str) -> Result<Vec<Attribute>, Erro
             deterministic: yes(row, 8),
             settings: names(row, 9),
             sequence: row[10].clone(),
+            base_kind: text(row, 12),
+            comparable: yes(row, 13),
+            sequence_name: row[14].clone(),
         })
         .collect())
 }
@@ -453,7 +473,25 @@ pub(crate) fn obstacles(session: &mut Session, relation: &Relation) -> Result<Ve
             );
         }
     }
+    refusals.extend(foreign_order(session, relation)?);
     Ok(refusals)
+}
+
+/// Why rows cannot be found by the key, when it is not the server itself that compares it. Functions of ours look for
+/// operators in `pg_catalog` alone: others would not be found, or those of another type would, with another order.
+pub(crate) fn foreign_order(session: &mut Session, relation: &Relation) -> Result<Option<Refusal>, Error> {
+    let Some(key) = relation.key() else { return Ok(None) };
+    let foreign = session.is_true(&format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_index i, unnest(i.indclass) k JOIN pg_opclass o ON o.oid = k \
+         WHERE i.indexrelid = {} AND o.opcnamespace <> 'pg_catalog'::regnamespace)",
+        key.oid
+    ))?;
+    Ok(foreign.then(|| {
+        Refusal::new(
+            format!("`{}` has key `{}` of a type that brings its own operators", relation.name, key.name),
+            "Add a primary key of a type of the server's own, such as bigint or text, in a migration before this one.",
+        )
+    }))
 }
 
 impl Relation {
@@ -509,7 +547,7 @@ pub(crate) fn trappings(
          UNION ALL SELECT format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', {here}), NULL FROM pg_class c WHERE c.oid = {oid} AND c.relforcerowsecurity \
          UNION ALL SELECT format('COMMENT ON TRIGGER %I ON %s IS %L', t.tgname, {here}, d.description), NULL FROM pg_trigger t JOIN pg_description d ON d.classoid = 'pg_trigger'::regclass AND d.objoid = t.oid WHERE t.tgrelid = {oid} \
          UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %s IS %L', t.conname, {here}, d.description), NULL FROM pg_constraint t JOIN pg_description d ON d.classoid = 'pg_constraint'::regclass AND d.objoid = t.oid WHERE t.conrelid = {oid} \
-         UNION ALL SELECT format('ALTER TABLE %s REPLICA IDENTITY %s', {here}, CASE c.relreplident WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END), NULL FROM pg_class c WHERE c.oid = {oid} AND c.relreplident IN ('f', 'n')"
+         UNION ALL SELECT format('ALTER TABLE %s REPLICA IDENTITY %s', {here}, CASE c.relreplident WHEN 'd' THEN 'DEFAULT' WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END), NULL FROM pg_class c WHERE c.oid = {oid} AND c.relreplident IN ('d', 'f', 'n')"
     ))?;
     for row in rows.iter().chain(&grants).chain(&rest) {
         if row[1].as_deref().is_none_or(has) {

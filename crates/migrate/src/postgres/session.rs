@@ -31,7 +31,13 @@ pub(crate) const MOVED: &str = "CUT02";
 const SETTINGS: &str = "SET search_path = ''; SET row_security = off; SET standard_conforming_strings = on; \
      SET extra_float_digits = 1; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex'; \
      SET client_min_messages = warning; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-     SET lock_timeout = '5s'; SET max_parallel_workers_per_gather = 0";
+     SET lock_timeout = '5s'; SET max_parallel_workers_per_gather = 0; \
+     SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
+
+/// How functions that run in clients' sessions print what we compare or read again: as connections of ours do, but for the time
+/// zone, which is the database's own there, for the expressions of migrations.
+pub(crate) const PRINTED: &str = "SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET IntervalStyle = 'postgres' \
+     SET extra_float_digits = 1 SET bytea_output = 'hex'";
 
 /// A connection of the engine.
 pub(crate) struct Session {
@@ -52,6 +58,11 @@ impl Session {
         let mut session = Self { client };
         session.run(SETTINGS)?;
         Ok(session)
+    }
+
+    /// With which another thread ends what this connection is doing.
+    pub(crate) fn cancel_token(&self) -> postgres::CancelToken {
+        self.client.cancel_token()
     }
 
     /// Runs a batch in one round trip; the rows of all its statements, in order.

@@ -4,7 +4,8 @@
 //! The shadow table T is built under the old column names in a schema of its own, so that definitions of the source S which
 //! name columns hold for it word by word; the swap renames its columns, and the server rewrites whatever names them. For
 //! every old column that T does not hold unchanged it has a hidden column `_cutover_<name>` with the old value: the old
-//! version's view shows it, and the way back copies it, so that a rollback returns what was there, bit by bit.
+//! version's view shows it, and the way back copies it, so that a rollback returns what was there, bit by bit. It asks nothing
+//! of clients (`docs/decisions/0065-what-a-hidden-table-or-column-asks-of-nobody.md`).
 
 use super::{
     relation::{Attribute, Relation, find},
@@ -132,7 +133,7 @@ impl<'a> Shape<'a> {
             targets.push(Target {
                 build: name.clone(),
                 name,
-                kind: column.kind.clone(),
+                kind: column.base_kind.clone(),
                 not_null: false,
                 default: None,
                 generated: false,
@@ -272,6 +273,72 @@ impl<'a> Shape<'a> {
             "({} AND NOT EXISTS (SELECT 1 FROM {other} AS o WHERE {}))",
             not_null.join(" AND "),
             joined.join(" AND ")
+        )
+    }
+
+    /// A row of the old shape inside a BEFORE trigger of S, as what follows FROM: generated columns have no value there yet.
+    pub(crate) fn new_row_of_old(&self) -> String {
+        let plain: Vec<(String, String)> = self
+            .written_back()
+            .map(|column| (format!("NEW.{}", ident(&column.name)), ident(&column.name)))
+            .collect();
+        self.with_generated(&plain)
+    }
+
+    /// As [`new_row_of_old`](Self::new_row_of_old), in a BEFORE trigger of T after the swap.
+    pub(crate) fn new_row_back(&self) -> String {
+        let plain: Vec<(String, String)> = self
+            .written_back()
+            .filter_map(|column| {
+                let holder = self.holder(&column.name).or_else(|| self.built_as(&column.name))?;
+                Some((format!("NEW.{}", ident(&holder.name)), ident(&column.name)))
+            })
+            .collect();
+        self.with_generated(&plain)
+    }
+
+    /// A row of the old shape from the columns that are written, by their expressions and names.
+    fn with_generated(&self, plain: &[(String, String)]) -> String {
+        let plain: Vec<String> = plain.iter().map(|(value, name)| format!("{value} AS {name}")).collect();
+        let generated: String = self
+            .old_columns
+            .iter()
+            .filter(|column| column.generated)
+            .filter_map(|column| Some(format!(", ({}) AS {}", column.default.as_ref()?, ident(&column.name))))
+            .collect();
+        format!(
+            "(SELECT _cutover_row.*{generated} FROM (SELECT {}) AS _cutover_row) AS _cutover_old",
+            plain.join(", ")
+        )
+    }
+
+    /// A row of the new shape inside a BEFORE trigger of T after the swap, as what follows FROM. Expressions of generated columns
+    /// are those that T was built with, by the names of that time.
+    pub(crate) fn new_row_then(&self) -> String {
+        let visible = || self.targets.iter().filter(|target| !target.hidden);
+        let built: Vec<String> = visible()
+            .filter(|target| !target.generated)
+            .map(|target| format!("NEW.{} AS {}", ident(&target.name), ident(&target.build)))
+            .collect();
+        let shown: Vec<String> = visible()
+            .map(|target| {
+                let expression = self
+                    .old_columns
+                    .iter()
+                    .find(|column| target.generated && Some(&column.name) == target.like.as_ref())
+                    .and_then(|column| column.default.as_ref());
+                let value = match (expression, target.generated) {
+                    (Some(expression), _) => format!("({expression})"),
+                    (None, true) => format!("NEW.{}", ident(&target.name)),
+                    (None, false) => ident(&target.build),
+                };
+                format!("{value} AS {}", ident(&target.name))
+            })
+            .collect();
+        format!(
+            "(SELECT {} FROM (SELECT {}) AS _cutover_row) AS _cutover_new",
+            shown.join(", "),
+            built.join(", ")
         )
     }
 

@@ -30,6 +30,9 @@ pub(crate) struct Retired {
     pub(crate) triggers: Vec<(String, String)>,
     /// Statements that bind views, functions and policies to the table again.
     pub(crate) rebind: Vec<String>,
+    /// What those bind: kind and name. `None` in notes of before they were kept.
+    #[serde(default)]
+    pub(crate) bound: Option<Vec<(String, String)>>,
     /// Serial columns: sequence and column.
     pub(crate) owned: Vec<(String, String)>,
     /// Identity columns of S: column.
@@ -51,6 +54,11 @@ fn moved(condition: &str, says: &str) -> String {
 fn guard(task: &Task<'_>, shape: &Shape<'_>, dual: &Dual<'_>, oid: &str, loss: Loss) -> String {
     let limit = task.policy.drain_under_lock;
     let dirty = dual.dirty();
+    // What is lost is not tried again.
+    let (again, counted) = match loss {
+        Loss::Refuse => (true, ""),
+        Loss::Accept => (false, " WHERE reason IS NULL"),
+    };
     let misfits = match loss {
         Loss::Refuse => format!(
             "IF EXISTS (SELECT 1 FROM {dirty} WHERE reason IS NOT NULL) THEN RAISE EXCEPTION 'rows do not fit' USING ERRCODE = 'CUT03'; END IF;"
@@ -74,9 +82,9 @@ fn guard(task: &Task<'_>, shape: &Shape<'_>, dual: &Dual<'_>, oid: &str, loss: L
            IF NOT ({triggers}) THEN RAISE EXCEPTION 'somebody removed or disabled a trigger of the migration' USING ERRCODE = 'CUT04'; END IF; \
            {more} _n := ({drain}); {aside} {misfits} {rejects} END $cutover$",
         triggers = dual.has_triggers(oid),
-        drain = dual.drain(limit, true),
+        drain = dual.drain(limit, again),
         more = moved(
-            &format!("(SELECT count(*) FROM {dirty}) > {limit}"),
+            &format!("(SELECT count(*) FROM {dirty}{counted}) > {limit}"),
             "more keys to sync than may be synced under the lock"
         ),
     )
@@ -118,6 +126,7 @@ pub(crate) fn read(session: &mut Session, task: &Task<'_>, shape: &Shape<'_>) ->
     retired.rules = rules(session, &source)?;
     retired.triggers = triggers.iter().map(|one| (one.name.clone(), one.state.clone())).collect();
     retired.rebind = dependents.iter().map(|one| one.rebind.clone()).collect();
+    retired.bound = Some(dependents.iter().map(|one| (one.kind.clone(), one.name.clone())).collect());
     for column in &source.columns {
         match (&column.sequence, &column.identity) {
             (Some(sequence), None) => retired.owned.push((sequence.clone(), column.name.clone())),
@@ -254,14 +263,12 @@ pub(crate) fn exchange(
         }
     }
     for column in &retired.identity {
-        let here = source.column(column).and_then(|column| column.sequence.clone());
-        let there = target.column(column).and_then(|column| column.sequence.clone());
+        let here = source.column(column).and_then(|column| column.sequence_name.as_ref());
+        let there = target.column(column).and_then(|column| column.sequence_name.as_ref());
         if let (Some(here), Some(there)) = (here, there) {
-            let moved_here = here.rsplit('.').next().unwrap_or(&here);
-            let moved_there = there.rsplit('.').next().unwrap_or(&there);
             sql.push(format!(
-                "SELECT setval({}, last_value, is_called) FROM {}.{moved_here}",
-                literal(&format!("{}.{moved_there}", ident(&shape.schema))),
+                "SELECT setval({}, last_value, is_called) FROM {}.{here}",
+                literal(&format!("{}.{there}", ident(&shape.schema))),
                 ident(&art.old)
             ));
         }
@@ -334,10 +341,10 @@ pub(crate) fn exchange(
             }
         });
     }
-    sql.push(back.functions(Copying::Done));
+    sql.extend([back.functions(Copying::Done), back.published()]);
     sql.push(back.triggers());
     sql.push(back.refuse_old_snapshots(&then));
-    if let Some(function) = views::equaliser(shape) {
+    if let Some(function) = views::equaliser(shape, target) {
         sql.push(function);
         sql.push(views::equaliser_trigger(shape, &then));
     }
@@ -410,7 +417,7 @@ pub(crate) fn exchange_back(
     let target = Relation::read(session, &target_oid)?;
     let source = Relation::read(session, &source_oid)?;
     let known = |name: &str| retired.foreign_keys.iter().any(|(_, other, ..)| other == name);
-    let strangers: Vec<Refusal> = target
+    let mut strangers: Vec<Refusal> = target
         .referenced_by
         .iter()
         .filter(|key| !known(&key.name))
@@ -424,6 +431,22 @@ pub(crate) fn exchange_back(
             )
         })
         .collect();
+    if let Some(bound) = &retired.bound {
+        // The server binds them by the table's oid: they would go on reading what nobody writes any more.
+        let ours = views::existing(session, task.versions, shape.change)?;
+        let (found, others) = dependents(session, &target)?;
+        let made_since = found.iter().filter(|one| {
+            bound.iter().all(|(kind, name)| (kind, name) != (&one.kind, &one.name))
+                && ours.iter().all(|name| one.kind != "view" || unquoted(name) != unquoted(&one.name))
+        });
+        strangers.extend(made_since.map(|one| {
+            Refusal::new(
+                format!("{} {} uses `{}` since the swap", one.kind, one.name, shape.change.table),
+                "Drop it, roll back, and create it again.",
+            )
+        }));
+        strangers.extend(others);
+    }
     if !strangers.is_empty() {
         return Err(Error::Locked(strangers));
     }
@@ -438,7 +461,7 @@ pub(crate) fn exchange_back(
         sql.push(format!("ALTER TABLE {} DROP CONSTRAINT {}", key.table, ident(&key.name)));
     }
     if shape.change.needs_views() {
-        sql.extend(views::drop_old(task.versions, shape.change));
+        sql.extend(views::drop_old(session, task.versions, shape.change)?);
         sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
     }
     for (publication, _) in &retired.publications {
@@ -461,11 +484,9 @@ pub(crate) fn exchange_back(
     }
     for column in &retired.identity {
         let new_name = shape.built_as(column).map_or(column.as_str(), |target| &target.name);
-        let here = source.column(column).and_then(|column| column.sequence.clone());
-        let there = target.column(new_name).and_then(|column| column.sequence.clone());
+        let here = source.column(column).and_then(|column| column.sequence_name.as_ref());
+        let there = target.column(new_name).and_then(|column| column.sequence_name.as_ref());
         if let (Some(here), Some(there)) = (here, there) {
-            let here = here.rsplit('.').next().unwrap_or(&here).to_owned();
-            let there = there.rsplit('.').next().unwrap_or(&there).to_owned();
             sql.push(format!(
                 "SELECT setval({}, last_value, is_called) FROM {}.{there}",
                 literal(&format!("{}.{here}", ident(&shape.schema))),

@@ -126,11 +126,11 @@ impl<'a> Sync<'a> {
         self.way
     }
 
-    /// Parameters `_k1`, `_k2` ... as conditions on a table's key.
-    fn is(&self, alias: &str, key: &[String], types: &[String]) -> String {
+    /// Conditions on a table's key: each part is what `place` and its number say, `row.k1`, `row.k2` ...
+    fn is(&self, alias: &str, key: &[String], types: &[String], place: &str) -> String {
         let parts = key.iter().zip(types).enumerate().map(|(at, (name, kind))| match *types == *self.types {
-            true => format!("{alias}.{name} = _k{}", at + 1),
-            false => format!("{alias}.{name} = _k{}::{kind}", at + 1),
+            true => format!("{alias}.{name} = {place}{}", at + 1),
+            false => format!("{alias}.{name} = {place}{}::{kind}", at + 1),
         });
         parts.collect::<Vec<_>>().join(" AND ")
     }
@@ -208,8 +208,10 @@ impl<'a> Sync<'a> {
         let dirty_columns = self.dirty_columns();
         let one = self.shape.artefacts.own(&self.way.function("one"));
         let fitting = self.way == Way::Forward && self.shape.is_as_wide();
-        let in_source = self.is("s", &self.source_key, &self.types);
-        let in_target = self.is("t", &self.target_key, &self.target_types);
+        // With the function's name in front, since a column may be called like a parameter.
+        let parameter = format!("{}._k", self.way.function("one"));
+        let in_source = self.is("s", &self.source_key, &self.types, &parameter);
+        let in_target = self.is("t", &self.target_key, &self.target_types, &parameter);
         let delete = format!("DELETE FROM {} AS t WHERE {in_target};", self.target);
         let body = format!(
             "{delete} {write}; GET DIAGNOSTICS _n = ROW_COUNT; \
@@ -253,20 +255,12 @@ impl<'a> Sync<'a> {
             new_sync = sync("NEW"),
         );
         let truncate_body = format!("BEGIN TRUNCATE {}; RETURN NULL; END", self.target);
-        let lock_source: String = self
-            .source_key
-            .iter()
-            .enumerate()
-            .map(|(at, name)| format!("s.{name} = _row.k{}", at + 1))
-            .collect::<Vec<_>>()
-            .join(" AND ");
+        let lock_source = self.is("s", &self.source_key, &self.types, "_row.k");
         // Each key once, its row locked first: whoever writes it meanwhile has either ended or comes after us. All keys are
         // removed before any is written, so that none is in another's way.
         let row_keys = (1..=self.types.len()).map(|at| format!("_row.k{at}")).collect::<Vec<_>>().join(", ");
         let drain_one = format!("_m := {one}({row_keys});");
-        let in_target_row = (1..=self.types.len())
-            .rev()
-            .fold(in_target.clone(), |text, at| text.replace(&format!("_k{at}"), &format!("_row.k{at}")));
+        let in_target_row = self.is("t", &self.target_key, &self.target_types, "_row.k");
         let remove = format!("DELETE FROM {} AS t WHERE {in_target_row};", self.target);
         // A key that the target's type cannot hold is not there either.
         let remove = match self.types == self.target_types {
@@ -305,6 +299,11 @@ impl<'a> Sync<'a> {
             literal(&format!("#variable_conflict use_column\n{drain_body}")),
             walk::procedure(&self.shape.artefacts.own(walk::PROCEDURE)),
         )
+    }
+
+    /// Makes the table of keys to sync, once it is there, one that rows can be deleted from whatever is published: it has no key.
+    pub(crate) fn published(&self) -> String {
+        format!("ALTER TABLE {} REPLICA IDENTITY FULL", self.dirty())
     }
 
     /// Creates the triggers on the source. They fire for replicated rows and in replica mode too.

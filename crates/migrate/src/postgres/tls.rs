@@ -75,6 +75,20 @@ impl Tls {
     }
 }
 
+impl Tls {
+    /// Asks the server to end what a connection of this configuration is doing.
+    pub(crate) fn cancel(
+        &self,
+        config: &Config,
+        token: &postgres::CancelToken,
+    ) -> Result<(), postgres::Error> {
+        match config.get_ssl_mode() {
+            SslMode::Disable => token.cancel_query(postgres::NoTls),
+            _ => token.cancel_query(self.0.clone()),
+        }
+    }
+}
+
 /// Who verifies that a chain leads to these roots, or to those of the system.
 fn roots(path: Option<&Path>, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Error> {
     let Some(path) = path else {

@@ -6,8 +6,8 @@
 
 use super::{
     relation::Relation,
-    session::{Session, ident, literal, qualified},
-    shape::Shape,
+    session::{PRINTED, Session, ident, literal, qualified},
+    shape::{Shape, Target},
     sync::Sync as Dual,
 };
 use crate::{change::TableChange, engine::Versions, error::Error};
@@ -26,6 +26,8 @@ pub(crate) struct Shown {
     pub(crate) name: String,
     /// What the view's own default is, where the table's is another one.
     pub(crate) default: Option<String>,
+    /// The column of the old table whose grants hold for it.
+    pub(crate) like: Option<String>,
 }
 
 /// Creates a version's view over `table` (qualified), with the table's owner and grants (`like`, its oid).
@@ -46,8 +48,13 @@ pub(crate) fn create(
             false => format!("{} AS {}", ident(&shown.column), ident(&shown.name)),
         })
         .collect();
-    // With the invoker's rights, so that grants and row security of the table hold; before 15 a view has its owner's.
-    let invoker = match session.is_true("SELECT current_setting('server_version_num')::int >= 150000")? {
+    // With the invoker's rights, so that grants and row security of the table hold; before 15 a view has its owner's. An
+    // invoker needs rights on all columns that a view has, so grants on single ones hold only for a view with its owner's.
+    let by_invoker = session.is_true(&format!(
+        "SELECT current_setting('server_version_num')::int >= 150000 AND (c.relrowsecurity OR NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL)) FROM pg_class c WHERE c.oid = {}",
+        like.oid
+    ))?;
+    let invoker = match by_invoker {
         true => " WITH (security_invoker = true)",
         false => "",
     };
@@ -73,23 +80,51 @@ pub(crate) fn create(
         like.oid
     ))?;
     sql.extend(grants.into_iter().filter_map(|row| row.into_iter().next().flatten()));
+    let grants = session.run(&format!(
+        "SELECT a.attname, x.privilege_type, coalesce(quote_ident(r.rolname), 'PUBLIC'), CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END \
+         FROM pg_attribute a, aclexplode(a.attacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee \
+         WHERE a.attrelid = {} AND a.attnum > 0 AND NOT a.attisdropped",
+        like.oid
+    ))?;
+    for row in grants {
+        let [Some(column), Some(privilege), Some(role), Some(option)] = &row[..] else { continue };
+        for shown in shown.iter().filter(|shown| shown.like.as_ref() == Some(column)) {
+            sql.push(format!("GRANT {privilege} ({}) ON {view} TO {role}{option}", ident(&shown.name)));
+        }
+    }
     sql.push(format!("ALTER VIEW {view} OWNER TO {}", like.owner));
     Ok(sql)
 }
 
-/// The names of both versions' views of a change, as far as they exist: to be locked before the tables.
+/// The versions before the migration that have a view of a table.
+fn with_view<'v>(
+    session: &mut Session,
+    versions: &'v Versions,
+    change: &'v TableChange,
+) -> Result<Vec<&'v str>, Error> {
+    let rows = session.run(&format!(
+        "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'v' AND c.relname = {} AND n.nspname LIKE 'app\\_v%'",
+        literal(change.table.as_str())
+    ))?;
+    let found: Vec<String> = rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
+    Ok(versions.seen(&change.table).filter(|version| found.contains(&schema_of(version))).collect())
+}
+
+/// The names of all versions' views of a change, as far as they exist: to be locked before the tables.
 pub(crate) fn existing(
     session: &mut Session,
     versions: &Versions,
     change: &TableChange,
 ) -> Result<Vec<String>, Error> {
-    let mut found = Vec::new();
-    let old = versions.seen(&change.table).map(|version| (version, change.table.as_str()));
-    for (version, name) in old.chain([(versions.new.as_str(), change.name_then().as_str())]) {
-        let schema = schema_of(version);
-        if super::relation::find(session, &schema, name)?.is_some() {
-            found.push(qualified(&schema, name));
-        }
+    if !change.needs_views() {
+        return Ok(Vec::new());
+    }
+    let old = with_view(session, versions, change)?;
+    let mut found: Vec<String> =
+        old.into_iter().map(|version| qualified(&schema_of(version), change.table.as_str())).collect();
+    let (schema, name) = (schema_of(&versions.new), change.name_then().as_str());
+    if super::relation::find(session, &schema, name)?.is_some() {
+        found.push(qualified(&schema, name));
     }
     Ok(found)
 }
@@ -118,16 +153,22 @@ pub(crate) fn create_old(
     like: &Relation,
     shown: &[Shown],
 ) -> Result<Vec<String>, Error> {
-    let mut sql = drop_old(versions, change);
+    let mut sql = drop_old(session, versions, change)?;
     for version in versions.shown(&change.table) {
         sql.extend(create(session, version, change.table.as_str(), table, like, shown)?);
     }
     Ok(sql)
 }
 
-/// Drops the views of all versions before the migration.
-pub(crate) fn drop_old(versions: &Versions, change: &TableChange) -> Vec<String> {
-    versions.seen(&change.table).map(|version| drop(version, change.table.as_str())).collect()
+/// Drops the views of all versions before the migration. Only those that are there: a line of migrations may be long, and this
+/// happens under locks that clients wait for.
+pub(crate) fn drop_old(
+    session: &mut Session,
+    versions: &Versions,
+    change: &TableChange,
+) -> Result<Vec<String>, Error> {
+    let found = with_view(session, versions, change)?;
+    Ok(found.into_iter().map(|version| drop(version, change.table.as_str())).collect())
 }
 
 /// Drops a version's view of a table, and its schema when that was the last one.
@@ -154,6 +195,7 @@ pub(crate) fn shown_old(shape: &Shape<'_>) -> Vec<Shown> {
                 column: holder.name.clone(),
                 name: column.name.clone(),
                 default: column.default.clone().filter(|_| holder.hidden),
+                like: Some(column.name.clone()),
             })
         })
         .collect()
@@ -163,43 +205,46 @@ pub(crate) fn shown_old(shape: &Shape<'_>) -> Vec<Shown> {
 pub(crate) fn shown_new(shape: &Shape<'_>) -> Vec<Shown> {
     let visible = shape.targets.iter().filter(|target| !target.hidden);
     visible
-        .map(|target| Shown { column: target.name.clone(), name: target.name.clone(), default: None })
+        .map(|target| Shown {
+            column: target.name.clone(),
+            name: target.name.clone(),
+            default: None,
+            like: Some(target.build.clone()),
+        })
         .collect()
 }
 
 /// The function that keeps computed columns and the hidden ones equal: the side that changed wins; both, and unequal, is
 /// an error. `None` when nothing has to be kept equal.
-pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
+pub(crate) fn equaliser(shape: &Shape<'_>, built: &Relation) -> Option<String> {
     let hidden = shape.hidden();
     if hidden.is_empty() {
         return None;
     }
     let computed = shape.computed();
-    let tuple = |row: &str, names: &mut dyn Iterator<Item = &str>| {
-        format!("ROW({})", names.map(|name| format!("{row}.{}", ident(name))).collect::<Vec<_>>().join(", "))
+    let is_comparable = |target: &Target| built.column(&target.build).is_none_or(|column| column.comparable);
+    // Values of a type without equality are the same when they are the same bytes.
+    let changed = |targets: &[&Target]| {
+        let (equal, same): (Vec<&Target>, Vec<&Target>) =
+            targets.iter().copied().partition(|target| is_comparable(target));
+        let tuple = |row: &str, targets: &[&Target]| {
+            let names = targets.iter().map(|target| format!("{row}.{}", ident(&target.name)));
+            format!("ROW({})::record", names.collect::<Vec<_>>().join(", "))
+        };
+        let parts: Vec<String> = [(equal, "IS DISTINCT FROM"), (same, "*<>")]
+            .iter()
+            .filter(|(targets, _)| !targets.is_empty())
+            .map(|(targets, differ)| format!("{} {differ} {}", tuple("OLD", targets), tuple("NEW", targets)))
+            .collect();
+        if parts.is_empty() { "false".to_owned() } else { parts.join(" OR ") }
     };
-    let hidden_of = |row: &str| tuple(row, &mut hidden.iter().map(|(target, _)| target.name.as_str()));
-    let computed_of = |row: &str| tuple(row, &mut computed.iter().map(|target| target.name.as_str()));
     // The row by its old names, from what T holds; and by its new names.
-    let old_row: Vec<String> = shape
-        .old_columns
-        .iter()
-        .filter_map(|column| {
-            let holder = shape.holder(&column.name).or_else(|| shape.built_as(&column.name))?;
-            Some(format!("NEW.{} AS {}", ident(&holder.name), ident(&column.name)))
-        })
-        .collect();
-    let new_row: Vec<String> = shape
-        .targets
-        .iter()
-        .filter(|target| !target.hidden)
-        .map(|target| format!("NEW.{0} AS {0}", ident(&target.name)))
-        .collect();
-    let up = shape.change.up_query(&format!("(SELECT {}) AS _cutover_old", old_row.join(", ")), &[]);
+    let new_row = shape.new_row_then();
+    let up = shape.change.up_query(&shape.new_row_back(), &[]);
     let ups = |row: &str| -> String {
         computed.iter().map(|target| format!("NEW.{0} := {row}.{0}; ", ident(&target.name))).collect()
     };
-    let down = shape.change.down_query(&format!("(SELECT {}) AS _cutover_new", new_row.join(", ")), &[]);
+    let down = shape.change.down_query(&new_row, &[]);
     let kept_back = shape.change.kept_back();
     let mut reversible = Vec::new();
     let mut others = String::new();
@@ -218,7 +263,7 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
             let down = column.and_then(|column| column.down.clone());
             let value = down.map_or_else(
                 || old.default.clone().unwrap_or_else(|| "NULL".to_owned()),
-                |down| format!("(SELECT ({down}) FROM (SELECT {}) AS _cutover_new)", new_row.join(", ")),
+                |down| format!("(SELECT ({down}) FROM {new_row})"),
             );
             others.push_str(&format!(
                 "IF TG_OP = 'INSERT' AND NEW.{name} IS NULL THEN NEW.{name} := {value}; END IF; "
@@ -227,7 +272,7 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
             reversible.push((name, ident(&old.name)));
         }
     }
-    let lost = shape.artefacts.own("lost");
+    let lose = shape.artefacts.own("lose");
     let downs: String = reversible.iter().map(|(name, old)| format!("NEW.{name} := _d.{old}; ")).collect();
     let reset: String = reversible
         .iter()
@@ -236,9 +281,7 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
     let key: Vec<String> = shape
         .key
         .iter()
-        .map(|name| {
-            format!("NEW.{}::text", ident(shape.key_target(name).map_or(name, |target| &target.name)))
-        })
+        .map(|name| format!("NEW.{}", ident(shape.key_target(name).map_or(name, |target| &target.name))))
         .collect();
     let take_down = if reversible.is_empty() {
         others.clone()
@@ -246,7 +289,7 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
         // What cannot go back must not fail the application: it is listed, and a rollback names it.
         format!(
             "BEGIN SELECT * INTO STRICT _d FROM ({down}) AS _cutover_down; {downs}{others} \
-             EXCEPTION WHEN OTHERS THEN {reset} INSERT INTO {lost} (row_key, reason) VALUES (json_build_array({})::text, SQLERRM); END; ",
+             EXCEPTION WHEN OTHERS THEN {reset} PERFORM {lose}({}, SQLERRM); END; ",
             key.join(", ")
         )
     };
@@ -257,7 +300,13 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
     };
     let agree = computed
         .iter()
-        .map(|target| format!("_u.{0} IS NOT DISTINCT FROM NEW.{0}", ident(&target.name)))
+        .map(|target| {
+            let name = ident(&target.name);
+            match is_comparable(target) {
+                true => format!("_u.{name} IS NOT DISTINCT FROM NEW.{name}"),
+                false => format!("_u.{name}::{}::text IS NOT DISTINCT FROM NEW.{name}::text", target.kind),
+            }
+        })
         .collect::<Vec<_>>()
         .join(" AND ");
     let both = if computed.is_empty() {
@@ -268,24 +317,19 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
              RAISE EXCEPTION 'both versions of a column were written, with values that do not agree' USING ERRCODE = 'check_violation'; END IF; "
         )
     };
-    let given = |names: Vec<(String, Option<String>)>| {
-        let parts: Vec<String> = names
-            .into_iter()
-            .map(|(name, default)| match default {
-                Some(default) => format!("NEW.{name} IS DISTINCT FROM ({default})"),
-                None => format!("NEW.{name} IS NOT NULL"),
-            })
-            .collect();
-        if parts.is_empty() { "false".to_owned() } else { parts.join(" OR ") }
+    let any = |parts: Vec<String>| if parts.is_empty() { "false".to_owned() } else { parts.join(" OR ") };
+    let old_given = any(reversible.iter().map(|(name, _)| format!("NEW.{name} IS NOT NULL")).collect());
+    let is_given = |target: &&Target| {
+        let name = ident(&target.name);
+        match &target.default {
+            None => format!("NEW.{name} IS NOT NULL"),
+            Some(default) if is_comparable(target) => format!("NEW.{name} IS DISTINCT FROM ({default})"),
+            Some(default) => {
+                format!("NEW.{name}::text IS DISTINCT FROM ({default})::{}::text", target.kind)
+            }
+        }
     };
-    let paired: Vec<_> = hidden
-        .iter()
-        .filter(|(target, _)| reversible.iter().any(|(name, _)| *name == ident(&target.name)))
-        .map(|(target, _)| (ident(&target.name), None))
-        .collect();
-    let old_given = given(paired);
-    let new_given =
-        given(computed.iter().map(|target| (ident(&target.name), target.default.clone())).collect());
+    let new_given = any(computed.iter().map(is_given).collect());
     let new_absent = computed
         .iter()
         .map(|target| format!("NEW.{} IS NULL", ident(&target.name)))
@@ -293,8 +337,7 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
         .join(" OR ");
     let new_absent = if new_absent.is_empty() { "false".to_owned() } else { new_absent };
     let count_use = format!("PERFORM nextval({}::regclass);", literal(&shape.artefacts.own("old_use")));
-    let changed = |what: &dyn Fn(&str) -> String| format!("{} IS DISTINCT FROM {}", what("OLD"), what("NEW"));
-    let computed_changed = if computed.is_empty() { "false".to_owned() } else { changed(&computed_of) };
+    let computed_changed = changed(&computed);
     let body = format!(
         "#variable_conflict use_column\nDECLARE _u record; _d record; BEGIN \
            IF TG_OP = 'INSERT' THEN \
@@ -305,10 +348,20 @@ pub(crate) fn equaliser(shape: &Shape<'_>) -> Option<String> {
            ELSIF ({hidden_changed}) THEN {count_use} {take_up} \
            ELSIF ({computed_changed}) THEN {take_down} END IF; \
            RETURN NEW; END",
-        hidden_changed = changed(&hidden_of),
+        hidden_changed = changed(&hidden.iter().map(|(target, _)| *target).collect::<Vec<_>>()),
     );
+    let types = shape.key_types().into_iter().map(|(_, new)| new);
+    let parts: Vec<String> = (1..=shape.key.len()).map(|at| format!("${at}::text")).collect();
     Some(format!(
-        "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET row_security = off AS {}",
+        "CREATE OR REPLACE FUNCTION {lose}({}) RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog {PRINTED} AS {}; \
+         CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET row_security = off AS {}",
+        types.chain(["text".to_owned()]).collect::<Vec<_>>().join(", "),
+        literal(&format!(
+            "INSERT INTO {} (row_key, reason) VALUES (json_build_array({})::text, ${})",
+            shape.artefacts.own("lost"),
+            parts.join(", "),
+            shape.key.len() + 1
+        )),
         shape.artefacts.own("equal"),
         literal(&body)
     ))

@@ -48,7 +48,7 @@ pub(super) fn place(migration: &Migration, records: &[Record]) -> Result<u64, Er
 }
 
 /// The versions beside a migration: whoever does not know it, back to the contract that waited until nothing older ran. A
-/// contract of what only adds waits for nothing.
+/// contract of what only adds waits for nothing (decision 0064).
 pub(super) fn versions(migration: &Migration, position: u64, records: &[Record]) -> Versions {
     let label = |version: &Option<String>, position: u64| match version {
         Some(version) => version.replace(|c: char| !c.is_ascii_alphanumeric(), "_"),

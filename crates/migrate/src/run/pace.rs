@@ -216,6 +216,10 @@ impl Pacer<'_> {
 }
 
 impl Pace for Pacer<'_> {
+    fn obey(&self, sql: &mut dyn Sql) -> Result<(), Error> {
+        self.check(sql).map(drop)
+    }
+
     fn between(&self, sql: &mut dyn Sql, table: &Ident, done: &ChunkDone) -> Result<Go, Error> {
         let due = {
             let inner = self.inner.lock().map_err(|_| Error::Cancelled)?;

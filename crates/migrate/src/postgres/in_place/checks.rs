@@ -7,7 +7,7 @@ use super::{
 use crate::{
     change::{Fate, NewConstraint},
     engine::{Pace, Task, Work},
-    error::Error,
+    error::{Error, SqlErrorKind},
     ir::Ident,
     postgres::{
         PostgresEngine,
@@ -80,7 +80,7 @@ pub(crate) fn verify(
         constraints.push((table.clone(), constraint.name().as_str().to_owned()));
     }
     validate(&mut engine.session, task, &constraints).map_err(|error| match error {
-        Error::Sql(error) if error.kind == crate::error::SqlErrorKind::Data => {
+        Error::Sql(error) if error.kind == SqlErrorKind::Data => {
             Error::Rejected { table: shape.change.table.clone(), count: 1, sample: vec![error.message] }
         }
         other => other,
@@ -229,9 +229,15 @@ pub(crate) fn restore_constraints(
         let exists = constraint_exists(&mut engine.session, &table, name)?;
         let oid = find(&mut engine.session, &shape.schema, shape.change.table.as_str())?;
         if let (false, Some(oid)) = (exists, oid) {
-            concurrently(engine, task, &shape.schema, &oid, name, &|| {
-                format!("CREATE UNIQUE INDEX CONCURRENTLY {} ON {table} {tail}", ident(name))
-            })
+            concurrently(
+                engine,
+                task,
+                &shape.schema,
+                &oid,
+                name,
+                &|| format!("CREATE UNIQUE INDEX CONCURRENTLY {} ON {table} {tail}", ident(name)),
+                None,
+            )
             .map_err(|error| duplicates(error, shape.change.table.clone()))?;
             let sql =
                 format!("ALTER TABLE {table} ADD CONSTRAINT {0} {kind} USING INDEX {0}{rest}", ident(name));
@@ -244,6 +250,51 @@ pub(crate) fn restore_constraints(
             .map(|name| format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL; ALTER TABLE {table} DROP CONSTRAINT {}", name.quoted(), ident(&not_null_check(name))))
             .collect();
         ddl(&mut engine.session, task, &Locks::exclusive(&table), &mut |_| Ok(sql.join("; ")))?;
+    }
+    Ok(())
+}
+
+/// After the way back of a table that was hidden: its foreign keys hold for every row again. One for which that is not so stays as
+/// it is; who was not to lose anything was told before ([`orphans`](super::orphans)).
+pub(super) fn restore_references(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+) -> Result<(), Error> {
+    let table = here(shape);
+    for key in before(&mut engine.session, shape)?.references.iter().filter(|key| key.valid) {
+        match validate(&mut engine.session, task, &[(table.clone(), key.name.clone())]) {
+            Err(Error::Sql(error)) if error.kind == SqlErrorKind::Data => {
+                task.watch.says(&format!("foreign key `{}` stays NOT VALID: {}", key.name, error.message));
+            }
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// After the way back: columns that were widened in place are as narrow as before, if that takes no longer than clients may wait.
+pub(super) fn restore_types(
+    engine: &mut PostgresEngine,
+    task: &Task<'_>,
+    shape: &Shape<'_>,
+) -> Result<(), Error> {
+    let table = here(shape);
+    for column in shape.change.columns.iter().filter(|column| column.type_now != column.type_then) {
+        let (Some(now), Some(_), Some(kind)) = (&column.now, &column.then, &column.type_now) else {
+            continue;
+        };
+        let narrow = format!("ALTER TABLE {table} ALTER COLUMN {} TYPE {kind}", now.quoted());
+        let sql = format!("SET LOCAL statement_timeout = '{}ms'; {narrow}", task.policy.hold_ms);
+        match ddl(&mut engine.session, task, &Locks::exclusive(&table), &mut |_| Ok(sql.clone())) {
+            Err(Error::Sql(error)) if error.kind != SqlErrorKind::Connection => {
+                task.watch.says(&format!(
+                    "`{}.{now}` stays as wide as it was made ({}); when nobody is at work, run: {narrow}",
+                    shape.change.table, error.message
+                ));
+            }
+            other => _ = other?,
+        }
     }
     Ok(())
 }

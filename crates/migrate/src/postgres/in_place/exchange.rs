@@ -1,8 +1,8 @@
 //! The swap of a table that stays, and the way back: names change, columns are hidden, constraints come and go.
 
 use super::{
-    FILLER, TOUCHER, add_columns, becoming_not_null, before, before_note, create_table, functions::untouched,
-    here, is_filled, is_instant, not_null_check, note_table,
+    Before, FILLER, Reference, TOUCHER, add_columns, becoming_not_null, before, before_note, create_table,
+    functions::untouched, here, is_filled, is_instant, not_null_check, note_table,
 };
 use crate::{
     change::{ColumnChange, ColumnFate, Fate, NewConstraint},
@@ -59,11 +59,17 @@ pub(crate) fn swap_statements(
     }
     let source = source.ok_or_else(|| Error::Damaged(format!("table `{}` is gone", shape.change.table)))?;
     if shape.change.fate == Fate::Drop {
+        sql.extend(let_go(session, shape, source)?);
         sql.push(format!("ALTER TABLE {table} SET SCHEMA {}", ident(&art.old)));
         let shown: Vec<Shown> = source
             .columns
             .iter()
-            .map(|column| Shown { column: column.name.clone(), name: column.name.clone(), default: None })
+            .map(|column| Shown {
+                column: column.name.clone(),
+                name: column.name.clone(),
+                default: None,
+                like: Some(column.name.clone()),
+            })
             .collect();
         let old = shape.retired();
         sql.extend(views::create_old(session, task.versions, shape.change, &old, source, &shown)?);
@@ -138,6 +144,7 @@ pub(crate) fn swap_statements(
                     column: then.unwrap_or_else(|| column.name.clone()),
                     name: column.name.clone(),
                     default: None,
+                    like: Some(column.name.clone()),
                 }
             })
             .filter(|shown| {
@@ -151,15 +158,52 @@ pub(crate) fn swap_statements(
             .change
             .columns
             .iter()
-            .filter_map(|column| column.then.as_ref())
-            .map(|then| Shown {
+            .filter_map(|column| Some((column.then.as_ref()?, column.now.as_ref())))
+            .map(|(then, now)| Shown {
                 column: then.as_str().to_owned(),
                 name: then.as_str().to_owned(),
                 default: None,
+                like: now.map(|now| now.as_str().to_owned()),
             })
             .collect();
         sql.extend(views::create_all(session, task.versions, shape.change, &then, source, &old, &new)?);
     }
+    Ok(sql)
+}
+
+/// Takes those foreign keys off a table that is hidden by which its rows would keep clients from deleting others: nobody sees
+/// them any more.
+fn let_go(session: &mut Session, shape: &Shape<'_>, source: &Relation) -> Result<Vec<String>, Error> {
+    let (table, hidden) = (here(shape), shape.retired());
+    let rows = session.run(&format!(
+        "SELECT con.conname, string_agg(format('h.%I IS NOT NULL', mine.attname), ' AND '), string_agg(format('o.%I = h.%I', theirs.attname, mine.attname), ' AND ') \
+         FROM pg_constraint con CROSS JOIN LATERAL unnest(con.conkey, con.confkey) k(mine, theirs) \
+         JOIN pg_attribute mine ON mine.attrelid = con.conrelid AND mine.attnum = k.mine \
+         JOIN pg_attribute theirs ON theirs.attrelid = con.confrelid AND theirs.attnum = k.theirs \
+         WHERE con.conrelid = {} AND con.contype = 'f' AND con.confdeltype IN ('a', 'r') AND con.confrelid <> con.conrelid GROUP BY con.oid, con.conname",
+        source.oid
+    ))?;
+    let mut references = Vec::new();
+    for row in rows {
+        let [Some(name), Some(given), Some(same)] = &row[..] else { continue };
+        let Some(key) = source.foreign_keys.iter().find(|key| key.name == *name) else { continue };
+        let Some(other) = &key.target else { continue };
+        references.push(Reference {
+            name: name.clone(),
+            definition: key.definition.clone(),
+            valid: key.valid,
+            orphans: format!(
+                "SELECT count(*) FROM {hidden} AS h WHERE {given} AND NOT EXISTS (SELECT 1 FROM {other} AS o WHERE {same})"
+            ),
+        });
+    }
+    let mut sql: Vec<String> = references
+        .iter()
+        .map(|key| format!("ALTER TABLE {table} DROP CONSTRAINT {}", ident(&key.name)))
+        .collect();
+    let before = Before { references, ..Before::default() };
+    let text = serde_json::to_string(&before).map_err(|error| Error::Damaged(error.to_string()))?;
+    sql.push(note(&shape.artefacts, "before", &text));
     Ok(sql)
 }
 
@@ -220,14 +264,21 @@ pub(crate) fn swap_back_statements(
             return Ok(sql);
         }
         Fate::Drop => {
-            sql.extend(views::drop_old(task.versions, shape.change));
+            sql.extend(views::drop_old(session, task.versions, shape.change)?);
             sql.push(format!("ALTER TABLE {} SET SCHEMA {}", shape.retired(), ident(&shape.schema)));
+            for key in before(session, shape)?.references {
+                sql.push(format!(
+                    "ALTER TABLE {table} ADD CONSTRAINT {} {} NOT VALID",
+                    ident(&key.name),
+                    key.definition
+                ));
+            }
             return Ok(sql);
         }
         Fate::Alter => {}
     }
     if shape.change.needs_views() {
-        sql.extend(views::drop_old(task.versions, shape.change));
+        sql.extend(views::drop_old(session, task.versions, shape.change)?);
         sql.push(views::drop(&task.versions.new, shape.change.name_then().as_str()));
     }
     if then != table {

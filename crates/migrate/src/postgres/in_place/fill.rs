@@ -55,7 +55,7 @@ pub(crate) fn backfill(
         let filter = index.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
         let unique = if index.unique { "UNIQUE " } else { "" };
         let tail = format!("ON {table} ({}){filter}", columns.join(", "));
-        build_index(engine, task, shape, source, index.name.as_str(), unique, &tail, index.online)?;
+        build_index(engine, task, shape, source, index.name.as_str(), unique, &tail, index.online, pace)?;
     }
     for constraint in &shape.change.add_constraints {
         if let NewConstraint::Unique { name, columns } = constraint {
@@ -70,6 +70,7 @@ pub(crate) fn backfill(
                 "UNIQUE ",
                 &format!("ON {table} ({})", columns.join(", ")),
                 true,
+                pace,
             )?;
         }
     }
@@ -86,11 +87,18 @@ fn build_index(
     unique: &str,
     tail: &str,
     online: bool,
+    pace: &dyn Pace,
 ) -> Result<(), Error> {
     let built = if online {
-        concurrently(engine, task, &shape.schema, &source.oid, name, &|| {
-            format!("CREATE {unique}INDEX CONCURRENTLY {} {tail}", ident(name))
-        })
+        concurrently(
+            engine,
+            task,
+            &shape.schema,
+            &source.oid,
+            name,
+            &|| format!("CREATE {unique}INDEX CONCURRENTLY {} {tail}", ident(name)),
+            Some(pace),
+        )
     } else if find_index(&mut engine.session, &shape.schema, name)? {
         Ok(())
     } else {

@@ -17,7 +17,7 @@ use crate::{
         polite::{fence, unfence},
         relation::find,
         retry_busy,
-        session::{Session, ident, literal},
+        session::{PRINTED, Session, ident, literal},
         shape::Shape,
         sync::{Sync as Dual, Way},
     },
@@ -28,6 +28,8 @@ use crate::{
 const FILLING: &str = "cutover.filling";
 /// Rows that clients have written get their functions in portions of this many.
 const TOUCHED_AT_ONCE: u64 = 200;
+/// Rows get back what functions replaced in portions of this many.
+const RESTORED_AT_ONCE: u64 = 500;
 
 /// How a transaction begins that writes rows for the migration: what it writes is not remembered as a client's ([`touch`]).
 pub(super) fn begin(task: &Task<'_>) -> String {
@@ -69,8 +71,10 @@ pub(super) fn touch(shape: &Shape<'_>) -> Vec<String> {
         format!("BEGIN INSERT INTO {touched} VALUES (json_build_array({key})::text); RETURN NULL; END");
     vec![
         format!("CREATE TABLE IF NOT EXISTS {touched} (row_key text NOT NULL)"),
+        // It has no key; a publication of all tables would forbid to delete from it.
+        format!("ALTER TABLE {touched} REPLICA IDENTITY FULL"),
         format!(
-            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS {}",
+            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog {PRINTED} AS {}",
             literal(&body)
         ),
         format!(
@@ -327,7 +331,14 @@ pub(crate) fn restore_rows(
         return Ok(());
     }
     let table = here(shape);
-    let key = Dual::new(shape, Way::Forward).key_text("s");
+    let dual = Dual::new(shape, Way::Forward);
+    let same: Vec<String> = dual
+        .source_key
+        .iter()
+        .zip(&dual.types)
+        .enumerate()
+        .map(|(at, (name, kind))| format!("s.{name} = (i.row_key::json ->> {at})::{kind}"))
+        .collect();
     for step in shape.change.rows.iter().rev() {
         let RowStep::Function { step, write, .. } = step else { continue };
         let columns: Vec<String> = write.iter().map(|name| ident(&name_until_swap(shape, name))).collect();
@@ -337,16 +348,28 @@ pub(crate) fn restore_rows(
             .map(|(at, name)| format!("{name} = (i.before::json ->> {at})::{}", column_kind(shape, name)))
             .collect();
         let unchanged: Vec<String> = columns.iter().map(|name| format!("s.{name}::text")).collect();
-        // In one transaction, so that nothing is put back twice.
+        // An image goes with the row that it was put back into, so that nothing is put back twice. Portions are small enough
+        // for clients to wait for their rows; the rows are found by their key, whatever the statistics say.
         let sql = format!(
-            "SET LOCAL {FILLING} = 'on'; {}; UPDATE {table} AS s SET {} FROM {image} AS i \
-             WHERE i.step = {step} AND i.row_key = json_build_array({key})::text AND i.after = json_build_array({})::text; \
-             DELETE FROM {image} WHERE step = {step}",
+            "SET LOCAL lock_timeout = '{}ms'; SET LOCAL {FILLING} = 'on'; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+             SET LOCAL enable_mergejoin = off; {}; \
+             WITH i AS (DELETE FROM {image} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {image} WHERE step = {step} LIMIT {RESTORED_AT_ONCE})) \
+                 RETURNING row_key, before, after), \
+               u AS (UPDATE {table} AS s SET {} FROM i WHERE {} AND i.after = json_build_array({})::text RETURNING 1) \
+             SELECT (SELECT count(*) FROM i), (SELECT count(*) FROM u)",
+            task.policy.lock_timeout_ms,
             fence(task.epoch),
             assignments.join(", "),
+            same.join(" AND "),
             unchanged.join(", ")
         );
-        session.transaction(&sql).map_err(unfence(task.epoch))?;
+        loop {
+            let rows = retry_busy(task, || session.transaction(&sql)).map_err(unfence(task.epoch))?;
+            let count = rows.first().and_then(|row| row.first()).and_then(Option::as_deref);
+            if count.is_none_or(|count| count == "0") {
+                break;
+            }
+        }
     }
     Ok(())
 }
