@@ -140,6 +140,17 @@ fn a_table_that_is_dropped_keeps_nobody_from_deleting_what_it_points_to() {
     roll_back(&database);
     assert_eq!(schema_only(&database), before);
     assert_eq!(database.value("SELECT string_agg(id::text, ' ') FROM children"), "2");
+    // Who accepts the loss has the rows, and a foreign key that says nothing of them.
+    database.run("INSERT INTO children VALUES (4, 2, NULL)");
+    apply(&database, steps);
+    database.run("DELETE FROM parents WHERE id = 2");
+    with_migrator(&database, &Unwatched, |migrator| migrator.rollback("0001_change", Loss::Accept))
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(database.value("SELECT string_agg(id::text, ' ') FROM children"), "4");
+    assert_eq!(
+        database.value("SELECT string_agg(conname, ' ') FROM pg_constraint WHERE conrelid = 'children'::regclass AND NOT convalidated"),
+        "children_parent_fkey"
+    );
 }
 
 #[test]
