@@ -342,7 +342,7 @@ impl Sqlite {
         let (columns, _) = shape.insert_columns();
         let count = rows.first().map_or(0, |row| row.0.len() * usize::from(shape.numbered) + row.1.len());
         let sql = format!(
-            "INSERT INTO {} ({columns}) VALUES ({})",
+            "INSERT OR ABORT INTO {} ({columns}) VALUES ({})",
             quote(&shape.names.shadow),
             placeholders(1, count).join(", ")
         );

@@ -583,6 +583,22 @@ mod tests {
     }
 
     #[test]
+    fn generated_columns_come_after_those_they_are_generated_from() {
+        let table = table("CREATE TABLE t (a AS (b || c), b AS (lower(d)), c AS (b), d TEXT)").unwrap();
+        assert_eq!(table.generated(), [("b", "lower(d)"), ("c", "b"), ("a", "b || c")]);
+    }
+
+    #[test]
+    fn conditions_of_indexes_and_new_constraints_are_told_from_the_rest() {
+        let index = "CREATE UNIQUE INDEX \"where\" ON t (a, lower(b)) /* WHERE 1 */ WHERE (a > 0) AND b";
+        assert_eq!(index_filter(index).as_deref(), Some("(a > 0) AND b"));
+        assert_eq!(index_filter("CREATE INDEX i ON t (a)"), None);
+        let with =
+            with_constraints("CREATE TABLE \"t(\" (a CHECK (a > 0), b) STRICT", &["CHECK (b)".to_owned()]);
+        assert_eq!(with.as_deref(), Some("CREATE TABLE \"t(\" (a CHECK (a > 0), b, CHECK (b)) STRICT"));
+    }
+
+    #[test]
     fn names_are_replaced_where_they_are_names() {
         let names = [("a".to_owned(), "b".to_owned())];
         assert_eq!(

@@ -287,7 +287,8 @@ impl<'c> Shape<'c> {
         let up =
             self.change.up_query(&self.source_now(&self.change.table.quoted(), condition), &self.passed());
         format!(
-            "INSERT INTO {} ({columns}) SELECT {select} FROM ({up}) AS _cutover_up",
+            // What the table itself says about conflicts would drop rows without a word.
+            "INSERT OR ABORT INTO {} ({columns}) SELECT {select} FROM ({up}) AS _cutover_up",
             quote(&self.names.shadow)
         )
     }

@@ -126,6 +126,28 @@ fn vacuum_after_the_swap_mixes_no_rows_with_those_set_aside() {
 }
 
 #[test]
+fn row_that_its_table_would_replace_or_pass_over_is_named() {
+    for (declared, set) in [
+        ("code TEXT NOT NULL ON CONFLICT IGNORE", "nullif(code, 'b')"),
+        ("code TEXT NOT NULL UNIQUE ON CONFLICT REPLACE", "'same'"),
+    ] {
+        let database = Database::new(&format!(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, {declared}); INSERT INTO t VALUES (1, 'a'), (2, 'b');"
+        ));
+        let steps = format!("[[step]]\nop = \"sql\"\ntable = \"t\"\nset = {{ code = \"{set}\" }}\n");
+        match migrator(database.engine(), &Unwatched).apply(&migration("0001", None, &steps), None) {
+            Err(Error::RolledBack { cause, .. }) => {
+                assert!(
+                    matches!(*cause, Error::Rejected { count: 1, .. }) && cause.to_string().contains("2: "),
+                    "{cause}"
+                );
+            }
+            other => panic!("{declared}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn key_of_several_columns_that_changes_takes_hidden_values_along() {
     let setup =
         "CREATE TABLE m (a TEXT, b INT, n INT CHECK (n > b), note TEXT, PRIMARY KEY (a, b)) WITHOUT ROWID;
