@@ -288,12 +288,17 @@ impl Scene {
         if !matches!(first.code, Some(exit::DONE | exit::NOTHING_TO_DO)) {
             problems.push(format!("recover ended with {:?}: {}", first.code, first.stderr.trim()));
         }
+        let whole = Snapshot::of(&self.node.root, &[])?;
         let second = self.node.run(&["recover"])?;
         if second.code != Some(exit::NOTHING_TO_DO) {
             problems.push(format!("a second recover ended with {:?}, not 3", second.code));
         }
+        let changed = Snapshot::of(&self.node.root, &[])?.differences(&whole);
+        let ours = changed.into_iter().filter(|line| !noted(line));
+        problems.extend(ours.map(|line| format!("the second recover changed something: {line}")));
         problems.extend(self.judge_tree(acknowledged)?);
         problems.extend(self.judge_kept()?);
+        problems.extend(self.judge_points()?);
         let mut next = self.node.apply(&self.next)?;
         // Preflight has two seconds; a machine that is busy with sweeps may miss them, and nothing was done then.
         for _ in 0..5 {
@@ -349,10 +354,25 @@ impl Scene {
         Ok(extra.take(5).map(|(path, count)| format!("left over: {path} ({count} of them)")).collect())
     }
 
+    /// Looks for restore points that cannot be used.
+    fn judge_points(&self) -> Result<Vec<String>> {
+        let listed = self.node.run(&["restore-points"])?.with(&[exit::DONE])?.json()?;
+        let points = listed["restore_points"].as_array().context("a list of restore points")?;
+        let damaged = points.iter().filter(|point| !point["damage"].is_null());
+        Ok(damaged.map(|point| format!("a restore point is of no use: {point}")).collect())
+    }
+
     fn seen(&self) -> Result<Snapshot> {
         self.node.seen(if self.foreign.is_some() { &[FOREIGN] } else { &[] })
     }
 }
+
+/// Whether a line tells of what every command notes: who held the lock, and the database's own files.
+fn noted(line: &str) -> bool {
+    NOTED.iter().any(|path| line.starts_with(path))
+}
+
+const NOTED: [&str; 2] = [".cutover/lock ", ".cutover/catalog"];
 
 /// A directory of somebody else in an in-place root.
 const FOREIGN: &str = "not-ours";
