@@ -37,7 +37,7 @@ pub struct NewRelease<'a, R> {
 
 /// A delta bundle to be published.
 pub struct NewDelta<'a> {
-    /// The release that it leads from.
+    /// The release that it leads from. A delta from there that is published already is replaced.
     pub from: ReleaseRef,
     /// The file.
     pub file: &'a dyn ReadAt,
@@ -72,12 +72,12 @@ impl Publisher<'_> {
             indexes.append(&mut self.present.indexes_of(self.storage, package)?);
         }
         let mut changed = BTreeSet::new();
-        let mut prepared = Vec::new();
+        let (mut prepared, mut replaced) = (Vec::new(), Vec::new());
         for release in releases {
             check_new(release.bundle, &indexes)?;
             let mut release = Prepared::new(release)?;
             self.patch_manifest(&mut release, &indexes)?;
-            let (path, listed) = self.list_release(&release, &mut indexes)?;
+            let (path, listed) = self.list_release(&release, &mut indexes, &mut replaced)?;
             prepared.push(release);
             published.releases += usize::from(listed == ListedAs::New);
             if listed != ListedAs::Before {
@@ -95,6 +95,8 @@ impl Publisher<'_> {
         }
         let growing = self.append_to_log(&mut indexes, &changed)?;
         let changed: Vec<&Index> = changed.iter().filter_map(|path| indexes.get(path)).collect();
+        // Before nothing names them any more; should it be cut off in between, they are named, and that counts.
+        self.bury(&format!("{}-replaced", self.present.timestamp.version + 1), replaced)?;
         self.commit(&changed, Renew::All, growing)?;
         self.collect()?;
         published.version = self.present.timestamp.version;
@@ -129,11 +131,12 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    /// Adds a release to its index and says how it stands there.
+    /// Adds a release to its index and says how it stands there. The files that its index names no longer go to `replaced`.
     fn list_release<R: ReadAt>(
         &self,
         prepared: &Prepared<'_, '_, R>,
         indexes: &mut BTreeMap<String, Index>,
+        replaced: &mut Vec<String>,
     ) -> Result<(String, ListedAs), PublishError> {
         let release = prepared.release;
         let manifest = release.bundle.manifest();
@@ -150,16 +153,20 @@ impl Publisher<'_> {
             entry.manifest_patches = prepared.patches.iter().map(|(named, _)| *named).collect();
         }
         for delta in &release.deltas {
-            // Patches are signed anew each time they are made; one that is there is as good.
-            if !entry.deltas.iter().any(|known| known.from == delta.from) {
-                let bundle = file_ref(delta.file).map_err(PublishError::storage("read", "a delta"))?;
-                entry.deltas.push(DeltaRef { from: delta.from.clone(), bundle });
+            let bundle = file_ref(delta.file).map_err(PublishError::storage("read", "a delta"))?;
+            match entry.deltas.iter_mut().find(|known| known.from == delta.from) {
+                Some(known) if known.bundle == bundle => {}
+                Some(known) => {
+                    let old = std::mem::replace(&mut known.bundle, bundle);
+                    replaced.push(delta_path(old.sha256));
+                }
+                None => entry.deltas.push(DeltaRef { from: delta.from.clone(), bundle }),
             }
         }
         let listed = match known {
             None => ListedAs::New,
             Some(known) if known == entry => ListedAs::Before,
-            Some(_) => ListedAs::WithMoreDeltas,
+            Some(_) => ListedAs::WithOtherDeltas,
         };
         index.insert(entry);
         Ok((path, listed))
@@ -212,7 +219,7 @@ enum ListedAs {
     /// It was not there.
     New,
     /// It was there, with other deltas.
-    WithMoreDeltas,
+    WithOtherDeltas,
     /// It was there just so.
     Before,
 }

@@ -7,7 +7,7 @@ use std::{
 
 use cutover_repo::{Batch, DirectoryStorage, Fill, Lock, PublishError, Publisher, Storage};
 
-use crate::world::{Verified, World, at, bundle, name, publish, report, version};
+use crate::world::{Verified, World, at, bundle, name, publish, publish_delta, report, version};
 
 /// A store whose process dies before its write number `left`. A batch dies with half of its files named.
 struct Dying {
@@ -189,6 +189,19 @@ fn every_crash_leaves_the_old_or_the_new_state() {
     };
     sweep(&publish_both, &yank_two, Some("1.1.0"), Some("1.0.0"));
     sweep(&publish_both, &|publisher: &mut Publisher<'_>| publisher.refresh(), Some("1.1.0"), Some("1.1.0"));
+}
+
+// D16
+#[test]
+fn every_crash_while_a_delta_is_replaced_leaves_the_old_or_the_new_one() {
+    let [one, two] = releases();
+    let with_first = |world: &World| {
+        world.publish(0, &[&one]);
+        world.with_publisher(0, |publisher| publish_delta(publisher, &two, &one, b"the first")).unwrap();
+    };
+    let second =
+        |publisher: &mut Publisher<'_>| publish_delta(publisher, &two, &one, b"the second").map(drop);
+    assert!(sweep(&with_first, &second, Some("1.1.0"), Some("1.1.0")) > 6);
 }
 
 #[test]

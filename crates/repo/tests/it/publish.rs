@@ -1,9 +1,11 @@
 //! Publishing, promoting, yanking, removing.
 
 use cutover_core::model::Digest;
-use cutover_repo::{MetadataKey, PublishError, Publisher, SigningError, list, tuf::RoleKind};
+use cutover_repo::{MetadataKey, PublishError, Publisher, SigningError, delta_path, list, tuf::RoleKind};
 
-use crate::world::{World, at, bundle, bundle_of, four_keys, name, publish, role_keys, version};
+use crate::world::{
+    World, at, bundle, bundle_of, four_keys, name, publish, publish_delta, role_keys, version,
+};
 
 const COMMON: (&str, &[u8]) = ("lib/same", b"the same in every release");
 
@@ -53,6 +55,48 @@ fn publishing_again_mends_what_was_lost() {
     assert_eq!(world.report(1).problems.len(), 3, "manifest, signature, list of objects");
     world.publish(2, &[&one]);
     world.must_be_clean(2);
+}
+
+// D16
+#[test]
+fn second_delta_of_a_pair_replaces_the_first() {
+    let world = World::new(3600);
+    let releases = ["1.0.0", "1.1.0", "1.2.0"].map(|version| bundle(version, &[COMMON]));
+    let [one, two, three] = &releases;
+    let publish = |hours: i64, from, delta: &[u8]| {
+        world.with_publisher(hours, |publisher| publish_delta(publisher, three, from, delta)).unwrap()
+    };
+    // By version, the deltas that lead to 1.2.0, and which of their files are there.
+    let listed = || {
+        let listed = list(&world.storage()).unwrap();
+        let entry = listed.into_iter().map(|one| one.entry).find(|entry| entry.version == version("1.2.0"));
+        let deltas = entry.expect("listed").deltas;
+        deltas
+            .into_iter()
+            .map(|delta| (delta.from.version.to_string(), delta.bundle.sha256))
+            .collect::<Vec<_>>()
+    };
+    let is_there = |delta: &[u8]| world.dir.path().join(delta_path(Digest::of(delta))).exists();
+    let named = |from: &str, delta: &[u8]| (from.to_owned(), Digest::of(delta));
+    world.publish(0, &[one, two]);
+    publish(1, one, b"the first");
+    publish(1, two, b"of another pair");
+    assert_eq!(listed(), [named("1.0.0", b"the first"), named("1.1.0", b"of another pair")]);
+
+    let published = publish(1, one, b"the second");
+    assert_eq!((published.releases, published.deltas), (0, 1));
+    assert_eq!(listed(), [named("1.0.0", b"the second"), named("1.1.0", b"of another pair")]);
+    // Whoever read the older index still finds the first, until the grace is over.
+    assert!(is_there(b"the first") && is_there(b"the second"));
+    world.must_be_clean(1);
+    world.with_publisher(9, |publisher| publisher.refresh()).unwrap();
+    assert!(!is_there(b"the first") && is_there(b"the second") && is_there(b"of another pair"));
+    assert_eq!(world.must_be_clean(9).deltas, 2);
+
+    let files = world.files();
+    let again = publish(9, one, b"the second");
+    assert_eq!((again.deltas, again.bytes), (0, 0));
+    assert_eq!(world.files(), files);
 }
 
 #[test]

@@ -17,7 +17,8 @@ use cutover_bundle::{
 use cutover_core::model::{FileEntry, FileKind, FileMode, Instant, Manifest, Name, Version};
 use cutover_repo::{
     Catalogue, DirectoryStorage, Fetch, FetchError, FollowedLog, LOG_KEY_PATH, LogError, MetadataKey,
-    NewRelease, PublishError, Published, Publisher, Report, RepositorySettings, State, Storage, Wanted,
+    NewDelta, NewRelease, PublishError, Published, Publisher, Report, RepositorySettings, State, Storage,
+    Wanted,
     tuf::{Client, ClientError, ClientLimits, RoleKind},
     verify,
 };
@@ -233,6 +234,17 @@ pub(crate) fn publish(
         .map(|bundle| NewRelease { bundle, channel: channel.map(name), deltas: Vec::new() })
         .collect();
     publisher.publish(&releases)
+}
+
+/// Publishes a release with a delta from an earlier one to it; nobody applies it, so its bytes do not matter.
+pub(crate) fn publish_delta(
+    publisher: &mut Publisher<'_>,
+    bundle: &Verified,
+    from: &Verified,
+    delta: &[u8],
+) -> Result<Published, PublishError> {
+    let deltas = vec![NewDelta { from: from.release(), file: &delta }];
+    publisher.publish(&[NewRelease { bundle, channel: None, deltas }])
 }
 
 pub(crate) fn report(storage: &dyn Storage, hours: i64) -> Report {
