@@ -326,13 +326,23 @@ impl<R: ReadAt + Sync> VerifiedDelta<R> {
         limits: &DeltaLimits,
         out: W,
     ) -> Result<(W, Applied), DeltaError> {
-        let content = |size, sha256| Content { size, sha256 };
-        let declared = Declared {
-            base: content(file.base_size, file.base_sha256),
-            patch: content(file.patch_size, file.patch_sha256),
-            result: content(file.target_size, file.target_sha256),
-        };
-        delta::apply(file.algorithm, base, &self.range(file.offset, file.patch_size), &declared, limits, out)
+        let patch = self.range(file.offset, file.patch_size);
+        delta::apply(file.algorithm, base, &patch, &declared(file), limits, out)
+    }
+
+    /// The memory that applying one of its own patches to `base` takes at most, in bytes.
+    ///
+    /// # Errors
+    /// As [`VerifiedDelta::apply_patch`]: the patch is checked before a byte of it is interpreted.
+    pub fn memory_needed(
+        &self,
+        file: &DeltaFile,
+        base: &Source<'_>,
+        limits: &DeltaLimits,
+    ) -> Result<u64, DeltaError> {
+        let (patch, declared) = (self.range(file.offset, file.patch_size), declared(file));
+        declared.patch.check(Part::Patch, &patch)?;
+        delta::memory_needed(file.algorithm, base, &patch, &declared, limits)
     }
 
     /// Streams an object that is carried in full: decoded and checked to `content`, as stored to `stored`.
@@ -367,6 +377,16 @@ impl<R: ReadAt + Sync> VerifiedDelta<R> {
 
     fn range(&self, offset: u64, length: u64) -> Range<'_, R> {
         Range { source: &self.source, offset: self.payload_offset + offset, length }
+    }
+}
+
+/// What the delta manifest says of a patch and its files.
+fn declared(file: &DeltaFile) -> Declared {
+    let content = |size, sha256| Content { size, sha256 };
+    Declared {
+        base: content(file.base_size, file.base_sha256),
+        patch: content(file.patch_size, file.patch_sha256),
+        result: content(file.target_size, file.target_sha256),
     }
 }
 

@@ -15,13 +15,13 @@ use cutover_bundle::{
 };
 use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
 
-use crate::payload::Payload;
+use crate::{delta_room::Room, payload::Payload};
 
 /// A delta, and the full bundle to fall back to.
 pub struct DeltaPayload<R> {
     delta: VerifiedDelta<R>,
     full: Option<VerifiedBundle<R>>,
-    limits: DeltaLimits,
+    room: Room,
     patched: AtomicU64,
     fetched: AtomicU64,
     failed: AtomicU64,
@@ -49,7 +49,8 @@ pub struct OtherRelease {
 }
 
 impl<R> DeltaPayload<R> {
-    /// Puts a delta and its full bundle together.
+    /// Puts a delta and its full bundle together. The limit of `limits` on memory is that of all patches together which are
+    /// applied at the same time.
     ///
     /// # Errors
     /// [`OtherRelease`] unless both make the very same release.
@@ -63,7 +64,7 @@ impl<R> DeltaPayload<R> {
             return Err(OtherRelease { full: other, delta: wanted });
         }
         let zero = AtomicU64::default;
-        Ok(Self { delta, full, limits, patched: zero(), fetched: zero(), failed: zero() })
+        Ok(Self { delta, full, room: Room::new(limits), patched: zero(), fetched: zero(), failed: zero() })
     }
 
     /// The delta.
@@ -156,7 +157,7 @@ impl<R: ReadAt + Sync> Payload for DeltaPayload<R> {
         base: &Source<'_>,
         out: &mut dyn Write,
     ) -> Result<(), DeltaError> {
-        self.delta.apply_patch(file, base, &self.limits, out)?;
+        self.room.apply(&self.delta, file, base, out)?;
         self.patched.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

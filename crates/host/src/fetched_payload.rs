@@ -21,6 +21,7 @@ use cutover_bundle::{
 use cutover_core::model::{DeltaFile, Digest, Manifest, ObjectEntry, ReleaseRef};
 
 use crate::{
+    delta_room::Room,
     fetch::{Downloads, End, FetchError, OnFailure, Report, Shelf, Sink, Source, Wanted, Watch},
     payload::Payload,
 };
@@ -62,7 +63,7 @@ pub struct FetchedPayload {
     source: Box<dyn Source>,
     watch: Arc<dyn Watch>,
     downloads: OnceLock<Arc<Downloads>>,
-    delta: OnceLock<(VerifiedDelta<File>, DeltaLimits)>,
+    delta: OnceLock<(VerifiedDelta<File>, Room)>,
     fetched_bytes: AtomicU64,
     shelf: Shelf,
     /// Files that are being fetched onto the shelf.
@@ -109,10 +110,11 @@ impl FetchedPayload {
         let _ = self.downloads.set(downloads);
     }
 
-    /// Uses a delta to this very release; `false` when it leads to another one, and then it is not used.
+    /// Uses a delta to this very release; `false` when it leads to another one, and then it is not used. The limit of `limits`
+    /// on memory is that of all patches together which are applied at the same time.
     pub fn use_delta(&self, delta: VerifiedDelta<File>, limits: DeltaLimits) -> bool {
         delta.verified_manifest().release() == self.release.release()
-            && self.delta.set((delta, limits)).is_ok()
+            && self.delta.set((delta, Room::new(limits))).is_ok()
     }
 
     /// Fetches files of the source; all of them, or none counts. They stay among the downloads.
@@ -240,7 +242,7 @@ impl Payload for FetchedPayload {
         out: &mut dyn Write,
     ) -> Result<(), DeltaError> {
         match self.delta.get() {
-            Some((delta, limits)) => delta.apply_patch(file, base, limits, out).map(drop),
+            Some((delta, room)) => room.apply(delta, file, base, out),
             None => Err(DeltaError::Unavailable(file.algorithm)),
         }
     }

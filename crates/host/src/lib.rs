@@ -8,6 +8,7 @@
 pub mod catalog;
 pub mod clock;
 pub mod delta_payload;
+mod delta_room;
 pub mod disk;
 pub mod fetch;
 pub mod fetched_payload;
