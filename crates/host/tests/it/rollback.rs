@@ -6,6 +6,7 @@ use cutover_core::{
     execute::Outcome,
     plan::{Layout, Refusal, RollbackTarget, plan_rollback},
 };
+use cutover_host::node::PointListed;
 
 use crate::{
     not_run::not_run,
@@ -208,10 +209,14 @@ fn rollback_to_an_unknown_id_is_refused_and_changes_nothing() {
 #[test]
 fn five_updates_make_five_restore_points_listed_newest_first_with_versions() {
     let world = World::new(Layout::Versioned);
-    for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"] {
+    for (version, hour) in ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"].into_iter().zip(1..) {
+        world.clock.0.store(1_900_000_000 + hour * 3600, std::sync::atomic::Ordering::SeqCst);
         world.apply(&Release::new(version).program("bin/app", version));
     }
     let listed = world.node().restore_points().expect("listed");
+    let made = |listed: &PointListed| listed.point.as_ref().expect("good").point.created_at.unix();
+    let hours: Vec<i64> = listed.iter().map(|listed| (made(listed) - 1_900_000_000) / 3600).collect();
+    assert_eq!(hours, [5, 4, 3, 2, 1]);
     let rows: Vec<(Option<String>, Option<String>)> = listed
         .iter()
         .map(|listed| {

@@ -119,9 +119,9 @@ fn checkpoints_survive_reopening_and_returning_to_one_prunes_later_ones() {
     let node = world.node();
     let lock = node.lock().expect("the lock");
     let mut log = node.state_log(&lock).expect("open");
-    for (index, state) in GOOD.into_iter().enumerate() {
-        log.go(state, Some(&version())).expect("permitted");
-        assert_eq!(log.checkpoint().expect("made"), index as u64 + 1);
+    for (state, id) in GOOD.into_iter().zip(1..) {
+        log.go(state, Some(&Version::new(id, 0, 0))).expect("permitted");
+        assert_eq!(log.checkpoint().expect("made"), id);
     }
     drop(log);
     let mut log = node.state_log(&lock).expect("reopened");
@@ -132,6 +132,7 @@ fn checkpoints_survive_reopening_and_returning_to_one_prunes_later_ones() {
     assert_eq!(log.back_to(1).expect("known"), Idempotent::Yes);
     assert!(log.back_to(2).is_err(), "pruned");
     assert_eq!(log.lifecycle().state(), State::Downloading);
+    assert_eq!(log.lifecycle().version(), Some(&Version::new(1, 0, 0)));
     assert!(matches!(node.state(1).expect("read").1[0].1, Entry::Returned { .. }));
 }
 
