@@ -276,6 +276,46 @@ fn hidden_columns_and_dropped_constraints_refer_to_nothing() {
 }
 
 #[test]
+fn foreign_keys_come_back_where_tables_are_renamed_beside_the_copy() {
+    let rename = |table: &str, to: &str| {
+        format!("[[step]]\nop = \"rename_table\"\ntable = \"{table}\"\nto = \"{to}\"\n")
+    };
+    let setup = FAMILY
+        .replace("note TEXT)", "note TEXT, next INT REFERENCES child (id))")
+        .replace("'one')", "'one', NULL)")
+        .replace("'two')", "'two', 1)");
+    for steps in [
+        rename("parent", "elder") + &retype("child", "n"),
+        retype("child", "n") + &rename("parent", "elder"),
+        retype("child", "n") + &rename("child", "kid"),
+        rename("parent", "elder") + &retype("child", "n") + &rename("child", "kid"),
+    ] {
+        let child = if steps.contains("kid") { "kid" } else { "child" };
+        let parent = if steps.contains("elder") { "elder" } else { "parent" };
+        let rows = there_and_back(
+            &setup,
+            &steps,
+            &[
+                &format!("INSERT INTO {child} (id, p, n, next) VALUES (3, 3, 3, 2)"),
+                &format!("DELETE FROM {child} WHERE id = 3; DELETE FROM {parent} WHERE id = 3"),
+            ],
+            "SELECT * FROM child",
+        );
+        assert_eq!(rows, ["1|1|1|one|NULL", "2|2|2|two|1"]);
+    }
+    for drops in [["parent", "child"], ["child", "parent"]] {
+        let steps: Vec<String> = drops
+            .iter()
+            .map(|table| format!("[[step]]\nop = \"drop_table\"\ntable = \"{table}\"\n"))
+            .collect();
+        let database = Database::new(&setup);
+        let mut migrator = migrator(database.engine(), &Unwatched);
+        let plan = migrator.plan(&migration("0001", None, &steps.concat()));
+        assert!(matches!(plan, Err(Error::Refused(_))), "a table that another points to goes after it");
+    }
+}
+
+#[test]
 fn old_table_without_a_way_back_keeps_nobody_from_deleting() {
     let database = Database::new(FAMILY);
     let mut migrator = migrator(database.engine(), &Unwatched);
