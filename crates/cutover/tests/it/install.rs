@@ -567,9 +567,7 @@ fn with_service(version: &str) -> Release<'_> {
 fn status_that(world: &World, is_it: impl Fn(&Value) -> bool) -> Value {
     let started = Instant::now();
     loop {
-        let arguments = ["status", "--json", "--root", text(&world.root())].map(str::to_owned);
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let status = world.run(&arguments).must(0).json();
+        let status = world.run(&["status", "--json", "--root", text(&world.root())]).must(0).json();
         if is_it(&status) {
             return status;
         }
