@@ -1,7 +1,7 @@
 //! What is printed: data on stdout, everything else on stderr; JSON that is versioned.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -27,12 +27,24 @@ static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Writes one line of data to stdout. What cannot be written ends nothing: the command goes on, and [`lost`] says so in the end.
 pub(crate) fn line(text: impl AsRef<str>) {
+    write(|stdout| writeln!(stdout, "{}", text.as_ref()));
+}
+
+/// Writes bytes to stdout as they are, as [`line`]; to a terminal, which they could steer, as [`printable`] text.
+pub(crate) fn exact(bytes: &[u8]) {
+    if io::stdout().is_terminal() {
+        return line(printable(String::from_utf8_lossy(bytes).trim_end_matches('\n')));
+    }
+    write(|stdout| stdout.write_all(bytes));
+}
+
+fn write(data: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>) {
     let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
     if lost.is_some() {
         return;
     }
     let mut stdout = io::stdout().lock();
-    *lost = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()).err();
+    *lost = data(&mut stdout).and_then(|()| stdout.flush()).err();
 }
 
 /// Why some of the output is lost, if it is; told once.

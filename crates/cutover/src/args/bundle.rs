@@ -35,7 +35,7 @@ pub(crate) enum Bundle {
     Inspect {
         /// The bundle.
         bundle: PathBuf,
-        /// Prints the manifest's exact bytes.
+        /// Prints the manifest's exact bytes, of a delta bundle those of the delta manifest; on a terminal without what could steer it.
         #[arg(long)]
         manifest: bool,
     },

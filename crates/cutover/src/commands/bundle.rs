@@ -359,8 +359,7 @@ fn inspect(path: &Path, raw_manifest: bool, context: &Context) -> Result<Exit, F
     }
     let bundle = open(path)?;
     if raw_manifest {
-        let text = String::from_utf8_lossy(bundle.untrusted_manifest_bytes()).into_owned();
-        output::line(output::printable(text.trim_end_matches('\n')));
+        output::exact(bundle.untrusted_manifest_bytes());
         return Ok(Exit::Done);
     }
     let view = bundle.inspect_untrusted();

@@ -30,7 +30,7 @@ use cutover_host::delta_payload::DeltaPayload;
 use super::{
     Context, delta,
     describe::{signer_json, summary, summary_line, tell_signer},
-    opened,
+    documents, opened,
 };
 use crate::{
     exit::Exit,
@@ -40,7 +40,7 @@ use crate::{
     progress,
 };
 
-/// `bundle verify` of a delta bundle whose signatures hold: checks every object and every patch it carries.
+/// `bundle verify` of a delta bundle whose signatures hold: checks every object, patch and document it carries.
 pub(super) fn verify(
     path: &Path,
     payload: &DeltaPayload<File>,
@@ -51,7 +51,12 @@ pub(super) fn verify(
     payload
         .check_payload()
         .map_err(|error| Failure::about(error, format!("refused `{}`", path.display())))?;
-    let (delta, manifest) = (bundle.delta(), bundle.verified_manifest().manifest());
+    let delta = bundle.delta();
+    // What a delta does not carry lies beside it, in a repository.
+    let mut manifest = Manifest::clone(bundle.verified_manifest().manifest());
+    manifest.documents.retain(|document| bundle.carried(document.sha256).is_some());
+    let read = |object: &ObjectEntry| opened::object_of(payload, object);
+    documents::check_all(&manifest, &read).map_err(|failure| documents::with_hint(failure, path))?;
     match context.form {
         Form::Json => output::json(&serde_json::json!({
             "bundle": path.display().to_string(),
@@ -64,6 +69,7 @@ pub(super) fn verify(
             "patches": delta.files.len(),
             "objects": delta.objects.len(),
             "payload_bytes": delta.payload_bytes(),
+            "documents": documents::json(&manifest, &read),
             "signers": bundle.signers().iter().map(signer_json).collect::<Vec<_>>(),
         }))?,
         Form::Text => {
@@ -74,6 +80,7 @@ pub(super) fn verify(
                 delta.to,
                 contents(delta),
             ));
+            documents::lines(&manifest, &read).into_iter().for_each(output::line);
             bundle.signers().iter().for_each(tell_signer);
         }
     }
@@ -88,8 +95,7 @@ pub(super) fn inspect(
     context: &Context,
 ) -> Result<Exit, Failure> {
     if raw_manifest {
-        let text = String::from_utf8_lossy(bundle.untrusted_delta_bytes()).into_owned();
-        output::line(output::printable(text.trim_end_matches('\n')));
+        output::exact(bundle.untrusted_delta_bytes());
         return Ok(Exit::Done);
     }
     let view = bundle.inspect_untrusted();
@@ -224,13 +230,15 @@ fn object_of(side: &dyn Side, sha256: Digest) -> &ObjectEntry {
     found.expect("a checked manifest has an object for every file")
 }
 
-/// The file that the new one most likely was: that of the same path, else one of the same name and kind.
+/// The file that the new one most likely was: that of the same path, else one of the same name and kind. No shared one:
+/// what a host has there is what was written to it since, and not the old release's.
 fn base_of<'s>(side: &'s dyn Side, file: &FileEntry) -> Option<&'s FileEntry> {
     let name = |path: &SafePath| path.components().next_back().map(str::to_owned);
-    let files = &side.manifest().files;
-    let same_path = files.iter().find(|old| old.path == file.path);
-    same_path
-        .or_else(|| files.iter().find(|old| old.kind == file.kind && name(&old.path) == name(&file.path)))
+    let manifest = side.manifest();
+    let shared: BTreeSet<&SafePath> = manifest.shared.iter().collect();
+    let mut files = manifest.files.iter().filter(|old| !shared.contains(&old.path));
+    let same_path = files.clone().find(|old| old.path == file.path);
+    same_path.or_else(|| files.find(|old| old.kind == file.kind && name(&old.path) == name(&file.path)))
 }
 
 /// What becomes of the documents about the new release.

@@ -23,9 +23,15 @@ pub(super) enum FromFile {
 /// Opens a bundle and believes nothing of it.
 ///
 /// # Errors
-/// The file cannot be opened, or is no bundle.
+/// The file cannot be opened, or is no bundle that holds everything.
 pub(super) fn open(path: &Path) -> Result<OpenBundle<File>, Failure> {
     let file = File::open(path).map_err(|source| Failure::io("open the bundle", path, source))?;
+    if DeltaBundle::is_one(&file).map_err(|source| Failure::io("read", path, source))? {
+        return Err(Failure::usage(format!(
+            "`{}` is a delta bundle; give the full bundle of that release",
+            path.display()
+        )));
+    }
     OpenBundle::open(file, &Limits::default())
         .map_err(|error| Failure::about(error, format!("cannot use `{}`", path.display())))
 }

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::world::{PLAIN, Ran, Release, World, command, finish, run, snapshot, stamped, text};
+use crate::world::{PLAIN, Ran, Release, World, command, finish, has_tool, run, snapshot, stamped, text};
 
 fn create(world: &World, tree: &Path, spec: &Path, more: &[&str]) -> Ran {
     let out = world.path("out.cutover");
@@ -215,8 +215,7 @@ fn revoked_signer_is_refused_once_a_list_is_configured() {
 
 #[test]
 fn external_command_signs() {
-    if run(Path::new("/usr/bin/openssl"), &["version"]).code != 0 {
-        println!("skipped: no openssl");
+    if !has_tool("openssl", "openssl") {
         return;
     }
     let world = World::new();
@@ -263,6 +262,28 @@ fn inspecting_shows_claims_as_claims() {
     assert!(ran.stdout.contains("NOT VERIFIED"), "{}", ran.stdout);
     let raw = run(Path::new(PLAIN), &["bundle", "inspect", text(&bundle), "--manifest"]).must(0).stdout;
     assert!(raw.starts_with("{\n") && raw.contains("\"package\": \"tool\""), "{raw}");
+}
+
+#[test]
+fn manifest_is_printed_byte_by_byte() {
+    let world = World::new();
+    let bytes = fs::read(world.build_version("1.0.0")).expect("read");
+    let length = u32::from_be_bytes(bytes[8..12].try_into().expect("four")) as usize;
+    let (header, rest) = (&bytes[..16], &bytes[16..]);
+    // Without the newline at its end, with several, and with what no manifest has.
+    for end in [&b""[..], b"\n\n", b"\xff\x1b[31m"] {
+        let mut manifest = rest[..length].trim_ascii_end().to_owned();
+        manifest.extend(end);
+        let mut other = header.to_owned();
+        other[8..12].copy_from_slice(&(manifest.len() as u32).to_be_bytes());
+        other.extend(&manifest);
+        other.extend(&rest[length..]);
+        let bundle = world.write("other.cutover", other);
+        let mut inspect = command(Path::new(PLAIN), &["bundle", "inspect", text(&bundle), "--manifest"]);
+        let printed = inspect.output().expect("started");
+        assert!(printed.status.success());
+        assert_eq!(printed.stdout, manifest);
+    }
 }
 
 #[test]

@@ -1,8 +1,17 @@
 //! Whole releases by delta bundles: making them, installing them, and every way in which a patch may be of no use.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io::Read as _, path::PathBuf};
 
-use crate::world::{LAYOUTS, Release, World, files_of, finish, seen, stamped, text};
+use cutover_bundle::{
+    Bundle, Limits, assemble_delta,
+    delta::{self, Algorithm, GenerateOptions, Pair},
+    sign_manifest,
+};
+use cutover_core::model::{
+    DELTA_FORMAT, DeltaFile, DeltaManifest, Digest, Manifest, ObjectEntry, ReleaseRef,
+};
+
+use crate::world::{LAYOUTS, Release, World, files_of, finish, now, seen, signer, stamped, text};
 
 /// Text that does not compress well; `change` is somewhere in the middle.
 fn data(change: &str) -> String {
@@ -115,7 +124,7 @@ fn dry_run_and_verification_by_plan_change_nothing() {
     scene.is_at("1.0.0");
 }
 
-// D12, D13
+// D12
 #[test]
 fn patch_that_is_of_no_use_is_replaced_by_the_full_file() {
     for layout in LAYOUTS {
@@ -194,6 +203,7 @@ fn delta_bundles_are_trusted_only_with_both_signatures() {
     scene.world.apply(&scene.delta, &[]).must(0);
 }
 
+// D12: the patch is not there at all.
 #[test]
 fn payload_that_ends_early_is_made_up_for_by_the_full_bundle_file_by_file() {
     let scene = scene("versioned");
@@ -231,6 +241,10 @@ fn delta_bundles_are_verified_inspected_and_planned_like_full_ones() {
     assert!(inspected.contains("NOT VERIFIED") && inspected.contains("share/data"), "{inspected}");
     let raw = scene.world.run(&["bundle", "inspect", &delta, "--manifest"]).must(0).stdout;
     assert!(raw.contains("\"patch_sha256\""), "{raw}");
+    let bytes = fs::read(&scene.delta).unwrap();
+    let length = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let begins = 24 + length(8) + length(12);
+    assert_eq!(raw.as_bytes(), &bytes[begins..begins + length(16)], "the exact bytes of the delta manifest");
 
     // From 1.0.5 the delta leads nowhere, and with the full bundle it does.
     let other = scene.world.build_version("1.0.5");
@@ -245,28 +259,14 @@ fn delta_bundles_are_verified_inspected_and_planned_like_full_ones() {
 
 #[test]
 fn enforced_order_is_that_of_the_dependencies_and_not_of_the_paths() {
-    let world = World::new();
-    let contents = |change: &str| ["a", "b", "c"].map(|name| data(&format!("{change} of {name}")));
-    let paths = ["share/a", "share/b", "share/c"];
-    let build = |version: &str, change: &str| {
-        let contents = contents(change);
-        let files: Vec<(&str, &str)> = paths.into_iter().zip(contents.iter().map(String::as_str)).collect();
-        world.build(&Release { files: &files, ..Release::new(version) })
-    };
-    let (first, full) = (build("1.0.0", "old"), build("1.1.0", "new and longer"));
-    let delta = world.path("ordered.cutover-delta");
+    let three = Three::new("versioned");
     // c comes first by its order; a waits for b.
-    let entries = [("share/a", 1, vec!["share/b"]), ("share/b", 1, vec![]), ("share/c", 0, vec![])];
-    ordered_delta(&first, &full, &delta, &entries);
-    world.apply(&first, &["--layout", "versioned"]).must(0);
+    let orders = [(1, vec!["share/b"]), (1, vec![]), (0, vec![])];
+    let delta = three.delta(Some(&orders), patch_between);
     // Patches whose base is damaged are told of in the order in which they are tried.
-    for path in paths {
-        let path = world.visible().join(path);
-        let mut bytes = fs::read(&path).expect("read");
-        bytes[10] ^= 1;
-        fs::write(path, bytes).expect("written");
-    }
-    let mut command = world.on_root_command(&["apply", text(&delta), "--json", "--full", text(&full)]);
+    PATHS.into_iter().for_each(|path| three.damage(path));
+    let mut command =
+        three.world.on_root_command(&["apply", text(&delta), "--json", "--full", text(&three.full)]);
     command.env("CUTOVER_LOG", "warn");
     let ran = finish(command).must(0);
     assert_eq!(ran.json()["delta"]["patches_failed"], 3, "{}", ran.stderr);
@@ -274,92 +274,220 @@ fn enforced_order_is_that_of_the_dependencies_and_not_of_the_paths() {
         .stderr
         .lines()
         .filter(|line| line.contains("the patch is of no use"))
-        .filter_map(|line| paths.into_iter().find(|path| line.contains(path)))
+        .filter_map(|line| PATHS.into_iter().find(|path| line.contains(path)))
         .collect();
     assert_eq!(told, ["share/c", "share/b", "share/a"], "{}", ran.stderr);
-    assert_eq!(seen(&world), files_of(&world, "1.1.0"));
+    assert_eq!(seen(&three.world), files_of(&three.world, "1.1.0"));
     // With whole bases the patches are taken.
-    world.on_root(&["rollback"]).must(0);
-    assert_eq!(world.version(), "1.0.0");
+    three.world.on_root(&["rollback"]).must(0);
+    assert_eq!(three.world.version(), "1.0.0");
 }
 
-/// Writes a delta bundle whose patches have an order: path, order, dependencies.
-fn ordered_delta(
-    old: &std::path::Path,
-    new: &std::path::Path,
-    output: &std::path::Path,
-    entries: &[(&str, u32, Vec<&str>)],
-) {
-    use cutover_bundle::{
-        Bundle, Limits, assemble_delta,
-        delta::{self, Algorithm, GenerateOptions, Pair},
-        sign_manifest,
-        signer::{CertificateChain, FileSigner},
-    };
-    use cutover_core::model::{DELTA_FORMAT, DeltaFile, DeltaManifest, Digest, Manifest, ReleaseRef};
+// D11
+#[test]
+fn one_damaged_base_keeps_no_other_patch_from_being_applied() {
+    let three = Three::new("versioned");
+    let delta = three.delta(None, patch_between);
+    three.damage("share/b");
+    three.world.apply(&delta, &[]).must(1);
+    let report = three.world.apply(&delta, &["--json", "--full", text(&three.full)]).must(0).json();
+    assert_eq!(report["delta"]["patches_failed"], 1, "{report}");
+    assert_eq!((&report["delta"]["patched"], &report["delta"]["from_full"]), (&2.into(), &1.into()));
+    assert_eq!(seen(&three.world), files_of(&three.world, "1.1.0"));
+    three.world.on_root(&["verify"]).must(0);
+}
 
-    let open = |path| {
-        let bundle = Bundle::open(fs::File::open(path).expect("open"), &Limits::default()).expect("a bundle");
-        let manifest = bundle.inspect_untrusted().claimed_manifest.expect("a manifest");
-        (bundle, manifest)
-    };
-    let ((old, old_manifest), (new, new_manifest)) = (open(old), open(new));
-    let release = |bundle: &Bundle<fs::File>, manifest: &Manifest| ReleaseRef {
-        package: manifest.package.clone(),
-        version: manifest.version.clone(),
-        manifest: Digest::of(bundle.untrusted_manifest_bytes()),
-    };
-    let content = |bundle: &Bundle<fs::File>, manifest: &Manifest, path: &str| {
-        let file = manifest.files.iter().find(|file| file.path.as_str() == path).expect("a file");
-        let object = manifest.objects.iter().find(|object| object.sha256 == file.sha256).expect("an object");
-        let mut content = Vec::new();
-        bundle.decode_untrusted_object(object, &mut content).expect("decoded");
-        content
-    };
-    let (mut files, mut payload) = (Vec::new(), Vec::new());
-    for (path, order, depends_on) in entries {
-        let (base, target) = (content(&old, &old_manifest, path), content(&new, &new_manifest, path));
-        let pair = Pair::new(&base, &target);
-        let patch = delta::generate(Algorithm::Bsdiff, &pair, &GenerateOptions::default()).expect("a patch");
-        files.push(DeltaFile {
-            path: path.parse().expect("a path"),
-            base_path: None,
-            base_sha256: Digest::of(&base),
-            base_size: base.len() as u64,
-            target_sha256: Digest::of(&target),
-            target_size: target.len() as u64,
-            patch_sha256: Digest::of(&patch),
-            patch_size: patch.len() as u64,
-            offset: payload.len() as u64,
-            algorithm: Algorithm::Bsdiff,
-            order: *order,
-            depends_on: depends_on.iter().map(|path| path.parse().expect("a path")).collect(),
-            candidates: Vec::new(),
+// D13: what the patch says is what was signed, and what it makes is something else.
+#[test]
+fn patch_that_makes_something_else_is_dropped_and_the_full_file_taken() {
+    for layout in LAYOUTS {
+        let three = Three::new(layout);
+        let delta = three.delta(None, |path, base, target| {
+            let mut other = target.to_vec();
+            other[20] ^= u8::from(path == "share/b");
+            patch_between(path, base, &other)
         });
-        payload.extend(patch);
+        three.world.run(&["bundle", "verify", text(&delta)]).must(0);
+        let before = seen(&three.world);
+        let refused = three.world.apply(&delta, &[]).must(1);
+        assert!(refused.stderr.contains("the result has the digest"), "{}", refused.stderr);
+        assert_eq!(seen(&three.world), before);
+        let report = three.world.apply(&delta, &["--json", "--full", text(&three.full)]).must(0).json();
+        assert_eq!(report["delta"]["patches_failed"], 1, "{report}");
+        assert_eq!((&report["delta"]["patched"], &report["delta"]["from_full"]), (&2.into(), &1.into()));
+        assert_eq!(seen(&three.world), files_of(&three.world, "1.1.0"));
+        three.world.on_root(&["rollback"]).must(0);
+        assert_eq!(seen(&three.world), before);
     }
-    let manifest = DeltaManifest {
-        format: DELTA_FORMAT,
-        from: release(&old, &old_manifest),
-        to: release(&new, &new_manifest),
-        enforce_order: true,
-        files,
-        objects: Vec::new(),
-    };
+}
+
+#[test]
+fn delta_between_releases_with_shared_files_needs_no_full_bundle() {
+    for layout in LAYOUTS {
+        let world = World::new();
+        let spec = "shared = [\"etc/changed.conf\", \"etc/same.conf\"]\n";
+        let build = |version: &str, change: &str, more: &[&str]| {
+            // A change in the middle of 8 KiB.
+            let conf = data(change)[46_000..54_000].to_owned();
+            let (same, plain) = (data("same"), data(change));
+            let files = [
+                ("etc/changed.conf", conf.as_str()),
+                ("etc/same.conf", same.as_str()),
+                ("share/data", plain.as_str()),
+            ];
+            world.build_with(&Release { files: &files, spec, ..Release::new(version) }, more)
+        };
+        let delta = world.path("shared.cutover-delta");
+        let first = build("1.0.0", "old", &[]);
+        build("1.1.0", "new", &["--delta-from", text(&first), "--delta-output", text(&delta)]);
+        world.apply(&first, &["--layout", layout]).must(0);
+        let conf = world.visible().join("etc/changed.conf");
+        fs::write(&conf, "what the operator wrote").expect("written");
+        let report = world.apply(&delta, &["--json"]).must(0).json();
+        // Only the file that is the release's alone is made by a patch.
+        assert_eq!(report["delta"]["patched"], 1, "{layout}: {report}");
+        assert_eq!(report["delta"]["patches_failed"], 0, "{layout}: {report}");
+        assert_eq!(world.version(), "1.1.0");
+        let conf = world.visible().join("etc/changed.conf");
+        assert_eq!(fs::read_to_string(&conf).expect("read"), "what the operator wrote", "{layout}");
+        world.on_root(&["verify"]).must(0);
+    }
+}
+
+/// The files that [`Three`] patches.
+const PATHS: [&str; 3] = ["share/a", "share/b", "share/c"];
+
+/// 1.0.0 is installed and 1.1.0 is built; three files differ.
+struct Three {
+    world: World,
+    first: PathBuf,
+    full: PathBuf,
+}
+
+impl Three {
+    fn new(layout: &str) -> Self {
+        let world = World::new();
+        let build = |version: &str, change: &str| {
+            let contents = ["a", "b", "c"].map(|name| data(&format!("{change} of {name}")));
+            let files: Vec<(&str, &str)> =
+                PATHS.into_iter().zip(contents.iter().map(String::as_str)).collect();
+            world.build(&Release { files: &files, ..Release::new(version) })
+        };
+        let (first, full) = (build("1.0.0", "old"), build("1.1.0", "new and longer"));
+        world.apply(&first, &["--layout", layout]).must(0);
+        Self { world, first, full }
+    }
+
+    /// Damages an installed file without touching its length.
+    fn damage(&self, path: &str) {
+        let path = self.world.visible().join(path);
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[10] ^= 1;
+        fs::write(path, bytes).expect("written");
+    }
+
+    /// Writes a delta bundle by hand: its patches are what `patch` makes of path, base and target, and come in an order
+    /// (order, dependencies) if there is one. What else is new is carried in full.
+    fn delta(
+        &self,
+        orders: Option<&[(u32, Vec<&str>)]>,
+        patch: impl Fn(&str, &[u8], &[u8]) -> Vec<u8>,
+    ) -> PathBuf {
+        let open = |path| {
+            let bundle =
+                Bundle::open(fs::File::open(path).expect("open"), &Limits::default()).expect("a bundle");
+            let manifest = bundle.inspect_untrusted().claimed_manifest.expect("a manifest");
+            (bundle, manifest)
+        };
+        let ((old, old_manifest), (new, new_manifest)) = (open(&self.first), open(&self.full));
+        let release = |bundle: &Bundle<fs::File>, manifest: &Manifest| ReleaseRef {
+            package: manifest.package.clone(),
+            version: manifest.version.clone(),
+            manifest: Digest::of(bundle.untrusted_manifest_bytes()),
+        };
+        let file_of = |manifest: &Manifest, path: &str| {
+            manifest.files.iter().find(|file| file.path.as_str() == path).expect("a file").sha256
+        };
+        let content = |bundle: &Bundle<fs::File>, manifest: &Manifest, path: &str| {
+            let sha256 = file_of(manifest, path);
+            let object = manifest.objects.iter().find(|object| object.sha256 == sha256).expect("an object");
+            let mut content = Vec::new();
+            bundle.decode_untrusted_object(object, &mut content).expect("decoded");
+            content
+        };
+        let had: Vec<Digest> = old_manifest.files.iter().map(|file| file.sha256).collect();
+        let patched = PATHS.map(|path| file_of(&new_manifest, path));
+        let (mut objects, mut files, mut payload) = (Vec::new(), Vec::new(), Vec::new());
+        for object in &new_manifest.objects {
+            if !had.contains(&object.sha256) && !patched.contains(&object.sha256) {
+                objects.push(ObjectEntry { offset: payload.len() as u64, ..object.clone() });
+                new.untrusted_stored(object).read_to_end(&mut payload).expect("read");
+            }
+        }
+        for (number, path) in PATHS.into_iter().enumerate() {
+            let (base, target) = (content(&old, &old_manifest, path), content(&new, &new_manifest, path));
+            let patch = patch(path, &base, &target);
+            let (order, depends_on) = orders.map_or((0, Vec::new()), |orders| orders[number].clone());
+            files.push(DeltaFile {
+                path: path.parse().expect("a path"),
+                base_path: None,
+                base_sha256: Digest::of(&base),
+                base_size: base.len() as u64,
+                target_sha256: Digest::of(&target),
+                target_size: target.len() as u64,
+                patch_sha256: Digest::of(&patch),
+                patch_size: patch.len() as u64,
+                offset: payload.len() as u64,
+                algorithm: Algorithm::Bsdiff,
+                order,
+                depends_on: depends_on.iter().map(|path| path.parse().expect("a path")).collect(),
+                candidates: Vec::new(),
+            });
+            payload.extend(patch);
+        }
+        let manifest = DeltaManifest {
+            format: DELTA_FORMAT,
+            from: release(&old, &old_manifest),
+            to: release(&new, &new_manifest),
+            enforce_order: orders.is_some(),
+            files,
+            objects,
+        };
+        let bytes = manifest.to_bytes().expect("sound");
+        let signature = sign_manifest(&bytes, &[&signer()], now()).expect("signed");
+        let path = self.world.path("by-hand.cutover-delta");
+        let mut out = fs::File::create(&path).expect("made");
+        let release = (new.untrusted_manifest_bytes(), new.untrusted_signature_bytes());
+        let delta = (&manifest, bytes.as_slice(), signature.as_slice());
+        assemble_delta(release, delta, &mut payload.as_slice(), &mut out, &Limits::default())
+            .expect("written");
+        path
+    }
+}
+
+fn patch_between(_path: &str, base: &[u8], target: &[u8]) -> Vec<u8> {
+    let pair = Pair::new(base, target);
+    delta::generate(Algorithm::Bsdiff, &pair, &GenerateOptions::default()).expect("a patch")
+}
+
+#[test]
+fn delta_bundle_in_place_of_a_full_one_is_named_as_one() {
+    let scene = scene("versioned");
+    let delta = text(&scene.delta).to_owned();
+    let out = text(&scene.world.path("out")).to_owned();
+    let said = "is a delta bundle; give the full bundle of that release";
+    let refused = scene.world.run(&["bundle", "extract", &delta, "-o", &out]).must(2).stderr;
+    assert!(refused.contains(said), "{refused}");
+    let (tree, spec) = scene.world.tree(&Release::new("1.2.0"));
     let pki = &stamped().pki;
-    let chain =
-        CertificateChain::from_pem(&fs::read(pki.join("signer.pem")).expect("read")).expect("a chain");
-    let signer =
-        FileSigner::from_pem(&fs::read(pki.join("signer.key")).expect("read"), chain).expect("a signer");
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-    let now = cutover_core::model::Instant::from_unix(now as i64).expect("a time");
-    let bytes = manifest.to_bytes().expect("sound");
-    let signature = sign_manifest(&bytes, &[&signer], now).expect("signed");
-    let mut out = fs::File::create(output).expect("made");
-    let release = (new.untrusted_manifest_bytes(), new.untrusted_signature_bytes());
-    let delta = (&manifest, bytes.as_slice(), signature.as_slice());
-    assemble_delta(release, delta, &mut payload.as_slice(), &mut out, &Limits::default()).expect("written");
+    let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
+    let mut all = vec!["bundle", "create", text(&tree), "--spec", text(&spec), "-o", &out];
+    all.extend(["--sign-key", text(&key), "--sign-cert", text(&certificate), "--delta-from", &delta]);
+    let refused = scene.world.run(&all).must(2).stderr;
+    assert!(refused.contains(said), "{refused}");
+    let refused = scene.world.apply(&scene.delta, &["--full", &delta]).must(2).stderr;
+    assert!(refused.contains(said), "{refused}");
+    scene.is_at("1.0.0");
 }
 
 #[test]

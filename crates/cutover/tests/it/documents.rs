@@ -6,15 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cutover_bundle::{
-    Bundle, Limits, assemble, sign_manifest,
-    signer::{CertificateChain, FileSigner},
+use cutover_bundle::{Bundle, Limits, assemble, assemble_delta, sign_manifest};
+use cutover_core::model::{
+    DELTA_FORMAT, DeltaManifest, Digest, DocumentKind, Manifest, ManifestLimits, ReleaseRef,
 };
-use cutover_core::model::{Digest, DocumentKind, Instant, Manifest, ManifestLimits};
 
 use crate::{
     repo::Repository,
-    world::{Ran, Release, World, files_of, seen, stamped, text},
+    world::{Ran, Release, World, files_of, now, seen, signer, stamped, text},
 };
 
 /// Written by `cyclonedx-py environment` (cyclonedx-bom 7.5.0) about an environment of Python.
@@ -186,14 +185,8 @@ fn build_about_something_else(world: &World) -> PathBuf {
     for object in &manifest.objects {
         good.untrusted_stored(object).read_to_end(&mut payload).expect("read");
     }
-    let pki = &stamped().pki;
-    let pem = |name: &str| fs::read(pki.join(name)).expect("read");
-    let chain = CertificateChain::from_pem(&pem("signer.pem")).expect("a chain");
-    let signer = FileSigner::from_pem(&pem("signer.key"), chain).expect("a key");
     let manifest = manifest.to_bytes().expect("a valid manifest");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let now = Instant::from_unix(now.as_secs().cast_signed()).expect("a time");
-    let signature = sign_manifest(&manifest, &[&signer], now).expect("signed");
+    let signature = sign_manifest(&manifest, &[&signer()], now()).expect("signed");
     let mut out = Vec::new();
     assemble(&manifest, &signature, payload.as_slice(), &mut out, &Limits::default()).expect("in memory");
     world.write("foreign.cutover", out)
@@ -210,6 +203,50 @@ fn provenance_of_something_else_is_not_trusted_and_nothing_is_installed() {
     assert!(!world.root().join("current").exists());
     // Its signature is right: nobody but who demands provenance looks at it.
     world.apply(&foreign, &[]).must(0);
+}
+
+#[test]
+fn verification_checks_the_documents_of_full_and_delta_bundles_alike() {
+    let world = World::new();
+    let old = world.build_version("0.9.0");
+    let foreign = build_about_something_else(&world);
+    let delta = world.write("foreign.cutover-delta", delta_in_full(&old, &foreign));
+    for path in [&foreign, &delta] {
+        let ran = world.run(&["bundle", "verify", text(path)]).must(11);
+        assert!(ran.stderr.contains("no file of the release"), "{}", ran.stderr);
+    }
+    let good = bundle(&world, "1.0.0");
+    let delta = world.write("good.cutover-delta", delta_in_full(&old, &good));
+    let told = |path: &Path| world.run(&["bundle", "verify", text(path), "--json"]).must(0).json();
+    assert_eq!(told(&delta)["documents"], told(&good)["documents"]);
+    assert_eq!(told(&delta)["documents"].as_array().map(Vec::len), Some(2));
+    let lines = world.run(&["bundle", "verify", text(&delta)]).must(0).stdout;
+    assert!(lines.contains("CycloneDX 1.6, 3 components") && lines.contains(BUILDER), "{lines}");
+}
+
+/// A delta bundle without patches: everything of the new release is carried in full.
+fn delta_in_full(old: &Path, new: &Path) -> Vec<u8> {
+    let open = |path: &Path| {
+        let bundle = Bundle::open(fs::read(path).expect("read"), &Limits::default()).expect("a bundle");
+        let manifest = bundle.inspect_untrusted().claimed_manifest.expect("a manifest");
+        let sha256 = Digest::of(bundle.untrusted_manifest_bytes());
+        let (package, version) = (manifest.package.clone(), manifest.version.clone());
+        (bundle, ReleaseRef { package, version, manifest: sha256 }, manifest.objects)
+    };
+    let ((_, from, _), (new, to, objects)) = (open(old), open(new));
+    let mut payload = Vec::new();
+    for object in &objects {
+        new.untrusted_stored(object).read_to_end(&mut payload).expect("read");
+    }
+    let delta =
+        DeltaManifest { format: DELTA_FORMAT, from, to, enforce_order: false, files: Vec::new(), objects };
+    let bytes = delta.to_bytes().expect("sound");
+    let signature = sign_manifest(&bytes, &[&signer()], now()).expect("signed");
+    let mut out = Vec::new();
+    let release = (new.untrusted_manifest_bytes(), new.untrusted_signature_bytes());
+    let delta = (&delta, bytes.as_slice(), signature.as_slice());
+    assemble_delta(release, delta, &mut payload.as_slice(), &mut out, &Limits::default()).expect("in memory");
+    out
 }
 
 #[test]

@@ -10,8 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cutover::core::model::Digest;
+use cutover::{
+    bundle::signer::{CertificateChain, FileSigner},
+    core::model::{Digest, Instant as Time},
+};
 use serde_json::Value;
+
+use crate::not_run::not_run;
 
 /// The program without a trust anchor.
 pub(crate) const PLAIN: &str = env!("CARGO_BIN_EXE_cutover");
@@ -44,6 +49,29 @@ pub(crate) fn stamped() -> &'static Stamped {
         }
         Stamped { program: dir.join("cutover"), pki: dir.join("pki") }
     })
+}
+
+/// Who signs the releases here.
+pub(crate) fn signer() -> FileSigner {
+    let pem = |name: &str| fs::read(stamped().pki.join(name)).expect("read");
+    let chain = CertificateChain::from_pem(&pem("signer.pem")).expect("a chain");
+    FileSigner::from_pem(&pem("signer.key"), chain).expect("a key")
+}
+
+pub(crate) fn now() -> Time {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    Time::from_unix(since.as_secs().cast_signed()).expect("a time")
+}
+
+/// A tool that a test needs, by its command and the Debian package it comes in; whether it is there. If not, the test is
+/// listed as not run.
+pub(crate) fn has_tool(tool: &str, package: &str) -> bool {
+    if Command::new(tool).arg("--version").output().is_ok() {
+        return true;
+    }
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    not_run(&format!("{test}: {tool} is not installed (Debian: apt-get install {package})"));
+    false
 }
 
 pub(crate) fn text(path: &Path) -> &str {
@@ -164,25 +192,19 @@ impl World {
 
     /// Builds and signs a release.
     pub(crate) fn build(&self, release: &Release<'_>) -> PathBuf {
+        self.build_with(release, &[])
+    }
+
+    /// As [`World::build`], with more arguments of `bundle create`.
+    pub(crate) fn build_with(&self, release: &Release<'_>, more: &[&str]) -> PathBuf {
         let (tree, spec) = self.tree(release);
         let out = self.bundle_path(release.version);
         let pki = &stamped().pki;
-        self.run(&[
-            "bundle",
-            "create",
-            text(&tree),
-            "--spec",
-            text(&spec),
-            "-o",
-            text(&out),
-            "--level",
-            "1",
-            "--sign-key",
-            text(&pki.join("signer.key")),
-            "--sign-cert",
-            text(&pki.join("signer.pem")),
-        ])
-        .must(0);
+        let (key, certificate) = (pki.join("signer.key"), pki.join("signer.pem"));
+        let mut all = vec!["bundle", "create", text(&tree), "--spec", text(&spec), "-o", text(&out)];
+        all.extend(["--level", "1", "--sign-key", text(&key), "--sign-cert", text(&certificate)]);
+        all.extend(more);
+        self.run(&all).must(0);
         out
     }
 
