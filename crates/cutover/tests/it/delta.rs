@@ -33,7 +33,7 @@ fn names(world: &World) -> Vec<String> {
 // D8
 #[test]
 fn patch_goes_from_generation_to_the_new_file_with_every_algorithm() {
-    for algorithm in ["bsdiff", "xdelta3", "vcdiff", "zstd-dict"] {
+    for algorithm in ["bsdiff", "xdelta3", "vcdiff", "zstd-dict", "refdelta"] {
         let world = World::new();
         let (old, new, patch) = patch(&world, &["--algorithm", algorithm]);
         world.run(&["delta", "verify", &old, &patch]).must(0);

@@ -393,7 +393,7 @@ fn full_disk_is_said_leaves_nothing_behind_and_is_over_when_there_is_room() {
     std::fs::create_dir(&disk).expect("a directory");
     // A mount of its own name space: it is gone with the process.
     let mount = format!(
-        "mount -t tmpfs -o size=1m,nr_inodes=12 none '{0}' && touch '{0}/mounted' && exec \"$0\" \"$@\"",
+        "mount -t tmpfs -o size=1m,nr_inodes=12 none '{0}' || exit 99; touch '{0}/mounted'; exec \"$0\" \"$@\"",
         disk.display()
     );
     let mut serve = command(
@@ -401,15 +401,24 @@ fn full_disk_is_said_leaves_nothing_behind_and_is_over_when_there_is_room() {
         &["--mount", "sh", "-c", &mount, PLAIN, "gate", "serve", "--root", text(&disk)],
     );
     serve.args(["--repository", text(&clone), "--set", "gate.limits.free_bytes=0"]);
-    serve.env("CUTOVER_GATE__LISTEN", "[\"tcp:127.0.0.1:0\"]").stdout(Stdio::piped()).stderr(Stdio::null());
+    serve.env("CUTOVER_GATE__LISTEN", "[\"tcp:127.0.0.1:0\"]").stdout(Stdio::piped());
+    let said = directory.path().join("said");
+    serve.stderr(std::fs::File::create(&said).expect("made"));
     let Ok(mut child) = serve.spawn() else { return not_run("full disk: no unshare") };
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("captured")).read_line(&mut line).expect("a line");
     let Some(address) =
         line.trim().strip_prefix("listening on tcp:").and_then(|address| address.parse().ok())
     else {
-        let _ = child.wait();
-        return not_run("full disk: no mount of its own: needs root");
+        if !line.is_empty() {
+            let _ = child.kill();
+        }
+        let code = child.wait().expect("waited for").code();
+        let said = std::fs::read_to_string(&said).expect("read");
+        if line.is_empty() && (code == Some(99) || said.starts_with("unshare:")) {
+            return not_run("full disk: no mount of its own: needs root");
+        }
+        panic!("it printed no address but `{line}` and ended with {code:?}: {said}");
     };
     let receiver = Receiver { child, address };
     let status = |key: &str, size: usize| {

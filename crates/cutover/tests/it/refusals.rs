@@ -5,12 +5,15 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use cutover::{
     bundle::{
         MAGIC,
+        pki::{Authority, Validity},
         signer::{CertificateChain, FileSigner},
     },
     core::model::Instant,
 };
 
-use crate::world::{PLAIN, Release, World, command, exact, finish, run, stamped, text};
+use crate::world::{
+    PLAIN, Release, World, command, exact, finish, has_tool, now, run, signer, stamped, text,
+};
 
 /// A bundle's three parts.
 struct Parts {
@@ -37,11 +40,7 @@ impl Parts {
         let mut manifest: serde_json::Value = serde_json::from_slice(&self.manifest).expect("JSON");
         edit(&mut manifest);
         self.manifest = serde_json::to_vec(&manifest).expect("JSON");
-        let pki = &stamped().pki;
-        let read = |name: &str| fs::read(pki.join(name)).expect("read");
-        let chain = CertificateChain::from_pem(&read("signer.pem")).expect("a chain");
-        let signer = FileSigner::from_pem(&read("signer.key"), chain).expect("a key");
-        self.signature = cutover::bundle::sign_manifest(&self.manifest, &[&signer], now()).expect("signed");
+        self.signature = cutover::bundle::sign_manifest(&self.manifest, &[&signer()], now()).expect("signed");
         self
     }
 
@@ -55,11 +54,6 @@ impl Parts {
         bytes.extend(&self.payload);
         bytes
     }
-}
-
-fn now() -> Instant {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    Instant::from_unix(since.as_secs() as i64).expect("a time")
 }
 
 /// A root with 1.0.0, and 1.1.0 beside it.
@@ -123,6 +117,93 @@ fn bundle_that_is_not_trusted_is_refused_before_any_write() {
         ])
         .must(0);
     refused(&world, &stranger, 11, "not trusted");
+}
+
+/// As [`refused`] with exit code 11, for this reason.
+#[track_caller]
+fn not_trusted(world: &World, bundle: &std::path::Path, reason: &str, words: &str) {
+    let told = world.apply(bundle, &["--json", "--dry-run"]).must(11).json();
+    assert_eq!(told["error"]["code"], reason);
+    refused(world, bundle, 11, words);
+}
+
+// M8
+#[test]
+fn bundle_by_an_expired_certificate_is_refused_before_any_write() {
+    let (world, next) = world();
+    let pem = |name: &str| fs::read_to_string(stamped().pki.join(name)).expect("read");
+    let root = Authority::from_pem(&pem("root.pem"), &pem("root.key")).expect("the root");
+    let days_ago = |days: i64| Instant::from_unix(now().unix() - days * 86_400).expect("a time");
+    let validity = Validity { not_before: days_ago(20), not_after: days_ago(10) };
+    let issued = root.issue_signer("Tests", "Past", validity).expect("issued");
+    let chain = CertificateChain::from_pem(issued.certificate_pem.as_bytes()).expect("a chain");
+    let signer = FileSigner::from_pem(issued.key_pem.as_bytes(), chain).expect("a key");
+    let mut expired = Parts::read(&next);
+    // Signed while it was valid, as it says; that rescues nothing.
+    expired.signature =
+        cutover::bundle::sign_manifest(&expired.manifest, &[&signer], days_ago(15)).expect("signed");
+    not_trusted(&world, &world.write("expired", expired.bytes()), "trust.expired", "expired");
+}
+
+// M8
+#[test]
+fn bundle_by_a_certificate_for_another_use_is_refused_before_any_write() {
+    if !has_tool("openssl", "openssl") {
+        return;
+    }
+    let (world, next) = world();
+    let mut other = Parts::read(&next);
+    let manifest = world.write("manifest.json", &other.manifest);
+    let extensions = world.write(
+        "extensions",
+        "basicConstraints = critical,CA:FALSE\nkeyUsage = critical,digitalSignature\nextendedKeyUsage = serverAuth\n",
+    );
+    let (root, key) = (stamped().pki.join("root.pem"), stamped().pki.join("root.key"));
+    let file = |name: &str| text(&world.path(name)).to_owned();
+    let (server_key, request, server) = (file("server.key"), file("server.csr"), file("server.pem"));
+    let signature = file("signature.der");
+    // Signed by OpenSSL: our own signer makes no such signature.
+    for arguments in [
+        vec!["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &server_key],
+        vec!["req", "-new", "-key", &server_key, "-subj", "/O=Tests/CN=Server", "-out", &request],
+        vec![
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            text(&root),
+            "-CAkey",
+            text(&key),
+            "-days",
+            "30",
+            "-set_serial",
+            "4660",
+            "-extfile",
+            text(&extensions),
+            "-out",
+            &server,
+        ],
+        vec![
+            "cms",
+            "-sign",
+            "-binary",
+            "-in",
+            text(&manifest),
+            "-signer",
+            &server,
+            "-inkey",
+            &server_key,
+            "-outform",
+            "DER",
+            "-out",
+            &signature,
+        ],
+    ] {
+        run(std::path::Path::new("openssl"), &arguments).must(0);
+    }
+    other.signature = fs::read(&signature).expect("read");
+    not_trusted(&world, &world.write("server", other.bytes()), "trust.wrong-usage", "codeSigning");
 }
 
 // E3

@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    not_run::not_run,
-    world::{Ran, Release, World, command, finish, stamped, text},
-};
+use crate::world::{Ran, Release, World, command, finish, has_tool, stamped, text};
 
 /// A repository of a test, and how its commands are run.
 pub(crate) struct Repository<'a> {
@@ -239,7 +236,7 @@ fn keys_are_replaced_by_command_and_the_old_ones_end() {
 
 #[test]
 fn a_role_is_signed_by_a_key_behind_a_command() {
-    if !has_tool("a_role_is_signed_by_a_key_behind_a_command", "openssl", "openssl") {
+    if !has_tool("openssl", "openssl") {
         return;
     }
     let world = World::new();
@@ -260,25 +257,15 @@ fn a_role_is_signed_by_a_key_behind_a_command() {
     world.on_root(&["apply", "tool", "--source", text(&repository.dir)]).must(0);
 }
 
-/// A tool that a test needs, by a command that shows whether it is there and the Debian package it comes in; whether it is.
-fn has_tool(test: &str, tool: &str, package: &str) -> bool {
-    if std::process::Command::new(tool).arg("--version").output().is_ok() {
-        return true;
-    }
-    not_run(&format!("{test}: {tool} is not installed (Debian: apt-get install {package})"));
-    false
-}
-
 #[test]
 fn roles_are_signed_by_a_key_in_a_token() {
-    let name = "roles_are_signed_by_a_key_in_a_token";
     let modules = [
         "/usr/lib/softhsm/libsofthsm2.so",
         "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
         "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
     ];
     let tools = [("softhsm2-util", "softhsm2"), ("pkcs11-tool", "opensc"), ("openssl", "openssl")];
-    if !tools.iter().all(|(tool, package)| has_tool(name, tool, package)) {
+    if !tools.iter().all(|(tool, package)| has_tool(tool, package)) {
         return;
     }
     let module =
