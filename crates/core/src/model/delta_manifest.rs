@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DeltaAlgorithm, Digest, Encoding, ManifestLimits, ObjectEntry, PathError, ReleaseRef, SafePath,
-    SafePathSet, Version,
+    SafePathSet,
 };
 
 /// The delta manifest format this program reads and writes.
@@ -360,31 +360,9 @@ fn inconsistent(reason: impl Into<String>) -> DeltaManifestError {
     DeltaManifestError::Inconsistent(reason.into())
 }
 
-/// The deltas at hand, by the versions they lead from and to.
-#[derive(Clone, Debug)]
-pub struct DeltaIndex<T>(BTreeMap<(Version, Version), T>);
-
-impl<T> Default for DeltaIndex<T> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<T> DeltaIndex<T> {
-    /// Registers a delta and returns the one of the same pair that it replaces.
-    pub fn register(&mut self, from: Version, to: Version, delta: T) -> Option<T> {
-        self.0.insert((from, to), delta)
-    }
-
-    /// The delta of exactly this pair.
-    pub fn find(&self, from: &Version, to: &Version) -> Option<&T> {
-        self.0.get(&(from.clone(), to.clone()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Version, *};
 
     fn file(path: &str, offset: u64) -> DeltaFile {
         DeltaFile {
@@ -508,15 +486,29 @@ mod tests {
         assert_eq!(manifest(&["a", "b"]).payload_bytes(), 10);
     }
 
-    // D16
+    // P1, P2, P3, P5
     #[test]
-    fn second_delta_of_a_pair_replaces_the_first() {
-        let (one, two) = (Version::new(1, 0, 0), Version::new(2, 0, 0));
-        let mut index = DeltaIndex::default();
-        assert_eq!(index.register(one.clone(), two.clone(), "first"), None);
-        assert_eq!(index.register(one.clone(), two.clone(), "second"), Some("first"));
-        assert_eq!(index.find(&one, &two), Some(&"second"));
-        assert_eq!(index.find(&two, &one), None);
+    fn bad_path_anywhere_refuses_the_delta_manifest() {
+        let mut good = manifest(&["a", "b"]);
+        depends(&mut good, 0, &["b"]);
+        good.files[0].base_path = Some("c".parse().expect("a path"));
+        let good: serde_json::Value = serde_json::from_slice(&good.to_bytes().unwrap()).unwrap();
+        assert!(parse(&good.to_string()).is_ok());
+        for path in
+            ["../outside", "/etc/passwd", "", "a/../../b", "a\\..\\b", "a\0b", "C:\\x", "a/", ".", "./b"]
+        {
+            for field in ["path", "base_path", "depends_on"] {
+                let mut bad = good.clone();
+                bad["files"][0][field] = match field {
+                    "depends_on" => serde_json::json!([path]),
+                    _ => path.into(),
+                };
+                let refused = parse(&bad.to_string()).unwrap_err();
+                let message = refused.to_string();
+                assert!(matches!(refused, DeltaManifestError::Syntax(_)), "{field} {path:?}: {refused:?}");
+                assert!(message.contains("path") && !message.contains(char::is_control), "{message:?}");
+            }
+        }
     }
 
     #[test]

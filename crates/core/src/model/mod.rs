@@ -20,8 +20,7 @@ use parsed::Parsed;
 pub use constraint::{Constraint, ConstraintError, Operator};
 pub use delta::{DeltaAlgorithm, UnknownDeltaAlgorithm};
 pub use delta_manifest::{
-    DELTA_FORMAT, DeltaCandidate, DeltaDescription, DeltaFile, DeltaIndex, DeltaManifest, DeltaManifestError,
-    DeltaTotals,
+    DELTA_FORMAT, DeltaCandidate, DeltaDescription, DeltaFile, DeltaManifest, DeltaManifestError, DeltaTotals,
 };
 pub use digest::{Digest, DigestError, Hasher};
 pub use id::{IdError, Name, RestorePointId};
