@@ -39,6 +39,8 @@ use crate::{
 
 const MANIFEST: &[u8] = b"{\"format\": 1}\n";
 const SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
+/// id-aa-timeStampToken of RFC 3161.
+const TIMESTAMP_TOKEN: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.16.2.14");
 const MD5: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.2.5");
 const SHA_1_WITH_RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.5");
 const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
@@ -323,6 +325,7 @@ fn unsorted_sets_are_refused() {
     assert_eq!(profile_error(&swapped, &two), ProfileError::Encoding("not canonical".to_owned()));
 }
 
+// M5
 #[test]
 fn each_departure_from_the_profile_has_its_own_reason() {
     let root = root();
@@ -387,7 +390,7 @@ fn each_departure_from_the_profile_has_its_own_reason() {
             ProfileError::UnsignedAttributes,
             Box::new(|data| {
                 edit_signer(data, |info| {
-                    let timestamp = attribute(ID_DATA, &[octets(b"token")]);
+                    let timestamp = attribute(TIMESTAMP_TOKEN, &[octets(b"token")]);
                     info.unsigned_attrs = Some(Attributes::from_iter([timestamp]).expect("a set"));
                 });
             }),
