@@ -52,7 +52,8 @@ fn replace(service: &ServiceSettings, at: &AtRoot) -> Result<Exit, Failure> {
     let program =
         std::env::current_exe().map_err(|source| Failure::io("find", Path::new("/proc/self/exe"), source))?;
     if program.to_str().is_none() {
-        return Err(Failure::usage(format!("the path of program `{}` is not UTF-8", program.display())));
+        return Err(Failure::usage(format!("the path of program `{}` is not UTF-8", program.display()))
+            .hint("rename what is not, or choose another place"));
     }
     let note = SupervisorClient::new(service, &at.root).reexec(&program)?;
     output::note(&note);

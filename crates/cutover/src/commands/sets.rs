@@ -386,7 +386,8 @@ pub(super) fn apply(
 pub(super) fn text(root: &Path) -> Result<String, Failure> {
     match root.to_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(Failure::usage(format!("the path of root `{}` is not UTF-8", root.display()))),
+        None => Err(Failure::usage(format!("the path of root `{}` is not UTF-8", root.display()))
+            .hint("rename what is not, or choose another place")),
     }
 }
 

@@ -112,17 +112,9 @@ fn paths_that_are_no_text_are_printed_as_well_as_they_can_be() {
     fs::create_dir(&odd).expect("made");
     let copy = odd.join("bundle");
     fs::copy(&bundle, &copy).expect("copied");
-    let program = &crate::world::stamped().program;
-    let ran = |arguments: &[&OsStr]| {
-        let mut command = command(program, &["--json", "--progress", "none", "--set", "service.mode=none"]);
-        command.args(arguments);
-        crate::world::finish(command).must(0).json()
-    };
-    let [verify, apply, status] = ["verify", "apply", "status"].map(OsStr::new);
-    let root = [OsStr::new("--root"), odd.as_os_str()];
-    assert!(ran(&[OsStr::new("bundle"), verify, copy.as_os_str()])["bundle"].is_string());
-    ran(&[&[apply, copy.as_os_str()], &root[..]].concat());
-    assert!(ran(&[&[status], &root[..]].concat())["root"].is_string());
+    let mut verify = command(&crate::world::stamped().program, &["--json", "bundle", "verify"]);
+    verify.arg(&copy);
+    assert!(crate::world::finish(verify).must(0).json()["bundle"].is_string());
 }
 
 #[test]
