@@ -466,7 +466,7 @@ impl Supervisor {
         earlier: Earlier,
         actions: &mut Vec<Action>,
     ) {
-        if self.life != Life::Working {
+        if self.is_ending() {
             actions.push(Action::Answer { request, answer: Answer::Ending });
             return;
         }
@@ -493,7 +493,7 @@ impl Supervisor {
     }
 
     fn deactivate(&mut self, now_ms: u64, request: Request, actions: &mut Vec<Action>) {
-        if self.life != Life::Working {
+        if self.is_ending() {
             actions.push(Action::Answer { request, answer: Answer::Ending });
             return;
         }
