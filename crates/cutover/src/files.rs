@@ -181,6 +181,17 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {
     disk.sync_dir(Path::new("")).map_err(failed)
 }
 
+/// A path that is written where only text has room, such as in journals and messages; `what` lies there.
+///
+/// # Errors
+/// It is not UTF-8.
+pub(crate) fn text<'p>(what: &str, path: &'p Path) -> Result<&'p str, Failure> {
+    path.to_str().ok_or_else(|| {
+        Failure::usage(format!("the path of {what} `{}` is not UTF-8", path.display()))
+            .hint("rename what is not, or choose another place")
+    })
+}
+
 /// Where a path leads, also when its end is not there yet: links are followed as far as there are any.
 ///
 /// # Errors

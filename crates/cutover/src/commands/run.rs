@@ -20,7 +20,7 @@ use crate::{
     args::{AtRoot, Run},
     exit::Exit,
     failure::Failure,
-    output,
+    files, output,
 };
 
 pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
@@ -48,13 +48,10 @@ pub(super) fn run(command: &Run, context: &Context) -> Result<Exit, Failure> {
 
 /// Lets the supervisor that runs become this program.
 fn replace(service: &ServiceSettings, at: &AtRoot) -> Result<Exit, Failure> {
-    super::sets::text(&at.root)?;
+    files::text("root", &at.root)?;
     let program =
         std::env::current_exe().map_err(|source| Failure::io("find", Path::new("/proc/self/exe"), source))?;
-    if program.to_str().is_none() {
-        return Err(Failure::usage(format!("the path of program `{}` is not UTF-8", program.display()))
-            .hint("rename what is not, or choose another place"));
-    }
+    files::text("program", &program)?;
     let note = SupervisorClient::new(service, &at.root).reexec(&program)?;
     output::note(&note);
     Ok(Exit::Done)

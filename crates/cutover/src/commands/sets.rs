@@ -38,6 +38,7 @@ use crate::{
     args::FromRepository,
     exit::Exit,
     failure::{self, Failure},
+    files,
     output::{self, Form},
     settings::{PruneWhen, Settings},
 };
@@ -355,7 +356,12 @@ pub(super) fn apply(
     let mut parts = Vec::with_capacity(set.at.len());
     for (change, root) in set.together.changes.iter().zip(&set.at) {
         let Change { package, from, to } = change.clone();
-        parts.push(Part { package, root: text(&sites[*root].root)?, from, to: Some(to) });
+        parts.push(Part {
+            package,
+            root: files::text("root", &sites[*root].root)?.to_owned(),
+            from,
+            to: Some(to),
+        });
     }
     let stop = stop_at(step);
     let ports: Vec<Ports<'_>> =
@@ -381,14 +387,6 @@ pub(super) fn apply(
         }
     }
     finish(&report, context)
-}
-
-pub(super) fn text(root: &Path) -> Result<String, Failure> {
-    match root.to_str() {
-        Some(text) => Ok(text.to_owned()),
-        None => Err(Failure::usage(format!("the path of root `{}` is not UTF-8", root.display()))
-            .hint("rename what is not, or choose another place")),
-    }
 }
 
 /// The root that keeps the journal of the open set that `root` is part of or coordinates.

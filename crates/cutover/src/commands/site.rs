@@ -25,7 +25,7 @@ use cutover_host::{
 };
 
 use super::{Context, outcome, schema_port::SchemaPort};
-use crate::{clock, exit::Exit, failure::Failure, output, progress, settings::Settings};
+use crate::{clock, exit::Exit, failure::Failure, files, output, progress, settings::Settings};
 
 /// How long recovery waits for the supervisor that started it.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -102,7 +102,7 @@ impl Site {
         missing: Missing,
         command: &str,
     ) -> Result<Self, Failure> {
-        super::sets::text(root)?;
+        files::text("root", root)?;
         let mut imagined = None;
         let root = match (root.is_dir(), missing) {
             (false, Missing::Refuse) => {
@@ -123,7 +123,7 @@ impl Site {
         }
         .map_err(|source| Failure::io("find", root, source))?;
         // Journals, plans and the supervisor's socket write it as text.
-        super::sets::text(&root)?;
+        files::text("root", &root)?;
         let looked_at = imagined.as_ref().map_or(root.as_path(), tempfile::TempDir::path);
         let node = Arc::new(node_at(looked_at, &settings, packages.clone(), command)?);
         let of = (Arc::clone(&node), root.clone());
