@@ -104,7 +104,22 @@ const fn peer(
     Tool { name, program: Some(program), generate, apply_program, apply, is_packed: false, is_python: false }
 }
 
+/// Ours as it is without options: the candidates, with their verification.
+const CHOOSER: &str = "cutover (default)";
+
+/// Longest that making a patch of a large program may take.
+const GENERATE_SECONDS_MAX: f64 = 60.0;
+
 const TOOLS: &[Tool] = &[
+    Tool {
+        name: CHOOSER,
+        program: None,
+        generate: "delta generate {o} {n} --output {p}",
+        apply_program: "",
+        apply: "delta apply {o} {p} --output {r} --memory 4G",
+        is_packed: false,
+        is_python: false,
+    },
     ours!("refdelta"),
     ours!("bsdiff"),
     ours!("xdelta3"),
@@ -251,22 +266,39 @@ fn judge(rows: &[Row], best: Option<u64>, missed: &mut Vec<String>) {
     for row in rows.iter().filter(|row| !row.ok) {
         missed.push(format!("{} {}: another result", row.pair, row.tool));
     }
-    let Some(ours) = rows.iter().find(|row| row.tool == "cutover refdelta") else { return };
+    let of = |tool: &str| rows.iter().find(|row| row.tool == tool);
+    for (ours, theirs) in [("cutover bsdiff", "bsdiff"), ("cutover zstd-dict", "zstd --patch-from")] {
+        if let Some((ours, theirs)) = of(ours).zip(of(theirs))
+            && ours.patch_bytes > theirs.patch_bytes
+        {
+            let (a, b) = (ours.patch_bytes, theirs.patch_bytes);
+            missed.push(format!("{} {}: {a} bytes, {} makes {b}", ours.pair, ours.tool, theirs.tool));
+        }
+    }
+    let ours = rows.iter().filter(|row| row.tool == CHOOSER || row.tool == "cutover refdelta");
+    ours.for_each(|ours| judge_row(ours, rows, best, missed));
+}
+
+fn judge_row(ours: &Row, rows: &[Row], best: Option<u64>, missed: &mut Vec<String>) {
+    let name = format!("{} {}", ours.pair, ours.tool);
     let is_small = ours.new_bytes < 10_000_000;
     let most = if is_small { 1.0 } else { 0.75 };
     if let Some(best) = best
         && ours.patch_bytes as f64 > best as f64 * most
     {
-        missed.push(format!("{}: {} bytes against {best}, at most {most}", ours.pair, ours.patch_bytes));
+        missed.push(format!("{name}: {} bytes against {best}, at most {most}", ours.patch_bytes));
+    }
+    if ours.new_bytes <= 100_000_000 && ours.generate_seconds > GENERATE_SECONDS_MAX {
+        missed.push(format!("{name}: made in {:.1} s", ours.generate_seconds));
     }
     for peer in rows.iter().filter(|row| !row.is_ours) {
         if peer.tool.starts_with("hdiff") && ours.apply_seconds > peer.apply_seconds {
             let (a, b) = (ours.apply_seconds, peer.apply_seconds);
-            missed.push(format!("{}: applied in {a:.3} s, {} in {b:.3} s", ours.pair, peer.tool));
+            missed.push(format!("{name}: applied in {a:.3} s, {} in {b:.3} s", peer.tool));
         }
         if peer.tool == "bsdiff" && ours.generate_seconds > peer.generate_seconds {
             let (a, b) = (ours.generate_seconds, peer.generate_seconds);
-            missed.push(format!("{}: made in {a:.1} s, by bsdiff in {b:.1} s", ours.pair));
+            missed.push(format!("{name}: made in {a:.2} s, by bsdiff in {b:.2} s"));
         }
     }
 }

@@ -28,8 +28,12 @@ pub enum Policy {
 /// The download rate that [`Policy::Balanced`] reckons with, in bytes per second: 100 Mbit/s.
 pub const BALANCED_BYTES_PER_SECOND: u64 = 12_500_000;
 
-/// From this size on, in bytes, a cheap look comes first: files that have nothing in common get no further.
-const LOOK_BYTES_MIN: usize = 1 << 20;
+/// From this size on, in bytes, making patches takes a while: what is made first may show that the rest cannot win.
+const LARGE_BYTES_MIN: usize = 1 << 20;
+/// A patch below this part of the compressed file is small enough: another cannot save more than that.
+const SMALL_PART: u64 = 100;
+/// The percentage of the new file from which on a patch of plain copies has found nothing.
+const STRANGERS_PERCENT: u64 = 97;
 
 /// What [`choose`] works with.
 pub struct ChooseOptions<'a> {
@@ -76,7 +80,8 @@ pub struct Choice {
 /// Makes a patch with each of `algorithms`, applies it, and picks by policy among those which are smaller than the
 /// compressed file.
 ///
-/// A candidate that cannot be made, or whose patch does not come out right, is dropped with its reason.
+/// A candidate that cannot be made, or whose patch does not come out right, is dropped with its reason. Of large files
+/// those are not tried that cannot win, or could save next to nothing.
 pub fn choose(pair: &Pair<'_>, algorithms: &[Algorithm], options: &ChooseOptions<'_>) -> Choice {
     let tried = try_all(pair, algorithms, options);
     let cost = |candidate: &Candidate| {
@@ -91,13 +96,10 @@ pub fn choose(pair: &Pair<'_>, algorithms: &[Algorithm], options: &ChooseOptions
             }
         }
     };
-    let fits = |tried: &Tried| {
-        tried.patch.is_some() && tried.candidate.bytes.is_some_and(|bytes| bytes < options.full_bytes)
-    };
-    let best = tried.iter().filter(|tried| fits(tried)).map(|tried| cost(&tried.candidate)).min();
+    let best = tried.iter().filter(|tried| tried.fits(options)).map(|tried| cost(&tried.candidate)).min();
     let mut choice = Choice { patch: None, candidates: Vec::new() };
     for tried in tried {
-        let is_smaller = fits(&tried);
+        let is_smaller = tried.fits(options);
         let Tried { mut candidate, patch } = tried;
         if let Some(patch) = patch {
             let is_best = is_smaller && best == Some(cost(&candidate)) && choice.patch.is_none();
@@ -124,12 +126,19 @@ struct Tried {
     patch: Option<Vec<u8>>,
 }
 
+impl Tried {
+    /// Whether there is a patch that is right, within the limits and smaller than the compressed file.
+    fn fits(&self, options: &ChooseOptions<'_>) -> bool {
+        self.patch.is_some() && self.candidate.bytes.is_some_and(|bytes| bytes < options.full_bytes)
+    }
+}
+
 fn try_all(pair: &Pair<'_>, algorithms: &[Algorithm], options: &ChooseOptions<'_>) -> Vec<Tried> {
     let progress = Progress::new(algorithms.len(), options.generate.progress);
     let (base, result) = (Content::of(pair.base()), Content::of(pair.result()));
     // Several candidates use the threads side by side, a single one has them all.
     let threads = if algorithms.len() == 1 { options.generate.threads } else { NonZeroUsize::MIN };
-    let attempt = |index: usize| {
+    let attempt = |index: usize, threads| {
         let tell = |done: f64| progress.tell(index, done);
         let tried = attempt(algorithms[index], pair, base, result, threads, &tell, options);
         progress.tell(index, 1.0);
@@ -137,13 +146,15 @@ fn try_all(pair: &Pair<'_>, algorithms: &[Algorithm], options: &ChooseOptions<'_
     };
     let mut slots: Vec<Mutex<Option<Tried>>> = Vec::new();
     slots.resize_with(algorithms.len(), Mutex::default);
-    // VCDIFF is made in no time and sees what the others see.
-    let look = algorithms.iter().position(|algorithm| *algorithm == Algorithm::Vcdiff);
-    let mut strangers = false;
-    if let Some(index) = look.filter(|_| pair.result().len() >= LOOK_BYTES_MIN) {
-        let tried = attempt(index);
-        strangers = tried.candidate.bytes.is_some_and(|bytes| bytes > result.size / 100 * 97);
+    let mut settled = None;
+    for scout in scouts(pair, options.policy) {
+        let Some(index) = algorithms.iter().position(|algorithm| algorithm == scout) else { continue };
+        let tried = attempt(index, options.generate.threads);
+        settled = settles(&tried, pair, options);
         *lock(&slots[index]) = Some(tried);
+        if settled.is_some() {
+            break;
+        }
     }
     let next = AtomicUsize::new(0);
     let work = || {
@@ -153,7 +164,10 @@ fn try_all(pair: &Pair<'_>, algorithms: &[Algorithm], options: &ChooseOptions<'_
             if lock(slot).is_some() {
                 continue;
             }
-            let tried = if strangers { skipped(algorithms[index]) } else { attempt(index) };
+            let tried = match settled {
+                Some(reason) => skipped(algorithms[index], reason),
+                None => attempt(index, threads),
+            };
             *lock(slot) = Some(tried);
         }
     };
@@ -171,14 +185,43 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn skipped(algorithm: Algorithm) -> Tried {
+/// What is made before the others, one after the other: VCDIFF is soon made and finds what any finds; refdelta makes the
+/// smallest patches (`docs/decisions/0068-what-cannot-win-is-not-tried.md`).
+fn scouts(pair: &Pair<'_>, policy: Policy) -> &'static [Algorithm] {
+    match policy {
+        _ if pair.result().len() < LARGE_BYTES_MIN => &[],
+        Policy::FastestApply | Policy::Balanced => &[Algorithm::Vcdiff],
+        Policy::Smallest if super::are_programs(pair) => &[Algorithm::Refdelta, Algorithm::Vcdiff],
+        Policy::Smallest => &[Algorithm::Vcdiff, Algorithm::Refdelta],
+    }
+}
+
+/// Why what was tried makes trying anything else useless, if it does.
+fn settles(tried: &Tried, pair: &Pair<'_>, options: &ChooseOptions<'_>) -> Option<&'static str> {
+    let bytes = tried.candidate.bytes?;
+    match tried.candidate.algorithm {
+        Algorithm::Vcdiff if bytes > pair.result().len() as u64 / 100 * STRANGERS_PERCENT => {
+            Some("not tried: the files have nothing in common")
+        }
+        Algorithm::Refdelta if !tried.fits(options) => None,
+        Algorithm::Refdelta if bytes < options.full_bytes / SMALL_PART => {
+            Some("not tried: what it could still save is less than a hundredth of the compressed file")
+        }
+        Algorithm::Refdelta if super::are_programs(pair) => {
+            Some("not tried: of programs refdelta makes the smallest patch")
+        }
+        _ => None,
+    }
+}
+
+fn skipped(algorithm: Algorithm, reason: impl Into<String>) -> Tried {
     let candidate = Candidate {
         algorithm,
         bytes: None,
         generate: Duration::ZERO,
         apply: Duration::ZERO,
         memory_bytes: 0,
-        reason: "not tried: the files have nothing in common".to_owned(),
+        reason: reason.into(),
         error: None,
     };
     Tried { candidate, patch: None }
@@ -197,7 +240,7 @@ fn attempt(
     let start = (options.clock)();
     let made = super::generate(algorithm, pair, &quiet);
     let generate = (options.clock)().saturating_sub(start);
-    let mut tried = skipped(algorithm);
+    let mut tried = skipped(algorithm, "");
     tried.candidate.generate = generate;
     let patch = match made {
         Ok(patch) => patch,
@@ -342,6 +385,71 @@ mod tests {
         assert!(matches!(choice.candidates[0].error, Some(DeltaError::Memory { .. })), "{choice:?}");
     }
 
+    /// Two releases of a large program.
+    fn programs() -> (Vec<u8>, Vec<u8>) {
+        let mut sizes: Vec<u32> = (0..220).map(|index| 3072 + index * 16).collect();
+        let old = crate::delta::refdelta::tests::program(&sizes, 1);
+        sizes.insert(7, 40_960);
+        (old, crate::delta::refdelta::tests::program(&sizes, 1))
+    }
+
+    fn taken(choice: &Choice) -> Option<Algorithm> {
+        choice.patch.as_ref().map(|(algorithm, _)| *algorithm)
+    }
+
+    fn not_tried(choice: &Choice) -> Vec<Algorithm> {
+        let skipped = |candidate: &&Candidate| candidate.reason.starts_with("not tried");
+        choice.candidates.iter().filter(skipped).map(|candidate| candidate.algorithm).collect()
+    }
+
+    #[test]
+    fn of_large_programs_the_smallest_patch_is_refdeltas_and_no_other_is_made() {
+        let (old, new) = programs();
+        let pair = Pair::new(&old, &new);
+        let full_bytes = new.len() as u64;
+        let choice = choose(
+            &pair,
+            super::super::AVAILABLE,
+            &options(Policy::Smallest, full_bytes, &|| Duration::ZERO),
+        );
+        assert_eq!(taken(&choice), Some(Algorithm::Refdelta));
+        assert!(choice.patch.as_ref().is_some_and(|(_, patch)| patch.len() as u64 > full_bytes / SMALL_PART));
+        let others = [Algorithm::Bsdiff, Algorithm::Xdelta3, Algorithm::Vcdiff, Algorithm::ZstdDict];
+        assert_eq!(not_tried(&choice), others);
+        // They are when its decoder takes too much memory.
+        let mut little = options(Policy::Smallest, full_bytes, &|| Duration::ZERO);
+        little.limits.memory_bytes_max = choice.candidates[4].memory_bytes - 1;
+        let choice = choose(&pair, super::super::AVAILABLE, &little);
+        assert_eq!(not_tried(&choice), []);
+        assert!(taken(&choice).is_some_and(|algorithm| algorithm != Algorithm::Refdelta), "{choice:?}");
+    }
+
+    #[test]
+    fn a_patch_of_next_to_nothing_is_not_bettered_unless_time_counts() {
+        let (old, _) = programs();
+        let old: Vec<u8> = old.iter().map(|byte| byte % 64).collect();
+        let mut new = old.clone();
+        new[100] ^= 1;
+        let pair = Pair::new(&old, &new);
+        let chosen = |policy, full_bytes| {
+            let choice = choose(
+                &pair,
+                &[Algorithm::Bsdiff, Algorithm::Vcdiff, Algorithm::Refdelta],
+                &options(policy, full_bytes, &|| Duration::ZERO),
+            );
+            (taken(&choice), not_tried(&choice))
+        };
+        let full_bytes = new.len() as u64 * 3 / 4;
+        assert_eq!(
+            chosen(Policy::Smallest, full_bytes),
+            (Some(Algorithm::Refdelta), vec![Algorithm::Bsdiff])
+        );
+        assert_eq!(chosen(Policy::FastestApply, full_bytes).1, []);
+        assert_eq!(chosen(Policy::Balanced, full_bytes).1, []);
+        // Of a file that takes little itself, the last bytes are worth it.
+        assert_eq!(chosen(Policy::Smallest, 500).1, []);
+    }
+
     #[test]
     fn files_with_nothing_in_common_are_given_up_early_and_progress_never_falls() {
         let noise = |seed: u64| -> Vec<u8> {
@@ -350,7 +458,7 @@ mod tests {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 56) as u8
             };
-            (0..LOOK_BYTES_MIN).map(|_| next()).collect()
+            (0..LARGE_BYTES_MIN).map(|_| next()).collect()
         };
         let (old, new) = (noise(1), noise(2));
         let told = Mutex::new(Vec::new());

@@ -2,10 +2,15 @@
 //! Differences of Executable Code*, 2003) over a suffix array, with the gain that a new alignment must bring as an
 //! argument.
 
-use super::{
-    GenerateOptions, Pair, SUFFIX_ARRAY_BYTES_MAX,
-    pair::{SuffixArray, common_prefix},
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
+
+use super::{GenerateOptions, Pair, SuffixArray, pair::common_prefix};
 
 /// Part of the new file that lies over part of the old one; most of its bytes are equal. Between blocks, the new file
 /// has nothing in common with the old one.
@@ -21,27 +26,30 @@ pub(super) struct Block {
 
 /// How much of a new file that is too large for one suffix array of its old one is matched at once, in bytes, and how
 /// much of the old file on either side of the same place is looked at.
-const PIECE_BYTES: usize = 512 << 20;
+const STRETCH_BYTES: usize = 512 << 20;
+/// How much of the new file one thread scans at a time, in bytes.
+const PIECE_BYTES: usize = 4 << 20;
+/// A match of this length is long enough whether or not there is a longer one.
+const LONG_ENOUGH: usize = 4096;
 
 /// The blocks of `pair`, ascending and disjoint in the new file. With an old file beyond [`SUFFIX_ARRAY_BYTES_MAX`],
 /// only what moved by less than half a gigabyte is found.
 pub(super) fn blocks(pair: &Pair<'_>, gain: usize, options: &GenerateOptions<'_>) -> Vec<Block> {
     let (old, new) = (pair.base(), pair.result());
     if let Some(suffixes) = pair.suffixes() {
-        return scan(old, new, suffixes, gain, &|done| (options.progress)(done));
+        return find(suffixes, new, gain, options);
     }
-    debug_assert!(old.len() > SUFFIX_ARRAY_BYTES_MAX, "there is a suffix array");
     let mut found = Vec::new();
-    for start in (0..new.len()).step_by(PIECE_BYTES) {
-        let end = new.len().min(start + PIECE_BYTES);
-        let low = start.saturating_sub(PIECE_BYTES / 2).min(old.len());
-        let high = old.len().min(end + PIECE_BYTES / 2);
-        let piece = Pair::new(&old[low..high], &new[start..end]);
-        let Some(suffixes) = piece.suffixes() else { continue };
+    for start in (0..new.len()).step_by(STRETCH_BYTES) {
+        let end = new.len().min(start + STRETCH_BYTES);
+        let low = start.saturating_sub(STRETCH_BYTES / 2).min(old.len());
+        let high = old.len().min(end + STRETCH_BYTES / 2);
+        let Some(suffixes) = SuffixArray::of(&old[low..high]) else { continue };
         let share = |done: f64| {
             (options.progress)((start as f64 + done * (end - start) as f64) / new.len() as f64);
         };
-        let local = scan(piece.base(), piece.result(), suffixes, gain, &share);
+        let options = GenerateOptions { progress: &share, ..*options };
+        let local = find(&suffixes, &new[start..end], gain, &options);
         found.extend(local.into_iter().map(|block| Block {
             new: block.new + start,
             old: block.old + low,
@@ -49,6 +57,51 @@ pub(super) fn blocks(pair: &Pair<'_>, gain: usize, options: &GenerateOptions<'_>
         }));
     }
     found
+}
+
+/// The blocks of `new` over the text of `suffixes`, ascending and disjoint in it. Pieces of it are scanned on several
+/// threads.
+pub(super) fn find(
+    suffixes: &SuffixArray<'_>,
+    new: &[u8],
+    gain: usize,
+    options: &GenerateOptions<'_>,
+) -> Vec<Block> {
+    let starts: Vec<usize> = (0..new.len()).step_by(PIECE_BYTES).collect();
+    let (next, scanned) = (AtomicUsize::new(0), Mutex::new(0usize));
+    let work = || {
+        let mut pieces = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&start) = starts.get(number) else { return pieces };
+            let end = new.len().min(start + PIECE_BYTES);
+            pieces.push((number, scan(suffixes, new, start..end, gain)));
+            let mut scanned = scanned.lock().unwrap_or_else(PoisonError::into_inner);
+            *scanned += end - start;
+            (options.progress)(*scanned as f64 / new.len() as f64);
+        }
+    };
+    let mut pieces = std::thread::scope(|scope| {
+        let threads = options.threads.get().min(starts.len());
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut pieces = work();
+        for other in others {
+            // A scan that panicked must not pass for one that found nothing.
+            pieces.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        pieces
+    });
+    pieces.sort_unstable_by_key(|(number, _)| *number);
+    let mut blocks: Vec<Block> = Vec::new();
+    for block in pieces.into_iter().flat_map(|(_, blocks)| blocks) {
+        match blocks.last_mut() {
+            Some(last) if last.new + last.len == block.new && last.old + last.len == block.old => {
+                last.len += block.len;
+            }
+            _ => blocks.push(block),
+        }
+    }
+    blocks
 }
 
 /// An alignment: how the scan found its way into the old file.
@@ -117,17 +170,12 @@ fn best_extension<'a>(pairs: impl Iterator<Item = (&'a u8, &'a u8)>) -> usize {
     best_length
 }
 
-fn scan(
-    old: &[u8],
-    new: &[u8],
-    suffixes: SuffixArray<'_>,
-    gain: usize,
-    progress: &dyn Fn(f64),
-) -> Vec<Block> {
-    let mut state = Scan { old, new, last_new: 0, last_old: 0, blocks: Vec::new() };
-    let mut at = 0;
+/// The blocks of one piece of the new file.
+fn scan(suffixes: &SuffixArray<'_>, new: &[u8], piece: Range<usize>, gain: usize) -> Vec<Block> {
+    let (start, new) = (piece.start, &new[..piece.end]);
+    let mut state = Scan { old: suffixes.text(), new, last_new: start, last_old: start, blocks: Vec::new() };
+    let mut at = start;
     let mut length = 0;
-    let mut told = 0;
     while at < new.len() {
         // How many of the bytes from `at` to `seen` the current alignment gets right.
         let mut agreed = 0usize;
@@ -143,14 +191,12 @@ fn scan(
             if (length == agreed && length != 0) || length > agreed + gain {
                 break;
             }
+            // Of what lies before `at` nothing may stay counted, or a long match never equals what agrees, and every
+            // byte of it is searched for.
             agreed -= usize::from(seen > at && state.agrees(at));
             at += 1;
             seen = seen.max(at);
             length = 0;
-        }
-        if at - told > 1 << 18 {
-            told = at;
-            progress(at as f64 / new.len() as f64);
         }
         if at >= new.len() {
             state.change(new.len(), None);
@@ -158,14 +204,11 @@ fn scan(
             state.change(at, Some(found));
         }
     }
-    progress(1.0);
     state.blocks
 }
 
 /// The longest match at `at`; the current alignment is taken without a search when it is right for a long way.
-fn longest(state: &Scan<'_>, suffixes: SuffixArray<'_>, at: usize) -> (usize, usize) {
-    /// A match of this length is long enough whether or not there is a longer one.
-    const LONG_ENOUGH: usize = 4096;
+fn longest(state: &Scan<'_>, suffixes: &SuffixArray<'_>, at: usize) -> (usize, usize) {
     let needle = &state.new[at..];
     let needle = &needle[..needle.len().min(2 * LONG_ENOUGH)];
     if let Some(over) = (at + state.last_old).checked_sub(state.last_new) {

@@ -222,6 +222,11 @@ pub fn apply<W: Write>(
     Ok((out, Applied { memory_bytes, result_bytes: declared.result.size }))
 }
 
+/// Whether both files are executables of one machine, a good part of them code: what [`Algorithm::Refdelta`] was made for.
+fn are_programs(pair: &Pair<'_>) -> bool {
+    refdelta::are_programs(pair)
+}
+
 /// Runs the bare decoder: nothing is hashed, so what comes out is worth nothing. For fuzzing and tests of the decoders.
 ///
 /// # Errors

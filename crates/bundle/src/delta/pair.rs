@@ -12,7 +12,7 @@ pub const SUFFIX_ARRAY_BYTES_MAX: usize = i32::MAX as usize - 1;
 pub struct Pair<'a> {
     old: &'a [u8],
     new: &'a [u8],
-    suffixes: OnceLock<Option<Suffixes>>,
+    suffixes: OnceLock<Option<SuffixArray<'a>>>,
 }
 
 impl<'a> Pair<'a> {
@@ -31,11 +31,10 @@ impl<'a> Pair<'a> {
         self.new
     }
 
-    /// The suffix array of the old file; `None` when that is larger than [`SUFFIX_ARRAY_BYTES_MAX`]. A second thread
-    /// that asks waits for the first.
-    pub fn suffixes(&self) -> Option<SuffixArray<'_>> {
-        let made = self.suffixes.get_or_init(|| Suffixes::of(self.old)).as_ref()?;
-        Some(SuffixArray { text: self.old, made })
+    /// The suffix array of the old file; `None` when there is none, see [`SuffixArray::of`]. A second thread that asks
+    /// waits for the first.
+    pub fn suffixes(&self) -> Option<&SuffixArray<'a>> {
+        self.suffixes.get_or_init(|| SuffixArray::of(self.old)).as_ref()
     }
 }
 
@@ -55,68 +54,72 @@ impl Default for GenerateOptions<'_> {
     }
 }
 
-struct Suffixes {
-    array: Vec<i32>,
-    /// Where in `array` the suffixes with each two-byte start begin: 65537 entries. The one-byte suffix, if any, sorts
-    /// before those which start with its byte and is found within the bucket before; see [`SuffixArray::range`].
-    buckets: Vec<u32>,
-}
+/// From this size on, in bytes, suffixes are indexed by their first three bytes, below by two.
+const WIDE_INDEX_BYTES_MIN: usize = 1 << 20;
 
-impl Suffixes {
-    fn of(text: &[u8]) -> Option<Self> {
-        if text.len() > SUFFIX_ARRAY_BYTES_MAX {
-            return None;
-        }
-        if text.is_empty() {
-            return Some(Self { array: Vec::new(), buckets: vec![0; (1 << 16) + 1] });
-        }
-        let made = SuffixArrayConstruction::for_text(text).in_owned_buffer32().single_threaded().run();
-        let array = made.ok()?.into_vec();
-        let mut buckets = vec![0u32; (1 << 16) + 1];
-        for pair in text.windows(2) {
-            buckets[usize::from(u16::from_be_bytes([pair[0], pair[1]])) + 1] += 1;
-        }
-        // The last suffix has one byte; it sorts first among those that start with it.
-        if let Some(last) = text.last() {
-            buckets[usize::from(*last) << 8] += 1;
-        }
-        for index in 1..buckets.len() {
-            buckets[index] += buckets[index - 1];
-        }
-        Some(Self { array, buckets })
-    }
-}
-
-/// All suffixes of the old file in order, for longest-match queries. Made by [`Pair::suffixes`].
-#[derive(Clone, Copy)]
+/// All suffixes of a text in order, for longest-match queries. Takes four bytes of memory per byte of text, and some
+/// seconds per 100 MB.
 pub struct SuffixArray<'a> {
     text: &'a [u8],
-    made: &'a Suffixes,
+    /// Where the suffixes start, in their order.
+    positions: Vec<i32>,
+    /// Where in `positions` the suffixes with each beginning of [`SuffixArray::prefix`] bytes begin, and the end.
+    buckets: Vec<u32>,
+    prefix: usize,
 }
 
 impl<'a> SuffixArray<'a> {
-    /// The positions of the suffixes in ascending order of the suffixes.
-    pub fn positions(&self) -> &'a [i32] {
-        &self.made.array
+    /// Sorts the suffixes of `text`; `None` when that is larger than [`SUFFIX_ARRAY_BYTES_MAX`] or there is no memory.
+    pub fn of(text: &'a [u8]) -> Option<Self> {
+        Self::indexed_by(if text.len() < WIDE_INDEX_BYTES_MIN { 2 } else { 3 }, text)
     }
 
-    /// The longest prefix of `needle` that occurs in the old file: where, and its length; `(0, 0)` if none does.
-    /// Prefixes of one byte are not looked for.
-    pub fn longest_match(&self, needle: &[u8]) -> (usize, usize) {
-        let Some(start) = needle.first_chunk::<2>() else { return (0, 0) };
-        let bucket = usize::from(u16::from_be_bytes(*start));
-        let (mut low, mut high) =
-            (self.made.buckets[bucket] as usize, self.made.buckets[bucket + 1] as usize);
-        if low >= high {
-            return (0, 0);
+    fn indexed_by(prefix: usize, text: &'a [u8]) -> Option<Self> {
+        if text.len() > SUFFIX_ARRAY_BYTES_MAX {
+            return None;
         }
+        let positions = if text.is_empty() {
+            Vec::new()
+        } else {
+            let made = SuffixArrayConstruction::for_text(text).in_owned_buffer32().single_threaded().run();
+            made.ok()?.into_vec()
+        };
+        let mut buckets = vec![0u32; (1 << (8 * prefix)) + 1];
+        for window in text.windows(prefix) {
+            buckets[bucket(window) + 1] += 1;
+        }
+        // A suffix shorter than the prefix sorts before all others with the same beginning.
+        for short in 1..prefix.min(text.len() + 1) {
+            let mut padded = [0; 3];
+            padded[..short].copy_from_slice(&text[text.len() - short..]);
+            buckets[bucket(&padded[..prefix]) + 1] += 1;
+        }
+        let mut sum = 0;
+        for count in &mut buckets {
+            sum += *count;
+            *count = sum;
+        }
+        Some(Self { text, positions, buckets, prefix })
+    }
+
+    /// The text.
+    pub fn text(&self) -> &'a [u8] {
+        self.text
+    }
+
+    /// The longest prefix of `needle` that occurs in the text: where, and its length; `(0, 0)` if none does. Prefixes of
+    /// one byte are not looked for, in texts from 1 MiB on none of two bytes either.
+    pub fn longest_match(&self, needle: &[u8]) -> (usize, usize) {
+        let Some(start) = needle.get(..self.prefix) else { return (0, 0) };
+        let bucket = bucket(start);
+        let (mut low, mut high) = (self.buckets[bucket] as usize, self.buckets[bucket + 1] as usize);
         // Invariant: the suffixes before `low` sort before the needle, those from `high` on do not; and each agrees with
         // the needle on at least as many bytes as is noted for its side.
         let (mut low_common, mut high_common) = (0, 0);
         let (mut best_at, mut best) = (0, 0);
         while low < high {
             let middle = low + (high - low) / 2;
-            let at = self.made.array[middle] as usize;
+            let at = self.positions[middle] as usize;
             let known = low_common.min(high_common);
             let suffix = &self.text[at..];
             let common = known + common_prefix(suffix.get(known..).unwrap_or_default(), &needle[known..]);
@@ -138,6 +141,10 @@ impl<'a> SuffixArray<'a> {
     }
 }
 
+fn bucket(prefix: &[u8]) -> usize {
+    prefix.iter().fold(0, |bucket, byte| bucket << 8 | usize::from(*byte))
+}
+
 /// How many bytes `a` and `b` have in common at their start.
 pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     let mut common = 0;
@@ -156,11 +163,6 @@ pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    fn naive(text: &[u8], needle: &[u8]) -> usize {
-        let longest = (0..text.len()).map(|at| common_prefix(&text[at..], needle)).max().unwrap_or(0);
-        if longest < 2 { 0 } else { longest }
-    }
-
     #[test]
     fn the_longest_match_is_the_one_an_exhaustive_search_finds() {
         let mut state = 1u32;
@@ -168,20 +170,23 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             b"ab\x00\xff"[(state >> 24) as usize % 4]
         };
-        for length in [0usize, 1, 2, 3, 50, 700] {
+        for (prefix, length) in
+            [2, 3].into_iter().flat_map(|prefix| [0, 1, 2, 3, 50, 700].map(|n| (prefix, n)))
+        {
             let text: Vec<u8> = (0..length).map(|_| byte()).collect();
-            let pair = Pair::new(&text, &[]);
-            let suffixes = pair.suffixes().unwrap();
-            assert_eq!(suffixes.positions().len(), length);
-            for _ in 0..200 {
-                let needle: Vec<u8> = (0..12).map(|_| byte()).collect();
-                let (at, length) = suffixes.longest_match(&needle);
-                assert_eq!(length, naive(&text, &needle), "{text:?} {needle:?}");
+            let suffixes = SuffixArray::indexed_by(prefix, &text).unwrap();
+            let check = |needle: &[u8]| {
+                let longest = (0..length).map(|at| common_prefix(&text[at..], needle)).max().unwrap_or(0);
+                let (at, length) = suffixes.longest_match(needle);
+                // What is shorter than the index may be overlooked.
+                assert!(length == longest || longest < prefix, "{prefix} {text:?} {needle:?}");
                 assert_eq!(&text[at..at + length], &needle[..length]);
+            };
+            for _ in 0..200 {
+                check(&(0..12).map(|_| byte()).collect::<Vec<u8>>());
             }
-            if length > 10 {
-                assert_eq!(suffixes.longest_match(&text[7..]).1, length - 7);
-            }
+            // What the text ends with, and nothing behind it.
+            (0..length.min(12)).for_each(|count| check(&text[length - count..]));
         }
     }
 

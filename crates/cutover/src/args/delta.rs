@@ -10,7 +10,7 @@ use cutover_core::model::DeltaAlgorithm;
 pub(crate) enum Delta {
     /// Makes a patch that turns OLD into NEW, and its description beside it.
     ///
-    /// Tries every algorithm, applies each patch, and keeps the best by the policy. One that is not smaller than NEW
+    /// Tries the algorithms that can win, applies each patch, and keeps the best by the policy. One that is not smaller than NEW
     /// compressed is not written.
     Generate(DeltaGenerate),
     /// Makes the new file from OLD and PATCH.

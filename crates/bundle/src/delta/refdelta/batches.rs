@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::matching::Block;
+use super::block::Block;
 
 const BATCH_BYTES: u32 = 256 << 10;
 /// No batch is longer.

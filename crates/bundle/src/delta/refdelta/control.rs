@@ -1,9 +1,9 @@
 //! The list of blocks, the layout of the new file and the bases: all that must be known before the first byte is made.
 
 use super::bits::{Bit, BitCoder, Number};
+use super::block::Block;
 use super::frame_index::FrameIndex;
 use super::image::{Layout, SEGMENTS_MAX, Segment};
-use super::matching::Block;
 
 const RECENT: usize = 15;
 

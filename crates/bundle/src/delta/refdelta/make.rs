@@ -5,6 +5,7 @@ use std::io;
 use super::apply::mix;
 use super::batches::{cut, plan};
 use super::bits::Encoder;
+use super::block::Block;
 use super::control::{BlockModel, code_bases, code_frame_index, code_layout};
 use super::filter::{self, Direction};
 use super::find;
@@ -15,12 +16,13 @@ use super::header::{
 };
 use super::image::{Image, Layout, Machine};
 use super::literals::Literals;
-use super::matching::{self, Block, Index};
 use super::predict::{Predictor, normalize};
 use super::project::Projection;
 use super::references::References;
 use super::streams;
-use crate::delta::{Algorithm, DeltaError, DeltaLimits, GenerateOptions, Pair, decode_unchecked};
+use crate::delta::{
+    Algorithm, DeltaError, DeltaLimits, GenerateOptions, Pair, SuffixArray, decode_unchecked, matching,
+};
 
 /// Files up to this size try several gains; larger ones take the usual one.
 const SMALL: usize = 2 << 20;
@@ -65,6 +67,20 @@ fn failed(reason: impl Into<String>) -> DeltaError {
     DeltaError::Generate { algorithm: Algorithm::Refdelta, reason: reason.into() }
 }
 
+/// How much of a program is code at the least, as a part of its bytes: of libraries a fifth to a half.
+const CODE_PART: u64 = 8;
+
+/// Whether both files are executables of one machine, with their code.
+pub(super) fn are_programs(pair: &Pair<'_>) -> bool {
+    let machine = |file: &[u8]| {
+        let image = Image::parse(file)?;
+        let code = image.sections.iter().filter(|section| section.is_code());
+        let code_bytes: u64 = code.map(|section| u64::from(section.len)).sum();
+        (code_bytes >= file.len() as u64 / CODE_PART).then_some(image.machine)
+    };
+    machine(pair.base()).is_some_and(|old| machine(pair.result()) == Some(old))
+}
+
 pub(super) fn generate(pair: &Pair<'_>, options: &GenerateOptions<'_>) -> Result<Vec<u8>, DeltaError> {
     let (old, new) = (pair.base(), pair.result());
     if old.len() as u64 > FILE_BYTES_MAX - 1 || new.len() as u64 > FILE_BYTES_MAX - 1 {
@@ -76,12 +92,17 @@ pub(super) fn generate(pair: &Pair<'_>, options: &GenerateOptions<'_>) -> Result
     let parsed = Parsed::of(old).zip(Parsed::of(new)).filter(|(a, b)| a.image.machine == b.image.machine);
     let gains: &[usize] = if old.len().max(new.len()) <= SMALL { &GAINS } else { &[GAIN] };
     let no_memory = || failed("the old file could not be indexed");
-    let indexed = |wanted: &[u8], index: &Index<'_>, pair| {
+    let find = |suffixes: &SuffixArray<'_>, wanted: &[u8], gain, begin: f64, share: f64| -> Vec<Block> {
+        let progress = |done: f64| progress(begin + share * done);
+        let options = GenerateOptions { threads: options.threads, progress: &progress };
+        matching::find(suffixes, wanted, gain, &options).into_iter().map(Block::from).collect()
+    };
+    let indexed = |wanted: &[u8], suffixes: &SuffixArray<'_>, pair| {
         let mut best: Option<(usize, Encoding<'_>)> = None;
+        let share = 0.3 / gains.len() as f64;
         for (number, gain) in gains.iter().enumerate() {
-            let blocks = matching::find(index, wanted, *gain, threads);
+            let blocks = find(suffixes, wanted, *gain, 0.4 + share * number as f64, share);
             let encoding = Encoding::new(old, new, pair, blocks);
-            progress(0.4 + 0.3 * (number as f64 + 1.0) / gains.len() as f64);
             let bytes = if gains.len() > 1 { encoding.estimate() } else { 0 };
             if best.as_ref().is_none_or(|(least, _)| bytes < *least) {
                 best = Some((bytes, encoding));
@@ -93,24 +114,23 @@ pub(super) fn generate(pair: &Pair<'_>, options: &GenerateOptions<'_>) -> Result
         let (layout, new_layout) = (&from.image.layout, &to.image.layout);
         let rough = {
             let blank = from.blank(old);
-            let index = Index::new(&blank).ok_or_else(no_memory)?;
+            let suffixes = SuffixArray::of(&blank).ok_or_else(no_memory)?;
             progress(0.1);
-            matching::find(&index, &to.blank(new), GAIN, threads)
+            find(&suffixes, &to.blank(new), GAIN, 0.1, 0.2)
         };
-        progress(0.3);
         let expected = {
             let projection = Projection::new(layout, new_layout, old.len() as u32, &rough);
             let bases = new_bases(&from.references, &to.references, &projection);
             normalize(old, layout, &from.references, Some((&projection, &bases)))
         };
         let wanted = normalize(new, new_layout, &to.references, None);
-        let index = Index::new(&expected).ok_or_else(no_memory)?;
+        let suffixes = SuffixArray::of(&expected).ok_or_else(no_memory)?;
         progress(0.4);
-        indexed(&wanted, &index, Some((from, to)))
+        indexed(&wanted, &suffixes, Some((from, to)))
     } else {
-        let index = Index::new(old).ok_or_else(no_memory)?;
+        let suffixes = pair.suffixes().ok_or_else(no_memory)?;
         progress(0.4);
-        indexed(new, &index, None)
+        indexed(new, suffixes, None)
     };
     let patch = patch.ok_or_else(|| failed("no encoding was made"))?;
     progress(0.9);

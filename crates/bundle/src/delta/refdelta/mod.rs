@@ -11,6 +11,7 @@ mod apply;
 mod arm64;
 mod batches;
 mod bits;
+mod block;
 mod control;
 mod filter;
 mod find;
@@ -19,14 +20,13 @@ mod header;
 mod image;
 mod literals;
 mod make;
-mod matching;
 mod mix;
 mod predict;
 mod project;
 mod references;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod x86;
 
 use super::{DeltaError, GenerateOptions, Inputs, Output, Pair, Part};
@@ -52,6 +52,11 @@ impl Damage {
 /// about seven times its size.
 pub(super) fn generate(pair: &Pair<'_>, options: &GenerateOptions<'_>) -> Result<Vec<u8>, DeltaError> {
     make::generate(pair, options)
+}
+
+/// Whether both files are executables whose references this codec knows, a good part of them code.
+pub(super) fn are_programs(pair: &Pair<'_>) -> bool {
+    make::are_programs(pair)
 }
 
 fn read_header(inputs: &Inputs<'_>) -> Result<(header::Header, usize), DeltaError> {

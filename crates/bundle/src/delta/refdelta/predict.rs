@@ -6,8 +6,8 @@
 
 use super::arm64;
 use super::bits::{Bit, BitCoder, Number};
+use super::block::Block;
 use super::image::Layout;
-use super::matching::Block;
 use super::project::Projection;
 use super::references::{KINDS, Kind, Reference, References};
 

@@ -1,7 +1,7 @@
 //! Where an old place went: the blocks, sorted by where they come from.
 
+use super::block::Block;
 use super::image::Layout;
-use super::matching::Block;
 
 /// Old offsets per entry of the page table.
 const PAGE_BITS: u32 = 8;

@@ -43,7 +43,7 @@ fn noise(len: usize, seed: u32) -> Vec<u8> {
 
 /// A small executable: functions that call each other, their frames and the index of these, pointers with relocations,
 /// symbols. `sizes` are the bodies' lengths, multiples of 16.
-fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
+pub(in crate::delta) fn program(sizes: &[u32], seed: u32) -> Vec<u8> {
     program_for(62, sizes, seed)
 }
 

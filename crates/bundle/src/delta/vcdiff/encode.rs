@@ -7,10 +7,7 @@ use super::{
     Dialect, HEADER_SECONDARY, MAGIC, SECONDARY_LZMA, SECTIONS, WINDOW_ADLER32, WINDOW_SOURCE, adler32,
     cache::AddressCache, lzma::Compressor, push_varint, table, table::Kind, varint_bytes,
 };
-use crate::delta::{
-    Algorithm, DeltaError, GenerateOptions, Pair,
-    pair::{SuffixArray, common_prefix},
-};
+use crate::delta::{Algorithm, DeltaError, GenerateOptions, Pair, SuffixArray, pair::common_prefix};
 
 /// How much of the result one window makes, in bytes. xdelta3 3.0.11 reads at most 16 MiB.
 const WINDOW_BYTES: usize = 8 << 20;
@@ -106,7 +103,7 @@ struct Parse<'a> {
     /// What of the old file can be reached, and where in it that starts.
     old: &'a [u8],
     low: usize,
-    suffixes: Option<SuffixArray<'a>>,
+    suffixes: Option<&'a SuffixArray<'a>>,
     window: &'a [u8],
     /// How many bytes a copy must save.
     saved_min: usize,
@@ -121,7 +118,7 @@ struct Parse<'a> {
 const HASH_BITS: u32 = 16;
 
 impl<'a> Parse<'a> {
-    fn new(dialect: Dialect, near: &'a Pair<'a>, low: usize, range: Range<usize>, window: &'a [u8]) -> Self {
+    fn new(dialect: Dialect, near: &'a Pair<'_>, low: usize, range: Range<usize>, window: &'a [u8]) -> Self {
         // Compressed, a byte that is added costs about half of a byte of an address.
         let saved_min = match dialect {
             Dialect::Plain => SAVED_BYTES_MIN,
