@@ -27,6 +27,11 @@ impl UpdateGate {
         true
     }
 
+    /// Whether one is under way.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// The update ended, in whatever way.
     pub fn ended(&mut self) {
         self.running = false;
@@ -44,7 +49,9 @@ mod tests {
         assert!(gate.refused(at(5)));
         assert!(!gate.refused(at(6)));
         assert!(!gate.refused(at(700)), "one is running");
+        assert!(gate.is_running());
         gate.ended();
+        assert!(!gate.is_running());
         assert!(gate.refused(at(701)));
         gate.ended();
         assert!(!gate.refused(at(800)));

@@ -13,7 +13,7 @@ use cutover_host::{
     fetch::RealTimer,
     service::notify_ready,
     ship::{
-        EpisodeStatus, ShipPorts, ShipSettings, ShipStatus, Shipper, State, Until, Which, drop_episode,
+        EpisodeStatus, ShipPorts, ShipSettings, ShipStatus, Shipper, State, Until, Which, drop_episodes,
         retry, status,
     },
 };
@@ -38,11 +38,7 @@ pub(super) fn run(command: Ship, context: &Context) -> Result<Exit, Failure> {
         }
         Ship::Key { file } => make_key(&file, context),
         Ship::Drop { episodes, place } => {
-            let settings = settings(&place, context)?;
-            let dropped = episodes
-                .iter()
-                .map(|episode| drop_episode(&settings, &host_name(), episode))
-                .collect::<Result<Vec<_>, _>>()?;
+            let dropped = drop_episodes(&settings(&place, context)?, &host_name(), &episodes)?;
             print_names("dropped", "nothing was dropped", &dropped, context)
         }
     }

@@ -56,7 +56,7 @@ impl Classify for NodeError {
                 "keep a copy of `.cutover`, move the named file away, then run `cutover recover`; if a set of packages was open, \
                  compare the versions at all its roots: one may have kept what the others took back"
             }
-            Self::Layout { .. } => "leave out `--layout` and `install.layout`, or use another root",
+            Self::Layout { .. } => "leave out `--layout`, or use another root",
             Self::NoSpace { .. } => "free some space, for example with `cutover prune --keep 1`",
             Self::Changed => "run `cutover plan` again and look at the new plan",
             Self::Needed(_) => "prune the restore point that needs it first",
@@ -188,7 +188,10 @@ impl Classify for ShipError {
             Self::Setting { .. } | Self::Unknown(_) | Self::NotParked(..) => Exit::Usage,
             Self::Busy(_) => Exit::InProgress,
             Self::Queue(QueueError::Newer(_) | QueueError::Aside(_)) => Exit::Damaged,
-            Self::Queue(QueueError::Sqlite { .. }) | Self::Io { .. } | Self::Runtime(_) => Exit::Failed,
+            Self::Dropped(..)
+            | Self::Queue(QueueError::Sqlite { .. })
+            | Self::Io { .. }
+            | Self::Runtime(_) => Exit::Failed,
         }
     }
 

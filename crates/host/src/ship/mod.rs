@@ -24,7 +24,7 @@ use std::{io, path::PathBuf};
 pub use queue::{QueueError, Shipped, State};
 pub use run::{ShipPorts, Shipper, Summary, Until};
 pub use settings::{OnRefused, ShipSettings, SpoolLayout};
-pub use status::{EpisodeStatus, ShipStatus, Which, drop_episode, retry, status};
+pub use status::{EpisodeStatus, ShipStatus, Which, drop_episodes, retry, status};
 
 /// Why nothing can be shipped.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,9 @@ pub enum ShipError {
     /// The episode is not parked, so giving it up would lose what is about to be sent.
     #[error("`{0}` is not parked: it is {1}")]
     NotParked(String, &'static str),
+    /// Some of several episodes were given up before one could not be.
+    #[error("{} dropped, then one could not be", .0.join(", "))]
+    Dropped(Vec<String>, #[source] Box<ShipError>),
     /// No threads or no runtime.
     #[error("failed to start the uploads")]
     Runtime(#[source] io::Error),
@@ -80,6 +83,7 @@ impl ShipError {
             Self::NotParked(..) => {
                 "only parked episodes are dropped; `cutover ship status` says what each one waits for".to_owned()
             }
+            Self::Dropped(_, source) => return source.remedy(),
             Self::Io { .. } | Self::Runtime(_) => return None,
         };
         Some(text)

@@ -239,6 +239,7 @@ impl Shipper {
             self.reload();
             let is_busy = |shipper: &Self| {
                 !shipper.in_flight.is_empty()
+                    || shipper.updates.is_running()
                     || shipper.items.values().any(|item| item.state == State::Queued)
             };
             let look = now >= next_scan || (until == Until::Empty && !is_busy(self));

@@ -228,36 +228,59 @@ pub fn retry(settings: &ShipSettings, host_name: &str, which: &Which) -> Result<
     Ok(queued)
 }
 
-/// Gives a parked episode up: removes its local copy and its row. Returns its name.
+/// Gives parked episodes up: removes their local copies and their rows. Returns their names.
 ///
 /// # Errors
-/// [`ShipError::Unknown`], [`ShipError::NotParked`], or it cannot be removed; then its row is still there.
-pub fn drop_episode(settings: &ShipSettings, host_name: &str, name: &str) -> Result<String, ShipError> {
+/// [`ShipError::Unknown`] and [`ShipError::NotParked`] before anything is removed; [`ShipError::Dropped`] when one of them
+/// cannot be removed, whose row is still there then.
+pub fn drop_episodes(
+    settings: &ShipSettings,
+    host_name: &str,
+    names: &[String],
+) -> Result<Vec<String>, ShipError> {
     let (disk, queue) = open_queue(settings, host_name)?;
-    let mut queue = queue.ok_or_else(|| ShipError::Unknown(name.to_owned()))?;
-    let item = find(&queue.items()?, name)?;
-    match item.state {
-        State::Parked => {}
-        State::Queued => return Err(ShipError::NotParked(item.key.to_string(), "to be sent")),
-        State::Done => return Err(ShipError::NotParked(item.key.to_string(), "shipped")),
+    let Some(mut queue) = queue else {
+        return names.first().map_or(Ok(Vec::new()), |name| Err(ShipError::Unknown(name.clone())));
+    };
+    let items = queue.items()?;
+    let mut chosen = BTreeMap::new();
+    for name in names {
+        let item = find(&items, name)?;
+        match item.state {
+            State::Parked => chosen.insert(item.number, item),
+            State::Queued => return Err(ShipError::NotParked(item.key.to_string(), "to be sent")),
+            State::Done => return Err(ShipError::NotParked(item.key.to_string(), "shipped")),
+        };
     }
-    let root = disk.root();
+    let (_, host) = place(settings, host_name)?;
+    let spool = Spool::new(disk, settings.layout, host);
+    let mut dropped = Vec::new();
+    for item in chosen.values() {
+        match drop_one(&spool, &mut queue, item) {
+            Ok(()) => dropped.push(item.key.to_string()),
+            Err(error) if dropped.is_empty() => return Err(error),
+            Err(error) => return Err(ShipError::Dropped(dropped, Box::new(error))),
+        }
+    }
+    Ok(dropped)
+}
+
+fn drop_one(spool: &Spool, queue: &mut Queue, item: &Item) -> Result<(), ShipError> {
+    let disk = &spool.disk;
     let (from, to) = (Path::new(&item.path), Path::new(OWN).join("trash").join(item.number.to_string()));
     let io = |attempt, path: &Path| {
-        let path = root.join(path);
+        let path = disk.root().join(path);
         move |source| ShipError::Io { attempt, path, source }
     };
-    let (_, host) = place(settings, host_name)?;
-    let spool = Spool::new(Arc::clone(&disk), settings.layout, host);
     // Moved first: what is half removed must never look like an episode.
     match disk.rename(from, &to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         moved => moved.map_err(io("move", from))?,
     }
     spool.remove_tree(&to).map_err(io("remove", &to))?;
-    if let Err(error) = remove_packed(&spool, item.number) {
+    if let Err(error) = remove_packed(spool, item.number) {
         tracing::warn!(%error, "a packed file stays until the next start");
     }
-    queue.remove(&item, None)?;
-    Ok(item.key.to_string())
+    queue.remove(item, None)?;
+    Ok(())
 }

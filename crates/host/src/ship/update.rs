@@ -22,7 +22,12 @@ fn try_run(command: &[String], timeout: Duration) -> std::io::Result<Option<Exit
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "there is no command"));
     };
     let program = if program == "cutover" { "/proc/self/exe" } else { program };
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).spawn()?;
+    // What we print on stdout is ours alone.
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(std::io::stderr()))
+        .spawn()?;
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {

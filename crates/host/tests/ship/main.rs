@@ -25,7 +25,7 @@ use cutover_host::{
     fetch::RealTimer,
     ship::{
         EpisodeStatus, OnRefused, ShipError, ShipPorts, ShipSettings, Shipper, SpoolLayout, State, Summary,
-        Until, Which, drop_episode, retry, status,
+        Until, Which, drop_episodes, retry, status,
     },
 };
 use receiver::{Act, Receiver, Seen};
@@ -246,9 +246,16 @@ fn parked_episode_is_sent_again_only_by_command_and_dropped_only_by_name() {
     assert_eq!(retry(&world.settings, "m", &named("h/e1")).unwrap(), ["h/e1"]);
     assert_eq!(world.ship(), Summary { shipped: 1, parked: 1, queued: 0 });
     assert_eq!(retry(&world.settings, "m", &Which::AllParked).unwrap(), ["h/e2"]);
-    assert!(matches!(drop_episode(&world.settings, "m", "e2"), Err(ShipError::NotParked(..))));
+    let drop = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        drop_episodes(&world.settings, "m", &names)
+    };
+    assert!(matches!(drop(&["e2"]), Err(ShipError::NotParked(..))));
     assert_eq!(world.ship().parked, 1);
-    assert_eq!(drop_episode(&world.settings, "m", "e2").unwrap(), "h/e2");
+    // Nothing is given up when one of the names means nothing.
+    assert!(matches!(drop(&["e2", "e9"]), Err(ShipError::Unknown(_))));
+    assert_eq!(world.left(), ["e2"]);
+    assert_eq!(drop(&["e2", "h/e2"]).unwrap(), ["h/e2"]);
     assert_eq!((world.left(), world.packed(), world.episodes().len()), (Vec::new(), 0, 0));
     assert_eq!(receiver.keys().iter().filter(|key| *key == "h/e2").count(), 2);
 }
@@ -544,6 +551,20 @@ fn refusal_runs_the_update_once_and_new_episodes_ship() {
     world.folder("e4", COMMIT, 10);
     assert_eq!(world.ship(), Summary { shipped: 1, parked: 3, queued: 0 });
     assert_eq!(fs::read_to_string(&count).unwrap(), "run\n");
+}
+
+#[test]
+fn one_run_ends_when_the_update_it_started_has_ended() {
+    let receiver = Receiver::start(|_| refusal());
+    let mut world = World::new(&receiver);
+    let place = tempfile::tempdir().unwrap();
+    let ran = place.path().join("ran");
+    world.settings.on_refused = OnRefused::Update;
+    world.settings.update_command =
+        ["sh", "-c", &format!("sleep 1; echo done > {}", ran.display())].map(str::to_owned).to_vec();
+    world.folder("e1", OLD, 10);
+    assert_eq!(world.ship().parked, 1);
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "done\n");
 }
 
 // I26
