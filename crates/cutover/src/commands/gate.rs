@@ -60,7 +60,7 @@ fn quoted(path: &Path) -> String {
 
 fn serve(command: &GateServe, context: &Context) -> Result<Exit, Failure> {
     let flags = serve_flags(command);
-    let Resolved { settings, files, .. } = context.settings(None, flags.clone())?;
+    let Resolved { settings, files, places, .. } = context.settings(None, flags.clone())?;
     let bucket =
         settings.gate.storage.url.as_deref().map(|place| place::keeping(place, &settings)).transpose()?;
     let state = settings.gate.root.join("trusted");
@@ -72,7 +72,7 @@ fn serve(command: &GateServe, context: &Context) -> Result<Exit, Failure> {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
-        let mut watched = Watched::new(files, &settings, state);
+        let mut watched = Watched::new(files, places, &settings, state);
         let receiver = Receiver::start(settings.gate, ports).await?;
         announce(&receiver, context)?;
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -108,6 +108,8 @@ fn announce(receiver: &Receiver, context: &Context) -> Result<(), Failure> {
 /// The settings files and the revocation lists they name, and how they were when they were read last.
 struct Watched {
     files: Vec<(PathBuf, Seen)>,
+    /// Where more settings files may come to be.
+    places: Vec<(PathBuf, Seen)>,
     /// Where the metadata of releases is kept that was believed last.
     state: PathBuf,
 }
@@ -115,28 +117,29 @@ struct Watched {
 type Seen = Option<(u64, u64, i64, i64)>;
 
 impl Watched {
-    fn new(files: Vec<PathBuf>, settings: &Settings, state: PathBuf) -> Self {
-        let files = files.into_iter().chain(settings.trust_policy.crl.iter().cloned());
-        Self { files: files.map(|path| (path.clone(), look_at(&path))).collect(), state }
+    fn new(files: Vec<PathBuf>, places: Vec<PathBuf>, settings: &Settings, state: PathBuf) -> Self {
+        let seen = |path: PathBuf| (path.clone(), look_at(&path));
+        let files = files.into_iter().chain(settings.trust_policy.crl.iter().cloned()).map(seen).collect();
+        Self { files, places: places.into_iter().map(seen).collect(), state }
     }
 
     fn changed(&self) -> bool {
-        self.files.iter().any(|(path, seen)| look_at(path) != *seen)
+        self.files.iter().chain(&self.places).any(|(path, seen)| look_at(path) != *seen)
     }
 
     /// Reads the settings and the revocation lists again. What cannot be used changes nothing.
     fn reload(&mut self, receiver: &Receiver, context: &Context, flags: &Flags) {
-        for (path, seen) in &mut self.files {
+        for (path, seen) in self.files.iter_mut().chain(&mut self.places) {
             *seen = look_at(path);
         }
         let read = || {
-            let Resolved { settings, files, .. } = context.settings(None, flags.clone())?;
+            let Resolved { settings, files, places, .. } = context.settings(None, flags.clone())?;
             // Without one of its files the rest may mean something else: a receiver without tokens takes from everybody.
             if let Some((gone, _)) = self.files.iter().find(|(_, seen)| seen.is_none()) {
                 return Err(Failure::usage(format!("`{}` is gone", gone.display())));
             }
             let trust = release_trust(&settings, self.state.clone())?;
-            let watched = Self::new(files, &settings, self.state.clone());
+            let watched = Self::new(files, places, &settings, self.state.clone());
             receiver.set(settings.gate, trust.as_ref())?;
             Ok(watched)
         };

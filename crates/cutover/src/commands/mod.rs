@@ -112,13 +112,19 @@ impl Context {
         root: Option<&Path>,
         flags: impl IntoIterator<Item = (&'static str, String, &'static str)>,
     ) -> Result<Resolved, Failure> {
+        let mut sources = self.sources(root);
         let own = flags.into_iter().map(|(key, value, flag)| (key.to_owned(), value, flag.to_owned()));
-        Self::resolve(&Sources {
+        sources.flags.extend(own);
+        Self::resolve(&sources)
+    }
+
+    fn sources(&self, root: Option<&Path>) -> Sources {
+        Sources {
             file: self.config.clone(),
             root: root.map(Path::to_owned),
             environment: self.environment.clone(),
-            flags: self.flags.iter().cloned().chain(own).collect(),
-        })
+            flags: self.flags.clone(),
+        }
     }
 
     /// Settings of another root than the one the command names: what is given on the command line and in the environment is
@@ -150,6 +156,10 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
 fn run_command(cli: Cli, context: &Context) -> Result<Exit, Failure> {
     // M10: whoever tries to set the anchor is told, whatever the command.
     settings::refuse_anchor_in(&context.environment)?;
+    if context.config.is_some() || !context.flags.is_empty() {
+        // Also where no setting counts: what is given must be right.
+        Resolved::load(&context.sources(context.root.as_deref()))?;
+    }
     match cli.command {
         Command::Pki(command) => pki::run(command, context),
         Command::Trust(command) => trust::run(command, context),

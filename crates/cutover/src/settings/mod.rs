@@ -144,6 +144,8 @@ pub struct Resolved {
     tree: Node,
     /// The files that were read, in the order in which they were laid over each other.
     pub files: Vec<PathBuf>,
+    /// Where more of them may come to be: files that are not there, directories of drop-ins.
+    pub places: Vec<PathBuf>,
     /// Keys whose value was the mask of a secret, and which are therefore unset.
     pub masked: Vec<String>,
 }
@@ -181,7 +183,8 @@ impl Resolved {
         refuse_unknown_variables(&sources.environment)?;
         let masked = drop_masked(&mut tree);
         let settings = Settings::deserialize(&tree).map_err(describe)?;
-        Ok(Self { settings, tree, files, masked })
+        let places = places_of(sources).into_iter().filter(|place| !files.contains(place)).collect();
+        Ok(Self { settings, tree, files, places, masked })
     }
 
     /// Every setting that has a value, with its origin.
@@ -225,21 +228,35 @@ fn mask(value: &mut serde_json::Value, path: &mut Vec<String>) {
         serde_json::Value::Array(items) => items.iter_mut().for_each(|item| mask(item, path)),
         value if is_secret(path) => *value = MASK.into(),
         serde_json::Value::String(text) => {
-            if let Some(password) = password_in(text) {
-                text.replace_range(password, MASK);
+            // From the end, so that the places before stay where they are.
+            for secret in secrets_in(text).into_iter().rev() {
+                text.replace_range(secret, MASK);
             }
         }
         _ => {}
     }
 }
 
-/// Where the password stands in a URL: `scheme://user:password@host`.
-fn password_in(text: &str) -> Option<std::ops::Range<usize>> {
-    let authority = text.find("://")? + 3;
+/// Where secrets stand in a URL: `scheme://user:password@host?token=secret`.
+fn secrets_in(text: &str) -> Vec<std::ops::Range<usize>> {
+    let Some(authority) = text.find("://").map(|at| at + 3) else { return Vec::new() };
     let end = text[authority..].find(['/', '?', '#']).map_or(text.len(), |at| authority + at);
-    let at = authority + text[authority..end].rfind('@')?;
-    let start = authority + text[authority..at].find(':')? + 1;
-    (start < at).then_some(start..at)
+    let mut found = Vec::new();
+    if let Some(at) = text[authority..end].rfind('@').map(|at| authority + at)
+        && let Some(colon) = text[authority..at].find(':')
+    {
+        found.push(authority + colon + 1..at);
+    }
+    let fragment = text[end..].find('#').map_or(text.len(), |at| end + at);
+    let mut start = text[end..fragment].find('?').map_or(fragment, |at| end + at + 1);
+    for parameter in text[start..fragment].split('&') {
+        if let Some((name, _)) = parameter.split_once('=').filter(|(name, _)| is_named_like_a_secret(name)) {
+            found.push(start + name.len() + 1..start + parameter.len());
+        }
+        start += parameter.len() + 1;
+    }
+    found.retain(|range| !range.is_empty());
+    found
 }
 
 /// Every dotted key that exists, without the free keys of maps. From the code, for the reference page's test.
@@ -251,11 +268,8 @@ pub fn known_keys() -> Vec<String> {
 
 /// Asks serde what it knows: an impossible key makes it say so. Elements of lists are asked too (`probes.http[]`).
 fn collect_known(path: &mut Vec<String>, known: &mut Vec<String>) {
-    let impossible = Node { value: Value::Bool(true), origin: Origin::Default };
-    let mut table = Node::empty();
-    table.set(&[NOBODY.to_owned()], impossible);
-    let list = Node { value: Value::List(vec![table.clone()]), origin: Origin::Default };
-    if let Some(names) = names_known_at(path, table) {
+    let list = Node { value: Value::List(vec![of_nobody()]), origin: Origin::Default };
+    if let Some(names) = names_known_at(path, of_nobody()) {
         for name in names {
             path.push((*name).to_owned());
             collect_known(path, known);
@@ -271,6 +285,14 @@ fn collect_known(path: &mut Vec<String>, known: &mut Vec<String>) {
 /// No key of any section.
 const NOBODY: &str = "\u{0}";
 
+/// A table with nothing but an impossible key.
+fn of_nobody() -> Node {
+    let mut table = Node::empty();
+    table.set(&[NOBODY.to_owned()], Node { value: Value::Bool(true), origin: Origin::Default });
+    table
+}
+
+/// The keys of the section at `path`; none where there is a value or a map with free keys.
 fn names_known_at(path: &[String], node: Node) -> Option<&'static [&'static str]> {
     let mut tree = Node::empty();
     tree.set(path, node);
@@ -293,9 +315,8 @@ fn files_of(sources: &Sources) -> Result<Vec<PathBuf>, SettingsError> {
         }
         return Ok(std::iter::once(file.clone()).chain(drop_ins(file)?).collect());
     }
-    let of_root = sources.root.as_ref().map(|root| root.join("cutover.toml"));
     let mut files = Vec::new();
-    for main in of_root.into_iter().chain([PathBuf::from(SYSTEM_FILE)]) {
+    for main in mains_of(sources) {
         files.splice(0..0, drop_ins(&main)?);
         if is_there(&main)? {
             files.insert(0, main);
@@ -303,6 +324,28 @@ fn files_of(sources: &Sources) -> Result<Vec<PathBuf>, SettingsError> {
         }
     }
     Ok(files)
+}
+
+/// The files that settings may come from, the first that is there counting.
+fn mains_of(sources: &Sources) -> Vec<PathBuf> {
+    match &sources.file {
+        Some(file) => vec![file.clone()],
+        None => {
+            let of_root = sources.root.as_ref().map(|root| root.join("cutover.toml"));
+            of_root.into_iter().chain([PathBuf::from(SYSTEM_FILE)]).collect()
+        }
+    }
+}
+
+fn places_of(sources: &Sources) -> Vec<PathBuf> {
+    mains_of(sources).into_iter().flat_map(|main| [directory_of_drop_ins(&main), main]).collect()
+}
+
+/// `<file>.d`.
+fn directory_of_drop_ins(main: &Path) -> PathBuf {
+    let mut directory = main.as_os_str().to_owned();
+    directory.push(".d");
+    PathBuf::from(directory)
 }
 
 /// Whether something has this name, a link to nothing included. Only what is surely not there may count as no settings: they
@@ -326,9 +369,7 @@ fn read_layer(path: &Path) -> Result<Node, SettingsError> {
 
 /// `<file>.d/*.toml`, by name.
 fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, SettingsError> {
-    let mut directory = main.as_os_str().to_owned();
-    directory.push(".d");
-    let directory = PathBuf::from(directory);
+    let directory = directory_of_drop_ins(main);
     if !is_there(&directory)? {
         return Ok(Vec::new());
     }
@@ -365,8 +406,10 @@ fn variable_path(name: &str) -> Option<Vec<String>> {
     let mut path: Vec<String> = rest.split("__").map(str::to_owned).collect();
     path[0] = path[0].to_lowercase().replace('_', "-");
     path[1] = path[1].to_lowercase();
-    if path[1] != "env" {
-        path[2..].iter_mut().for_each(|key| *key = key.to_lowercase());
+    for index in 2..path.len() {
+        if names_known_at(&path[..index], of_nobody()).is_some() {
+            path[index] = path[index].to_lowercase();
+        }
     }
     Some(path)
 }
@@ -433,7 +476,7 @@ fn drop_masked(tree: &mut Node) -> Vec<String> {
 /// Whether a value, or one in it, is a mask or a URL with one.
 fn holds_mask(node: &Node, path: &[String]) -> bool {
     let is_masked = |text: &str| {
-        (text == MASK && is_secret(path)) || password_in(text).is_some_and(|password| &text[password] == MASK)
+        (text == MASK && is_secret(path)) || secrets_in(text).into_iter().any(|secret| &text[secret] == MASK)
     };
     match &node.value {
         Value::Text(text) => is_masked(text),
@@ -450,13 +493,15 @@ fn holds_mask(node: &Node, path: &[String]) -> bool {
 /// Values that are never printed: passed to processes or servers, or named like a secret.
 fn is_secret(path: &[String]) -> bool {
     let parents = &path[..path.len().saturating_sub(1)];
-    let named = |key: &String| {
-        ["password", "secret", "token", "pin", "credential"].iter().any(|word| {
-            key == word || key.ends_with(&format!("_{word}")) || key.ends_with(&format!("-{word}"))
-        })
-    };
     parents.iter().any(|key| key == "env" || key == "headers" || key == "tokens")
-        || path.last().is_some_and(named)
+        || path.last().is_some_and(|key| is_named_like_a_secret(key))
+}
+
+fn is_named_like_a_secret(key: &str) -> bool {
+    let key = key.to_lowercase();
+    ["password", "secret", "token", "pin", "credential", "signature"]
+        .iter()
+        .any(|word| key == *word || key.ends_with(&format!("_{word}")) || key.ends_with(&format!("-{word}")))
 }
 
 fn flatten(

@@ -245,14 +245,37 @@ fn passwords_in_urls_are_masked_and_a_masked_url_stays_unset() {
 }
 
 #[test]
-fn password_of_a_url_is_what_stands_between_the_first_colon_and_the_last_at() {
-    let found = |url: &'static str| password_in(url).map(|range| &url[range]);
-    assert_eq!(found("postgres://u:p:w@x@host/db"), Some("p:w@x"));
-    for url in
-        ["https://host:80/a@b", "https://u@host", "https://u:@host", "sqlite:a:b@c", "s3://bucket/x", ""]
-    {
-        assert_eq!(found(url), None, "{url}");
+fn secrets_of_a_url_are_its_password_and_parameters_named_like_one() {
+    let found = |url: &'static str| secrets_in(url).into_iter().map(|range| &url[range]).collect::<Vec<_>>();
+    assert_eq!(found("postgres://u:p:w@x@host/db"), ["p:w@x"]);
+    assert_eq!(found("postgres://u:a@h/db?sslmode=require&password=b#password=no"), ["a", "b"]);
+    assert_eq!(found("https://h/x?token=t&q=1&api_token=u&X-Amz-Signature=s"), ["t", "u", "s"]);
+    for url in [
+        "https://host:80/a@b",
+        "https://u@host",
+        "https://u:@host",
+        "https://host/?password=",
+        "https://host/password=x",
+        "sqlite:a:b@c",
+        "s3://bucket/x",
+        "",
+    ] {
+        assert_eq!(found(url), Vec::<&str>::new(), "{url}");
     }
+    let place = place("[source]\nurls = [\"https://h/x?token=hunter2&a=b\"]\n").load().expect("valid");
+    assert!(place.dump().contains("https://h/x?token=********&a=b"), "{}", place.dump());
+}
+
+#[test]
+fn variables_keep_the_case_of_free_keys_and_of_nothing_else() {
+    let place = place("")
+        .variable("CUTOVER_PREFLIGHT__PACKAGES__Storage", "1.2.3")
+        .variable("CUTOVER_GATE__GIT__WINDOW", "7")
+        .load()
+        .expect("valid");
+    let packages: Vec<String> = place.settings.preflight.packages.keys().map(ToString::to_string).collect();
+    assert_eq!(packages, ["Storage"]);
+    assert_eq!(place.settings.gate.git.window, 7);
 }
 
 #[test]

@@ -276,6 +276,11 @@ fn settings_are_read_again_when_asked_and_when_the_file_changes_and_bad_ones_cha
     assert_eq!(status("h/3"), 503);
     write("closed = false");
     until(201, "h/3");
+    // So is a drop-in that was not there when it started.
+    let drop_ins = directory.path().join("cutover.toml.d");
+    std::fs::create_dir(&drop_ins).expect("a directory");
+    std::fs::write(drop_ins.join("closed.toml"), "gate.closed = true").expect("written");
+    until(503, "h/4");
 }
 
 #[test]

@@ -92,9 +92,17 @@ fn trust_anchor_by_variable_file_or_flag_refuses_the_start_of_every_command() {
             assert!(ran.stderr.contains(variable) && ran.stderr.contains("trust embed"), "{}", ran.stderr);
         }
     }
+    let named = world.write("named.toml", "[trust]\nanchor = \"/etc/root.pem\"\n");
+    for arguments in commands {
+        for flag in [["--set", "trust.anchor=/x"], ["--config", text(&named)]] {
+            world.run(&[arguments, &flag].concat()).must(11);
+        }
+        // Nor is a setting or a file taken that is none.
+        for flag in [["--set", "bogus.key=1"], ["--config", "/nonexistent.toml"]] {
+            world.run(&[arguments, &flag].concat()).must(2);
+        }
+    }
     assert!(!dir.exists());
-    let flag = ["--set", "trust.anchor=/x"];
-    world.run(&[&["status", "--root", text(&root)], &flag[..]].concat()).must(11);
     world.write("root/cutover.toml", "[trust]\nanchor = \"/etc/root.pem\"\n");
     let ran = world.run(&["status", "--root", text(&root)]).must(11);
     assert!(ran.stderr.contains("cutover.toml:2"), "{}", ran.stderr);
