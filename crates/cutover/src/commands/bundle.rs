@@ -51,6 +51,7 @@ fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
         return Err(Failure::usage("a delta bundle is signed when it is made")
             .hint("pass --sign-key and --sign-cert, --pkcs11, or --sign-command"));
     }
+    let from = create.delta_from.as_deref().map(delta_release::open).transpose()?;
     let spec = ReleaseSpec::read(&create.spec)?;
     let released_at = released_at(create, context)?;
     let spool = tempfile::tempfile()
@@ -77,9 +78,9 @@ fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
         cutover_bundle::assemble(&manifest, &signature, packed.payload.into_reader(), out, &Limits::default())
             .map_err(|error| Failure::about(error, format!("failed to write `{}`", create.output.display())))
     })?;
-    let delta = create.delta_from.as_ref().map(|old| {
+    let delta = from.as_ref().map(|from| {
         let signers: Vec<&dyn Signer> = signers.iter().map(AsRef::as_ref).collect();
-        delta_release::write(old, &create.output, create.delta_output.as_deref(), &signers, context)
+        delta_release::write(from, &create.output, create.delta_output.as_deref(), &signers, context)
     });
     let delta = delta.transpose()?;
     let written = (payload_bytes, delta);

@@ -262,20 +262,20 @@ pub(super) fn fresh<'t>(from: &dyn Side, to: &'t dyn Side, documents: Documents)
     to.manifest().objects.iter().filter(|object| wanted.contains(&object.sha256)).collect()
 }
 
-/// Writes the delta bundle from the release of `old` to that of `new`, signed by `signers`.
+/// Writes the delta bundle from one release to that of `new`, signed by `signers`.
 ///
 /// # Errors
 /// A bundle cannot be read, a manifest contradicts the other, signing fails, or the file cannot be written.
 pub(super) fn write(
-    old: &Path,
+    from: &Opened,
     new: &Path,
     output: Option<&Path>,
     signers: &[&dyn Signer],
     context: &Context,
 ) -> Result<Written, Failure> {
-    let (from, to) = (open(old)?, open(new)?);
+    let to = open(new)?;
     let path = output.map_or_else(|| default_name(new, &from.release), Path::to_owned);
-    let mut made = make(&from, &to, Documents::Carried, signers, context)?;
+    let mut made = make(from, &to, Documents::Carried, signers, context)?;
     files::write(&path, 0o644, Existing::Replace, |out| made.assemble(&to, out))?;
     Ok(Written {
         path,

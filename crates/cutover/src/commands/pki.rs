@@ -52,8 +52,9 @@ pub(super) fn run(command: Pki, context: &Context) -> Result<Exit, Failure> {
 fn init(dir: &Path, org: &str, root_days: u32, days: u32, now: Instant) -> Result<Vec<PathBuf>, Failure> {
     for name in ["root.pem", "root.key", "signer.pem", "signer.key"] {
         if dir.join(name).exists() {
-            return Err(Failure::usage(format!("`{}` holds a PKI already", dir.display()))
-                .hint("choose another directory, or issue another signer with `cutover pki issue`"));
+            return Err(Failure::usage(format!("`{}` is there already", dir.join(name).display())).hint(
+                "choose another directory; `cutover pki issue` makes another signer for a PKI that is whole",
+            ));
         }
     }
     files::make_directory(dir, 0o700)?;
@@ -98,6 +99,10 @@ fn open(dir: &Path) -> Result<Authority, Failure> {
 
 fn write_pair(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<Vec<PathBuf>, Failure> {
     let (certificate_path, key_path) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    if certificate_path.exists() {
+        return Err(Failure::usage(format!("`{}` is there already", certificate_path.display()))
+            .hint("choose another name, or move the file away"));
+    }
     write(&key_path, 0o600, key.as_bytes(), Existing::Keep)?;
     write(&certificate_path, 0o644, certificate.as_bytes(), Existing::Keep)?;
     Ok(vec![certificate_path, key_path])

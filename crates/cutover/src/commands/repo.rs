@@ -68,10 +68,11 @@ pub(super) fn run(command: Repo, context: &Context) -> Result<Exit, Failure> {
             })
         }
         Repo::Refresh { dir, keys, signing } => {
+            let signers = bundle::signers(&signing)?;
             let (storage, keys) = (open(&dir, context)?, metadata_keys(&keys)?);
             let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
             publisher.refresh()?;
-            vouch(&publisher, &signing, context)?;
+            vouch(&publisher, &signers, context)?;
             let expires = publisher.expires();
             let json: BTreeMap<&str, _> = expires.iter().map(|(kind, at)| (kind.name(), at)).collect();
             said(context, &serde_json::json!({ "expires": json }), || {
@@ -170,6 +171,7 @@ pub(super) fn key_at(path: &Path, generate: Generate) -> Result<MetadataKey, Fai
 }
 
 fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
+    let signers = bundle::signers(&command.signing)?;
     if command.root_threshold > command.root_keys {
         return Err(Failure::usage("--root-threshold asks for more keys than --root-keys makes"));
     }
@@ -211,7 +213,7 @@ fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
     };
     let storage = make(&command.dir, context)?;
     let publisher = Publisher::create(storage.as_ref(), &roles, settings, &keys, context.now)?;
-    let vouched = vouch(&publisher, &command.signing, context)?;
+    let vouched = vouch(&publisher, &signers, context)?;
     let json = serde_json::json!({
         "repository": command.dir.display().to_string(), "keys": command.keys.display().to_string(), "bootstrap": vouched,
         "key_ids": keys.iter().map(MetadataKey::id).collect::<Vec<_>>(),
@@ -228,9 +230,9 @@ fn init(command: &RepoInit, context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Signs the present root for new clients, if signers are given.
-fn vouch(publisher: &Publisher<'_>, signing: &Signing, context: &Context) -> Result<bool, Failure> {
-    let signers = bundle::signers(signing)?;
+/// Signs the present root for new clients, if signers are given. They are opened before anything is changed: what cannot be
+/// vouched for in the end should not have begun.
+fn vouch(publisher: &Publisher<'_>, signers: &[Box<dyn Signer>], context: &Context) -> Result<bool, Failure> {
     if signers.is_empty() {
         return Ok(false);
     }
@@ -420,6 +422,7 @@ fn remove(command: &RepoRemove, context: &Context) -> Result<Exit, Failure> {
 }
 
 fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failure> {
+    let signers = bundle::signers(&command.signing)?;
     let storage = open(&command.dir, context)?;
     let mut keys = metadata_keys(&command.keys)?;
     let root = Publisher::open(storage.as_ref(), &keys, context.now)?.root().clone();
@@ -455,7 +458,7 @@ fn rotate_key(command: &RepoRotateKey, context: &Context) -> Result<Exit, Failur
     let mut publisher = Publisher::open(storage.as_ref(), &keys, context.now)?;
     let rotation = Rotation { role: command.role, add, retire, threshold: command.threshold };
     publisher.rotate(&rotation)?;
-    vouch(&publisher, &command.signing, context)?;
+    vouch(&publisher, &signers, context)?;
     let role = publisher.root().role(command.role);
     let json = serde_json::json!({
         "role": command.role, "root_version": publisher.root().version, "new_key": file.as_ref().map(|file| file.display().to_string()),

@@ -89,9 +89,10 @@ impl Classify for Refusal {
             Self::TooOld { .. } => "apply the version it names first",
             Self::Platform { .. } => "choose the bundle for this host's platform",
             Self::Package { .. } => "`cutover status` shows which package this root holds",
-            Self::Dependency { .. } | Self::Conflict { .. } => {
+            Self::Dependency { .. } => {
                 "name this host's other packages in `[preflight.packages]`, or update them first"
             }
+            Self::Conflict { .. } => "remove or update the other package first",
             Self::LocalChanges(_) | Self::Foreign(_) => {
                 "apply again with `--replace-changed`; `cutover rollback` brings the changed files back"
             }

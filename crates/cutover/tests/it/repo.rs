@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::world::{Ran, Release, World, command, finish, has_tool, stamped, text};
+use crate::world::{Ran, Release, World, command, exact, finish, has_tool, stamped, text};
 
 /// A repository of a test, and how its commands are run.
 pub(crate) struct Repository<'a> {
@@ -47,6 +47,21 @@ fn versions(ran: &Ran) -> Vec<String> {
     let listed = ran.json();
     let releases = listed["releases"].as_array().expect("a list");
     releases.iter().map(|release| release["version"].as_str().expect("a version").to_owned()).collect()
+}
+
+#[test]
+fn keys_that_cannot_sign_are_told_of_before_anything_changes() {
+    let world = World::new();
+    let dir = world.path("new");
+    let missing = ["--sign-key", "/nonexistent.key", "--sign-cert", "/nonexistent.pem"];
+    let keys = world.path("new-keys");
+    world.run(&[&["repo", "init", text(&dir), "--keys", text(&keys)], &missing[..]].concat()).must(1);
+    assert!(!dir.exists() && !keys.exists());
+    let repository = Repository::new(&world);
+    let before = exact(&repository.dir);
+    repository.run("refresh", &[], &missing).must(1);
+    repository.run("rotate-key", &[], &[&["--role", "timestamp"], &missing[..]].concat()).must(1);
+    assert_eq!(exact(&repository.dir), before);
 }
 
 #[test]
