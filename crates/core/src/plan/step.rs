@@ -22,6 +22,17 @@ pub enum Layout {
     InPlace,
 }
 
+impl Layout {
+    /// As it is written in settings and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Versioned => "versioned",
+            Self::Exchange => "exchange",
+            Self::InPlace => "in-place",
+        }
+    }
+}
+
 /// Whether a plan moves on or goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -169,6 +169,6 @@ pub(crate) struct SchemaApply {
     #[arg(long)]
     pub(crate) rehearsed: bool,
     /// Rows per second at most.
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rate: Option<u64>,
 }

@@ -66,7 +66,7 @@ pub(crate) struct Apply {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Executes exactly this plan of `plan --output`, or refuses if the root has changed since.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["layout", "replace_changed", "keep_on_probe_failure"])]
     pub(crate) plan: Option<PathBuf>,
     /// Stops this process (SIGSTOP) once the intent of STEP is durable; for tests.
     #[arg(long, value_name = "STEP", hide = true)]
@@ -104,7 +104,7 @@ fn layout(text: &str) -> Result<Layout, String> {
 }
 
 /// Which repository, and what of it.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FromRepository {
     /// The repository: a URL (also `s3://BUCKET/PREFIX`) or a directory [setting: source.urls]. May be repeated for mirrors.
     #[arg(long, value_name = "URL|DIR")]

@@ -2,7 +2,7 @@
 
 use cutover_core::{
     model::{Encoding, Manifest},
-    plan::{Change, Layout, Plan as PlanDocument, PlanKind, Source, Step},
+    plan::{Change, Plan as PlanDocument, PlanKind, Source, Step},
 };
 
 use crate::output;
@@ -20,11 +20,7 @@ pub(super) fn describe(plan: &PlanDocument) -> String {
         },
         name(&plan.from),
         name(&plan.to),
-        match plan.layout {
-            Layout::Versioned => "versioned",
-            Layout::Exchange => "exchange",
-            Layout::InPlace => "in-place",
-        }
+        plan.layout.name()
     )];
     lines.push(format!(
         "{} laid down anew, {} reused, {} must be free",

@@ -11,7 +11,7 @@ use cutover_core::{
 };
 use cutover_host::{
     catalog::HistoryRow,
-    node::{Drift, Edited, Observed, PastSet},
+    node::{Drift, Edited, NodeError, Observed, PastSet},
     service::ServiceState,
 };
 
@@ -207,14 +207,24 @@ pub(super) fn verify(command: &Verify, context: &Context) -> Result<Exit, Failur
     } else {
         (before.clone(), None)
     };
-    let exit = if after.is_clean() { Exit::Done } else { Exit::Damaged };
+    let failure = (!after.is_clean()).then(|| {
+        let count = after.damaged.len() + after.missing.len() + after.mode_changed.len();
+        let hint = if command.repair {
+            "apply the bundle of this release's successor, or go back to one of `cutover restore-points`"
+        } else {
+            "`cutover verify --repair` brings them back"
+        };
+        Failure::new(Exit::Damaged, format!("{count} files of {release} are not as they were installed"))
+            .hint(hint)
+            .naming_root(context.root.as_deref())
+    });
+    let exit = failure.as_ref().map_or(Exit::Done, Failure::exit);
     match context.form {
-        Form::Json => output::json(&with_exit(
-            Ok(
-                serde_json::json!({ "drift": before, "repair": repaired, "after": repaired.as_ref().map(|_| &after) }),
-            ),
-            exit,
-        )?)?,
+        Form::Json => {
+            let after = repaired.as_ref().map(|_| &after);
+            let value = serde_json::json!({ "drift": before, "repair": repaired, "after": after });
+            output::json(&with_exit(Ok(value), exit, failure.as_ref())?)?;
+        }
         Form::Text => {
             print_drift(&before);
             if let Some(report) = &repaired {
@@ -230,16 +240,8 @@ pub(super) fn verify(command: &Verify, context: &Context) -> Result<Exit, Failur
             }
         }
     }
-    if exit != Exit::Done {
-        let count = after.damaged.len() + after.missing.len() + after.mode_changed.len();
-        let failure =
-            Failure::new(Exit::Damaged, format!("{count} files of {release} are not as they were installed"));
-        let hint = if command.repair {
-            "apply the bundle of this release's successor, or `cutover rollback`"
-        } else {
-            "`cutover verify --repair` brings them back"
-        };
-        output::failure(&failure.hint(hint).naming_root(context.root.as_deref()), Form::Text);
+    if let Some(failure) = failure {
+        output::failure(&failure, Form::Text);
     }
     Ok(exit)
 }
@@ -269,6 +271,9 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
     let site = open(&command.at, context, "rollback")?;
     must_be_used(&site)?;
     if command.dry_run {
+        if let Some(in_flight) = site.node.status()?.in_flight {
+            return Err(NodeError::Unfinished(in_flight.number).into());
+        }
         let observed = site.node.observe_for_rollback(&target)?;
         let plan = plan_back(&observed, &target, &site.policy(context.now)?)?;
         let preflight = site.preflight(&plan, None)?;
@@ -280,7 +285,14 @@ pub(super) fn rollback(command: &Rollback, context: &Context) -> Result<Exit, Fa
         }
         return Ok(Exit::Done);
     }
-    let lock = site.lock_and_recover(context)?;
+    let (lock, recovered) = site.lock_and_tell(context)?;
+    if let (RollbackTarget::Newest, Some(report)) = (&target, recovered)
+        && report.outcome != Outcome::Confirmed
+    {
+        // Whoever wanted to go back from that run is there; the restore point before it was not meant.
+        return Err(Failure::new(Exit::NothingToDo, report.message)
+            .hint("`cutover rollback` again goes to the restore point before"));
+    }
     let observed = site.node.observe_for_rollback(&target)?;
     let planned = site.policy(context.now).and_then(|policy| plan_back(&observed, &target, &policy));
     let plan = match planned {
@@ -334,6 +346,13 @@ pub(super) fn plan_back(
         Failure::new(Exit::Damaged, format!("the restore point cannot be used: {damage}"))
             .hint("`cutover restore-points` lists those that can; nothing was changed")
     })?;
+    let newest = points.last().filter(|_| *target == RollbackTarget::Newest);
+    if let Some(seen) = newest.filter(|seen| seen.point.from.is_none()) {
+        let message =
+            "there is no release to go back to: the newest restore point was made before the first one";
+        return Err(Failure::new(Exit::Policy, message)
+            .hint(format!("`cutover rollback {}` removes the package", seen.point.id)));
+    }
     let plan = plan_rollback(&observed.observation, points, target, policy)?;
     check_plan(&plan, &observed.observation, None, points).map_err(cutover_host::node::NodeError::from)?;
     Ok(plan)
@@ -412,7 +431,7 @@ pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Fail
             // That an interrupted update was undone is what was asked for here.
             if let Outcome::Undone { .. } = report.outcome {
                 match context.form {
-                    Form::Json => output::json(&with_exit(serde_json::to_value(&report), Exit::Done)?)?,
+                    Form::Json => output::json(&with_exit(serde_json::to_value(&report), Exit::Done, None)?)?,
                     Form::Text => output::line(output::printable(&report.message)),
                 }
                 return Ok(Exit::Done);
@@ -447,6 +466,7 @@ pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Fail
                 output::json(&with_exit(
                     Ok(serde_json::json!({ "recovered": null, "message": message })),
                     exit,
+                    None,
                 )?)?;
             }
             Form::Text => output::line(message),
@@ -456,7 +476,7 @@ pub(super) fn recover(command: &Recover, context: &Context) -> Result<Exit, Fail
     // That an interrupted update was undone is what was asked for here.
     if let Outcome::Undone { .. } = report.outcome {
         match context.form {
-            Form::Json => output::json(&with_exit(serde_json::to_value(&report), Exit::Done)?)?,
+            Form::Json => output::json(&with_exit(serde_json::to_value(&report), Exit::Done, None)?)?,
             Form::Text => output::line(output::printable(&report.message)),
         }
         return Ok(Exit::Done);

@@ -50,9 +50,10 @@ pub(super) fn finish(
     context: &Context,
 ) -> Result<Exit, Failure> {
     let exit = failure::exit_of_outcome(&report.outcome);
+    let failure = (exit != Exit::Done).then(|| failure_of(report).naming_root(context.root.as_deref()));
     match context.form {
         Form::Json => {
-            let mut value = with_exit(serde_json::to_value(report), exit)?;
+            let mut value = with_exit(serde_json::to_value(report), exit, failure.as_ref())?;
             if let (serde_json::Value::Object(map), Some(delta)) = (&mut value, delta) {
                 map.insert("delta".to_owned(), serde_json::json!(delta));
             }
@@ -70,35 +71,34 @@ pub(super) fn finish(
         }
         Form::Text => {}
     }
-    tell_rest(exit, &report.warnings, || failure_of(report), context);
+    tell_rest(&report.warnings, failure.as_ref());
     Ok(exit)
 }
 
 /// What every run tells in the end: its warnings, and what went wrong if anything did.
-pub(super) fn tell_rest(
-    exit: Exit,
-    warnings: &[String],
-    failure: impl FnOnce() -> Failure,
-    context: &Context,
-) {
+pub(super) fn tell_rest(warnings: &[String], failure: Option<&Failure>) {
     for warning in warnings {
         output::note(format!("warning: {}", output::printable(warning)));
     }
-    if exit != Exit::Done {
-        output::failure(&failure().naming_root(context.root.as_deref()), Form::Text);
+    if let Some(failure) = failure {
+        output::failure(failure, Form::Text);
     }
 }
 
-/// A document with `exit_code` and `kind` in it.
+/// A document with `exit_code` and `ended` in it, and `error` if it is about a failure.
 pub(super) fn with_exit(
     value: Result<serde_json::Value, serde_json::Error>,
     exit: Exit,
+    failure: Option<&Failure>,
 ) -> Result<serde_json::Value, Failure> {
     // What cannot be told, such as a path that is no UTF-8, changes nothing about how it ended.
     let mut value = value.unwrap_or_else(|error| serde_json::json!({ "message": error.to_string() }));
     if let serde_json::Value::Object(map) = &mut value {
         map.insert("exit_code".to_owned(), exit.code().into());
         map.insert("ended".to_owned(), exit.word().into());
+        if let Some(failure) = failure {
+            map.insert("error".to_owned(), failure.to_json()["error"].take());
+        }
     }
     Ok(value)
 }

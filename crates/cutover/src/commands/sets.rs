@@ -492,8 +492,9 @@ fn end_interrupted(
 /// Prints what a set did, and says how the run ends.
 pub(super) fn finish(report: &SetReport, context: &Context) -> Result<Exit, Failure> {
     let exit = failure::exit_of_outcome(&report.outcome);
+    let failure = (exit != Exit::Done).then(|| failure_of(report).naming_root(context.root.as_deref()));
     match context.form {
-        Form::Json => output::json(&with_exit(serde_json::to_value(report), exit)?)?,
+        Form::Json => output::json(&with_exit(serde_json::to_value(report), exit, failure.as_ref())?)?,
         Form::Text if exit == Exit::Done => {
             output::line(output::printable(&report.message));
             output::line(parts_table(report));
@@ -503,7 +504,7 @@ pub(super) fn finish(report: &SetReport, context: &Context) -> Result<Exit, Fail
         }
         Form::Text => {}
     }
-    tell_rest(exit, &report.warnings, || failure_of(report), context);
+    tell_rest(&report.warnings, failure.as_ref());
     Ok(exit)
 }
 

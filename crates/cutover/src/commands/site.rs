@@ -15,7 +15,7 @@ use cutover_core::{
 use cutover_host::{
     clock::Clock,
     disk::RealDisk,
-    node::{CatalogPort, Node, NodeLock, NodeOptions, NodePorts, Observed, Ports, Report},
+    node::{CatalogPort, Node, NodeError, NodeLock, NodeOptions, NodePorts, Observed, Ports, Report},
     preflight::{
         Check, DependencyCheck, DiskCheck, MemoryCheck, Need, PreflightReport, PreflightSettings,
         SameFileSystemCheck, ServiceCheck, WritableCheck, available_memory, disk_space, run_checks,
@@ -176,18 +176,27 @@ impl Site {
     /// # Errors
     /// Another run holds the lock; or going back failed, and nothing may be begun before somebody has acted.
     pub(super) fn lock_and_recover(&self, context: &Context) -> Result<NodeLock, Failure> {
+        Ok(self.lock_and_tell(context)?.0)
+    }
+
+    /// The same, with what became of an interrupted run.
+    ///
+    /// # Errors
+    /// As [`Site::lock_and_recover`].
+    pub(super) fn lock_and_tell(&self, context: &Context) -> Result<(NodeLock, Option<Report>), Failure> {
         let lock = self.node.lock()?;
-        if let Some(report) = self.node.recover(&lock, &self.ports(context))? {
+        let recovered = self.node.recover(&lock, &self.ports(context))?;
+        if let Some(report) = &recovered {
             output::note(format!(
                 "an interrupted run was ended first: {}",
                 output::printable(&report.message)
             ));
             let exit = crate::failure::exit_of_outcome(&report.outcome);
             if exit == Exit::RestoreFailed {
-                return Err(outcome::failure_of(&report));
+                return Err(outcome::failure_of(report));
             }
         }
-        Ok(lock)
+        Ok((lock, recovered))
     }
 
     /// What the supervisor runs: the release, where it lies, and how it wants to be run.
@@ -388,15 +397,38 @@ fn node_at(
     packages: BTreeMap<Name, Version>,
     command: &str,
 ) -> Result<Node, Failure> {
-    let disk = RealDisk::open(root).map_err(|source| Failure::io("open the root", root, source))?;
+    let disk: Arc<RealDisk> =
+        Arc::new(RealDisk::open(root).map_err(|source| Failure::io("open the root", root, source))?);
     let defaults = NodeOptions::default();
-    let options = NodeOptions {
-        layout: settings.install.layout,
-        packages,
-        threads: NonZeroUsize::new(settings.install.jobs).unwrap_or(defaults.threads),
-        nice: settings.install.nice,
-        holder: format!("pid {}, `cutover {command}`", std::process::id()),
+    let open = |layout| {
+        let options = NodeOptions {
+            layout,
+            packages: packages.clone(),
+            threads: NonZeroUsize::new(settings.install.jobs).unwrap_or(defaults.threads),
+            nice: settings.install.nice,
+            holder: format!("pid {}, `cutover {command}`", std::process::id()),
+        };
+        Node::open(
+            NodePorts { disk: disk.clone(), catalog: CatalogPort::OnDisk, clock: Arc::new(WallClock) },
+            options,
+        )
     };
-    let ports = NodePorts { disk: Arc::new(disk), catalog: CatalogPort::OnDisk, clock: Arc::new(WallClock) };
-    Ok(Node::open(ports, options)?)
+    match open(settings.install.layout) {
+        // The setting is for roots that were never used.
+        Err(NodeError::Layout { .. }) => Ok(open(None)?),
+        opened => Ok(opened?),
+    }
+}
+
+/// Refuses a layout that was asked for on the command line when the root has another one.
+///
+/// # Errors
+/// Exit code 13.
+pub(super) fn must_have_layout(site: &Site, wanted: Option<Layout>) -> Result<(), Failure> {
+    match (site.node.status()?.layout, wanted) {
+        (Some(present), Some(wanted)) if present != wanted => {
+            Err(NodeError::Layout { present, wanted }.into())
+        }
+        _ => Ok(()),
+    }
 }

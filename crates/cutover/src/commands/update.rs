@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use cutover_core::{
     execute::Outcome,
     model::{Manifest, ReleaseRef},
-    plan::{Layout, Plan as PlanDocument, PlanKind, check_plan, plan_update},
+    plan::{Layout, LocalChanges, Plan as PlanDocument, PlanKind, check_plan, plan_update},
 };
 use cutover_host::{
     node::{NodeError, Observed, Report},
@@ -21,7 +21,7 @@ use super::{
     opened::{FromFile, open_update},
     outcome::{DeltaSaved, finish},
     sets,
-    site::{Missing, Site},
+    site::{Missing, Site, must_have_layout},
     source::{self, Fetched},
 };
 use crate::{
@@ -37,14 +37,7 @@ type Flag = (&'static str, String, &'static str);
 
 fn flags_of(update: &UpdateFlags) -> Vec<Flag> {
     let mut flags: Vec<Flag> = Vec::new();
-    if let Some(layout) = update.layout {
-        let name = match layout {
-            Layout::Versioned => "versioned",
-            Layout::Exchange => "exchange",
-            Layout::InPlace => "in-place",
-        };
-        flags.push(("install.layout", name.to_owned(), "--layout"));
-    }
+    flags.extend(update.layout.map(|layout| ("install.layout", layout.name().to_owned(), "--layout")));
     flags.extend(update.jobs.map(|jobs| ("install.jobs", jobs.to_string(), "--jobs")));
     flags.extend(update.nice.map(|nice| ("install.nice", nice.to_string(), "--nice")));
     if update.replace_changed {
@@ -136,6 +129,10 @@ impl Given<'_> {
                 offers::open(&wanted, root, settings, context).map(Update::File)
             }
             Some(wanted) => source::open(wanted, self.from, root, settings, context).map(Update::Fetched),
+            None if *self.from != FromRepository::default() => Err(Failure::usage(format!(
+                "`{}` is a file; --source, --channel and --trusted-root are for releases of a repository",
+                self.path.display()
+            ))),
             None => open_update(self.path, self.full, settings, context.now)
                 .map(Update::File)
                 .map_err(|failure| with_hint(failure, self.path)),
@@ -174,11 +171,16 @@ fn plan_bundle(
     site: &Site,
     bundle: Update,
     observed: &Observed,
+    is_read: bool,
     context: &Context,
 ) -> Result<Planned, Failure> {
     let release = bundle.release();
     bundle.check_base(observed.observation.installed.as_ref().map(|installed| &installed.release))?;
-    let policy = site.policy(context.now)?;
+    let mut policy = site.policy(context.now)?;
+    if is_read {
+        // The plan says what becomes of changed files, whoever carries it out.
+        policy.local_changes = LocalChanges::Replace;
+    }
     let plan = plan_update(&observed.observation, &release, bundle.manifest(), &policy)?;
     check_plan(&plan, &observed.observation, Some((&release, bundle.manifest())), &observed.points)
         .map_err(NodeError::from)?;
@@ -196,7 +198,7 @@ fn plan_only(
 ) -> Result<(Planned, PreflightReport), Failure> {
     let settings = context.settings(Some(&at.root), flags_of(update))?.settings;
     let bundle = given.open(&at.root, &settings, context)?;
-    plan_opened(bundle, read, &at.root, settings, context)
+    plan_opened(bundle, read, &at.root, settings, update.layout, context)
 }
 
 /// Refuses a plan that was read for what the engine would refuse it for.
@@ -219,9 +221,11 @@ fn plan_opened(
     read: Option<PlanDocument>,
     root: &Path,
     settings: Settings,
+    layout: Option<Layout>,
     context: &Context,
 ) -> Result<(Planned, PreflightReport), Failure> {
     let site = Site::open_to_update(root, settings, Missing::Imagine, "plan")?;
+    must_have_layout(&site, layout)?;
     let status = site.node.status()?;
     if let Some(set) = status.set {
         return Err(NodeError::InSet(set).into());
@@ -230,8 +234,8 @@ fn plan_opened(
         return Err(NodeError::Unfinished(in_flight.number).into());
     }
     let observed = site.node.observe(Some(bundle.manifest()))?;
-    let mut planned = plan_bundle(&site, bundle, &observed, context)?;
     let is_read = read.is_some();
+    let mut planned = plan_bundle(&site, bundle, &observed, is_read, context)?;
     planned.plan = read.unwrap_or(planned.plan);
     let report = site.preflight(&planned.plan, Some((planned.bundle.manifest(), site.packages())))?;
     if is_read {
@@ -317,13 +321,17 @@ fn apply_once(given: &Given<'_>, command: &Apply, context: &Context) -> Result<A
     if !command.at.root.join(".cutover").is_dir() {
         // A refusal must leave nothing behind, and taking the lock makes the root: so it is all checked once before.
         let read = given_plan.clone();
-        bundle = plan_opened(bundle, read, &command.at.root, settings.clone(), context)?.0.bundle;
+        bundle =
+            plan_opened(bundle, read, &command.at.root, settings.clone(), command.update.layout, context)?
+                .0
+                .bundle;
     }
     let name = format!("apply {}", bundle.release());
     let site = Site::open_to_update(&command.at.root, settings, Missing::Make, &name)?;
+    must_have_layout(&site, command.update.layout)?;
     let lock = site.lock_and_recover(context)?;
     let observed = site.node.observe(Some(bundle.manifest()))?;
-    let planned = plan_bundle(&site, bundle, &observed, context)?;
+    let planned = plan_bundle(&site, bundle, &observed, given_plan.is_some(), context)?;
     let plan = match given_plan {
         // Exactly the plan that was read; the engine refuses it when the root has changed since.
         Some(given) => given,

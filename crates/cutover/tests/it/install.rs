@@ -59,7 +59,7 @@ fn dry_run_says_verification_passed_and_changes_nothing() {
         let json = world.apply(&next, &["--dry-run", "--json"]).must(0).json();
         assert_eq!((&json["verification"], &json["plan"]["kind"]), (&"passed".into(), &"update".into()));
         world.on_root(&["plan", text(&next)]).must(0);
-        world.on_root(&["rollback", "--dry-run"]).must(0);
+        world.on_root(&["rollback", "000001", "--dry-run"]).must(0);
         assert_eq!(exact(&world.root()), before, "{layout}");
         assert_eq!(world.status()["restore_points"], 1);
     }
@@ -115,6 +115,33 @@ fn plan_that_was_read_is_executed_exactly_or_refused() {
     }
 }
 
+#[test]
+fn plan_says_what_becomes_of_changed_files_whoever_carries_it_out() {
+    let world = World::new();
+    let next = installed(&world, "versioned");
+    let file = world.path("plan.json");
+    fs::write(world.visible().join("etc/tool.conf"), "mine").expect("written");
+    world.on_root(&["plan", text(&next), "-o", text(&file)]).must(13);
+    world.on_root(&["plan", text(&next), "--replace-changed", "-o", text(&file)]).must(0);
+    for flag in ["--replace-changed", "--keep-on-probe-failure", "--layout=versioned"] {
+        world.apply(&next, &["--plan", text(&file), flag]).must(2);
+    }
+    world.apply(&next, &["--plan", text(&file), "--dry-run"]).must(0);
+    world.apply(&next, &["--plan", text(&file)]).must(0);
+    assert_ne!(fs::read_to_string(world.visible().join("etc/tool.conf")).expect("read"), "mine");
+}
+
+#[test]
+fn flags_for_repositories_are_refused_beside_a_file() {
+    let world = World::new();
+    let next = installed(&world, "versioned");
+    for more in [["--channel", "beta"], ["--trusted-root", "nope"]] {
+        let ran = world.apply(&next, &more).must(2);
+        assert!(ran.stderr.contains("is a file"), "{}", ran.stderr);
+    }
+    assert_eq!(world.version(), "1.0.0");
+}
+
 // E10
 #[test]
 fn failed_probe_restores_the_release_before() {
@@ -131,6 +158,10 @@ fn failed_probe_restores_the_release_before() {
         );
         assert!(!report["message"].as_str().unwrap_or_default().is_empty());
         assert!(ran.stderr.contains("error: "), "{}", ran.stderr);
+        assert_eq!(
+            (&report["error"]["exit_code"], &report["error"]["message"]),
+            (&14.into(), &report["message"])
+        );
         assert_eq!(seen(&world), before, "{layout}");
         assert_eq!(world.version(), "1.0.0");
         let history = world.on_root(&["history", "--json"]).must(0).json();
@@ -247,6 +278,7 @@ fn damage_is_found_named_and_repaired() {
         assert_eq!(json["drift"]["missing"], json!(["share/version"]), "{layout}");
         assert_eq!(json["drift"]["edited"], json!(["etc/tool.conf"]), "{layout}");
         assert!(ran.stderr.contains("verify --repair"), "{}", ran.stderr);
+        assert_eq!(json["error"]["exit_code"], 17);
         world.on_root(&["verify", "--repair"]).must(0);
         let mut repaired = seen(&world);
         assert_ne!(
@@ -395,9 +427,45 @@ fn shared_files_outlive_releases_and_edited_config_is_not_lost() {
 fn layout_is_chosen_once() {
     let world = World::new();
     let next = installed(&world, "exchange");
-    let ran = world.apply(&next, &["--layout", "versioned"]).must(13);
-    assert!(ran.stderr.contains("layout"), "{}", ran.stderr);
+    for command in ["apply", "plan"] {
+        let ran = world.on_root(&[command, text(&next), "--layout", "in-place"]).must(13);
+        assert!(ran.stderr.contains("has layout `exchange`, `in-place`"), "{}", ran.stderr);
+    }
+    // The setting says how roots are laid out that were never used.
+    let other = &["--set", "install.layout=in-place"];
+    for command in ["status", "verify", "recover", "restore-points"] {
+        let ended = if command == "recover" { 3 } else { 0 };
+        world.on_root(&[&[command][..], other].concat()).must(ended);
+    }
+    world.apply(&next, other).must(0);
+    assert_eq!(world.status()["layout"], "exchange");
+}
+
+#[test]
+fn going_back_without_a_name_never_removes_the_package() {
+    let world = World::new();
+    let next = installed(&world, "versioned");
+    let refused = |world: &World| {
+        for more in [&["rollback"][..], &["rollback", "--dry-run"]] {
+            let ran = world.on_root(more).must(13);
+            assert!(ran.stderr.contains("cutover rollback 000001"), "{}", ran.stderr);
+        }
+        assert_eq!(world.version(), "1.0.0");
+    };
+    refused(&world);
     world.apply(&next, &[]).must(0);
+    world.on_root(&["rollback"]).must(0);
+    refused(&world);
+    // An update that was killed is undone; whoever goes back then is there.
+    let mut child = world.stopped_at("stage", &["apply", text(&next)]);
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    world.on_root(&["rollback", "--dry-run"]).must(1);
+    let ran = world.on_root(&["rollback"]).must(3);
+    assert!(ran.stderr.contains("1.0.0 is as it was"), "{}", ran.stderr);
+    refused(&world);
+    world.on_root(&["rollback", "000001"]).must(0);
+    assert_eq!(world.status()["version"], Value::Null);
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub enum NodeError {
     },
     /// The root was laid out otherwise when it was first used. Exit code 13.
     #[error(
-        "this root has layout {present:?}, {wanted:?} was asked for; the layout is chosen at the first use"
+        "this root has layout `{}`, `{}` was asked for; the layout is chosen at the first use", .present.name(), .wanted.name()
     )]
     Layout {
         /// What it has.
