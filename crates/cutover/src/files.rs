@@ -11,7 +11,7 @@ use std::{
 
 use cutover_host::disk::{Disk as _, NewFile, RealDisk};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, output};
 
 /// The largest key, certificate, list or plan that is read, in bytes.
 const READ_MAX: u64 = 64 << 20;
@@ -136,6 +136,7 @@ fn present(path: &Path) -> Result<Present, Failure> {
 fn write_to(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
     let failed = |source| Failure::io("write", path, source);
     let file = File::options().write(true).open(path).map_err(failed)?;
+    output::takes(&file.metadata().map_err(failed)?);
     let mut buffered = BufWriter::with_capacity(1 << 17, file);
     fill(&mut buffered)?;
     buffered.flush().map_err(failed)

@@ -1,9 +1,14 @@
 //! What is printed: data on stdout, everything else on stderr; JSON that is versioned.
 
 use std::{
+    fs::Metadata,
     io::{self, IsTerminal as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::Serialize;
@@ -25,8 +30,22 @@ pub(crate) enum Form {
 /// Why stdout took no more, once it did not.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
 
+/// Whether stdout carries a result, as with `--output /dev/stdout`; then lines go to stderr.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Notes that a result is written to this stream, which may be stdout.
+pub(crate) fn takes(stream: &Metadata) {
+    let identity = |device, inode| (device, inode) == (stream.dev(), stream.ino());
+    if rustix::fs::fstat(io::stdout()).is_ok_and(|stdout| identity(stdout.st_dev, stdout.st_ino)) {
+        TAKEN.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Writes one line of data to stdout. What cannot be written ends nothing: the command goes on, and [`lost`] says so in the end.
 pub(crate) fn line(text: impl AsRef<str>) {
+    if TAKEN.load(Ordering::Relaxed) {
+        return note(text);
+    }
     write(|stdout| writeln!(stdout, "{}", text.as_ref()));
 }
 

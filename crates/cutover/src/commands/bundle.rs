@@ -62,6 +62,7 @@ fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
     let version = create.release_version.as_ref();
     let packed = spec::pack(&spec, version, &create.dir, released_at, level, &contents, spool)?;
     documents.check(&packed.manifest)?;
+    must_not_be_packed(create, &packed.manifest)?;
     for path in &packed.left_out {
         output::note(format!("warning: `{path}` is an empty directory, which a release does not hold"));
     }
@@ -85,6 +86,26 @@ fn create(create: &Create, context: &Context) -> Result<Exit, Failure> {
     let delta = delta.transpose()?;
     let written = (payload_bytes, delta);
     report_written(&create.output, &packed.manifest, &manifest, written, signers.len(), context)
+}
+
+/// Refuses a release that holds what it is made with: a bundle that was written into the directory before, or a private key.
+///
+/// # Errors
+/// One of them is among the files.
+fn must_not_be_packed(create: &Create, manifest: &Manifest) -> Result<(), Failure> {
+    let Ok(dir) = create.dir.canonicalize() else { return Ok(()) };
+    let keys = create.signing.sign_key.iter().map(|key| (key, "the key that signs it"));
+    let outputs = [Some(&create.output), create.delta_output.as_ref()];
+    let outputs = outputs.into_iter().flatten().map(|output| (output, "what is to be written"));
+    for (path, what) in keys.chain(outputs) {
+        let found = path.canonicalize().ok();
+        let packed = found.as_deref().and_then(|path| path.strip_prefix(&dir).ok());
+        if packed.is_some_and(|path| manifest.files.iter().any(|file| file.path.as_path() == path)) {
+            return Err(Failure::usage(format!("the release would hold {what}, `{}`", path.display()))
+                .hint("move it out of the directory, or leave it out with `exclude` in the specification"));
+        }
+    }
+    Ok(())
 }
 
 fn released_at(create: &Create, context: &Context) -> Result<Instant, Failure> {

@@ -50,6 +50,42 @@ fn equal_input_gives_equal_bytes() {
 }
 
 #[test]
+fn release_never_holds_what_it_is_made_with() {
+    let world = World::new();
+    let (tree, spec) = world.tree(&Release::new("1.0.0"));
+    let (inside, key) = (tree.join("out.cutover"), tree.join("signer.key"));
+    let pki = &stamped().pki;
+    let create = |output: &Path, more: &[&str]| {
+        let all = ["bundle", "create", text(&tree), "--spec", text(&spec), "-o", text(output)];
+        world.run(&[&all, more].concat())
+    };
+    create(&inside, &[]).must(0);
+    let before = fs::read(&inside).expect("read");
+    assert!(create(&inside, &[]).must(2).stderr.contains("out.cutover"));
+    assert_eq!(fs::read(&inside).expect("read"), before);
+    fs::remove_file(&inside).expect("removed");
+    fs::copy(pki.join("signer.key"), &key).expect("copied");
+    let certificate = pki.join("signer.pem");
+    let signing = ["--sign-key", text(&key), "--sign-cert", text(&certificate)];
+    assert!(create(&world.path("x"), &signing).must(2).stderr.contains("signer.key"));
+    assert!(!world.path("x").exists());
+}
+
+#[test]
+fn bundle_that_goes_to_stdout_has_it_for_itself() {
+    let world = World::new();
+    let (tree, spec) = world.tree(&Release::new("1.0.0"));
+    let arguments = ["bundle", "create", text(&tree), "--spec", text(&spec), "-o", "/dev/stdout"];
+    let mut child = command(Path::new(PLAIN), &arguments);
+    let ran = child.stdout(std::process::Stdio::piped()).output().expect("ran");
+    assert!(ran.status.success());
+    let out = world.write("piped.cutover", &ran.stdout);
+    let whole = world.run(&["bundle", "inspect", text(&out)]).must(0);
+    assert!(whole.stdout.contains("1.0.0"), "{}", whole.stdout);
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("/dev/stdout: tool 1.0.0"));
+}
+
+#[test]
 fn kinds_follow_looks_and_globs() {
     let world = World::new();
     let release = Release {
