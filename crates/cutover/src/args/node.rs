@@ -55,7 +55,7 @@ pub(crate) struct Recover {
 /// `rollback`.
 #[derive(Args, Debug)]
 pub(crate) struct Rollback {
-    /// The restore point. Default: the newest.
+    /// The restore point. Default: the newest, if it leads to a release.
     pub(crate) id: Option<RestorePointId>,
     /// Where the package is installed.
     #[command(flatten)]

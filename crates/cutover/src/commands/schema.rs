@@ -167,7 +167,7 @@ pub(super) fn run(command: Schema, context: &Context) -> Result<Exit, Failure> {
             })
         }
         Schema::Prelude { code, at } => with(&at, context, |migrator, _| {
-            let statements = migrator.engine().prelude(&code)?;
+            let statements = migrator.prelude(&code)?;
             said(context, &serde_json::json!({ "statements": statements }), || {
                 statements.iter().map(|statement| format!("{statement};")).collect::<Vec<_>>().join("\n")
             })

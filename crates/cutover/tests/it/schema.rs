@@ -57,11 +57,17 @@ fn worked_examples_of_the_guide_run_forth_back_and_to_contract() {
     let hash = plan["plan"].as_str().expect("a hash").to_owned();
     schema(&url, &["apply", text(&contact), "--plan", "00000000"]).must(13);
     schema(&url, &["apply", text(&contact), "--rehearsed"]).must(13);
+    schema(&url, &["apply", text(&contact), "--rate", "0"]).must(2);
     schema(&url, &["rehearse", text(&contact)]).must(0);
     schema(&url, &["apply", text(&contact), "--plan", &hash[..8], "--rehearsed"]).must(0);
     schema(&url, &["apply", text(&contact)]).must(0);
     let read = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, String>(0));
     assert_eq!(read("SELECT email_address || phone FROM users").expect("the new shape"), "a@x");
+    for unknown in ["p9", "1_4_0", "1_5_O"] {
+        let ran = schema(&url, &["prelude", unknown]).must(13);
+        assert!(ran.stderr.contains("0, p1, 1_5_0"), "{}", ran.stderr);
+    }
+    schema(&url, &["prelude", "1.5.0"]).must(0);
     let prelude = schema(&url, &["prelude", "p1"]).must(0).stdout;
     let old = rusqlite::Connection::open(world.path("app.db")).expect("opened");
     old.execute_batch(&prelude).expect("a prelude that runs");

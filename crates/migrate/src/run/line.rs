@@ -47,13 +47,30 @@ pub(super) fn place(migration: &Migration, records: &[Record]) -> Result<u64, Er
     Ok(last.map_or(0, |last| last.position) + 1)
 }
 
+/// What the views of the code that knows a migration are named after.
+fn label(version: &Option<String>, position: u64) -> String {
+    match version {
+        Some(version) => of_code(version),
+        None => format!("p{position}"),
+    }
+}
+
+/// A version of the code as it is in the names of views.
+pub(super) fn of_code(version: &str) -> String {
+    version.replace(|c: char| !c.is_ascii_alphanumeric(), "_")
+}
+
+/// Every version that code may have here, as it is in the names of views: before the first migration, and of each that was
+/// begun.
+pub(super) fn labels(records: &[Record]) -> Vec<String> {
+    let begun = records.iter().filter(|record| record.phase != Phase::RolledBack);
+    let begun = begun.map(|record| label(&record.migration.app_version, record.position));
+    std::iter::once("0".to_owned()).chain(begun).collect()
+}
+
 /// The versions beside a migration: whoever does not know it, back to the contract that waited until nothing older ran. A
 /// contract of what only adds waits for nothing (decision 0064).
 pub(super) fn versions(migration: &Migration, position: u64, records: &[Record]) -> Versions {
-    let label = |version: &Option<String>, position: u64| match version {
-        Some(version) => version.replace(|c: char| !c.is_ascii_alphanumeric(), "_"),
-        None => format!("p{position}"),
-    };
     let mut line: Vec<&Record> = records
         .iter()
         .filter(|record| record.phase == Phase::Cleanup && record.position < position)

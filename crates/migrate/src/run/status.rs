@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Migrator,
-    line::{grace_ms, version},
+    line::{self, grace_ms, version},
 };
 use crate::{
     error::Error,
@@ -124,6 +124,20 @@ impl Migrator<'_> {
         let records = self.records_if_any()?;
         let contracted = records.iter().filter(|record| record.contracted && !record.plan.additive);
         Ok(contracted.map(|record| record.position).max().unwrap_or(0))
+    }
+
+    /// The statements with which a connection sees the schema of one version of the code: see [`Engine::prelude`].
+    ///
+    /// # Errors
+    /// A refusal of a version that no code has here; what the database says.
+    pub fn prelude(&mut self, code: &str) -> Result<Vec<String>, Error> {
+        let known = line::labels(&self.records_if_any()?);
+        let code = line::of_code(code);
+        if !known.contains(&code) {
+            let way_out = format!("Give one of these: {}.", known.join(", "));
+            return Err(Error::refused(format!("no code has version `{code}` here"), way_out));
+        }
+        self.engine.prelude(&code)
     }
 
     /// The history, after its chain was checked, also against the head that was kept elsewhere.
