@@ -10,7 +10,7 @@ pub(crate) enum Index {
     /// Adds rows for stored episodes that have none, beside a receiver that runs.
     ///
     /// Rows that are there stay as they are. The exit code is 0 also when nothing was missing, 1 after an error of the disk,
-    /// and 2 when there is no directory of episodes.
+    /// 2 when there is no directory of episodes, and 17 when `--verify` finds damage.
     Repair(IndexRepair),
 }
 

@@ -156,6 +156,10 @@ pub(crate) fn run(cli: Cli, context: &Context) -> Result<Exit, Failure> {
 fn run_command(cli: Cli, context: &Context) -> Result<Exit, Failure> {
     // M10: whoever tries to set the anchor is told, whatever the command.
     settings::refuse_anchor_in(&context.environment)?;
+    if let Some(root) = context.root.as_deref().filter(|root| root.exists() && !root.is_dir()) {
+        return Err(Failure::usage(format!("`{}` is no directory", root.display()))
+            .hint("--root names the directory where the package is installed"));
+    }
     if context.config.is_some() || !context.flags.is_empty() {
         // Also where no setting counts: what is given must be right.
         Resolved::load(&context.sources(context.root.as_deref()))?;

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,12 +21,14 @@ const BYTES_MAX: u64 = 1 << 20;
 /// Reads `path`, which has to be there.
 pub(super) fn read(path: &Path) -> Result<Node, SettingsError> {
     let failed = |source| SettingsError::Read { path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if metadata.len() > BYTES_MAX {
+    let mut text = String::new();
+    // A pipe tells no length.
+    let read = File::open(path).and_then(|file| file.take(BYTES_MAX + 1).read_to_string(&mut text));
+    if read.map_err(failed)? as u64 > BYTES_MAX {
         let reason = format!("it is larger than {BYTES_MAX} bytes");
         return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, reason)));
     }
-    parse(&std::fs::read_to_string(path).map_err(failed)?, path)
+    parse(&text, path)
 }
 
 fn parse(text: &str, path: &Path) -> Result<Node, SettingsError> {

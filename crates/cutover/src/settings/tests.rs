@@ -183,6 +183,12 @@ fn settings_that_cannot_be_read_are_not_the_defaults() {
 }
 
 #[test]
+fn specification_without_an_end_is_refused_at_the_limit() {
+    let refused = read_file::<toml::Table>(Path::new("/dev/zero")).expect_err("refused");
+    assert!(matches!(refused, SettingsError::Read { .. }), "{refused}");
+}
+
+#[test]
 fn drop_ins_count_without_a_file_beside_them() {
     let place = place("").drop_in("10.toml", "[trust-policy]\nrequire_sbom = true");
     fs::remove_file(place.directory.path().join("cutover.toml")).expect("removed");

@@ -118,6 +118,15 @@ fn paths_that_are_no_text_are_printed_as_well_as_they_can_be() {
 }
 
 #[test]
+fn root_that_is_a_file_is_named() {
+    let file = tempfile::NamedTempFile::new().expect("made");
+    for command in ["status", "recover", "run"] {
+        let ran = plain(&[command, "--root", text(file.path())]).must(2);
+        assert!(ran.stderr.contains("is no directory"), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn program_without_an_anchor_says_so_and_how_to_get_one() {
     assert!(plain(&["trust", "show"]).must(0).stdout.contains("trusts nobody"));
     assert!(plain(&["trust", "show", "--json"]).must(0).json()["anchor"].is_null());
