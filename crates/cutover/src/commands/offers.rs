@@ -43,12 +43,21 @@ impl Offered {
     }
 }
 
+/// What the names of platforms begin with where nobody chose others.
+const SYSTEMS: &[&str] =
+    &["linux-", "macos-", "windows-", "freebsd-", "netbsd-", "openbsd-", "android-", "ios-"];
+
 /// The version in the name of a bundle, if it is one of `package` for `platform`.
 fn version_in(name: &str, package: &Name, platform: &Name) -> Option<Version> {
     let rest = name.strip_suffix(".cutover")?.strip_prefix(package.as_str())?.strip_prefix('-')?;
-    let version =
-        rest.strip_suffix(platform.as_str()).and_then(|rest| rest.strip_suffix('-')).unwrap_or(rest);
-    version.parse().ok()
+    match rest.strip_suffix(platform.as_str()).and_then(|rest| rest.strip_suffix('-')) {
+        Some(version) => version.parse().ok(),
+        // Another platform would read as a pre-release.
+        None => rest.parse().ok().filter(|_| {
+            let after = rest.split_once('-').map_or("", |(_, after)| after);
+            !SYSTEMS.iter().any(|system| after.starts_with(system) || after.contains(&format!("-{system}")))
+        }),
+    }
 }
 
 /// The bundles of `package` for `platform`, newest first.
@@ -178,9 +187,14 @@ mod tests {
         assert_eq!(version("storage-1.4.0.cutover").as_deref(), Some("1.4.0"));
         assert_eq!(version("storage-1.4.0-linux-aarch64.cutover").as_deref(), Some("1.4.0"));
         assert_eq!(version("storage-1.4.0-rc.1.cutover").as_deref(), Some("1.4.0-rc.1"));
-        for other in
-            ["storage-1.4.0.tar", "storage2-1.4.0.cutover", "storage-extra-1.4.0.cutover", "storage.cutover"]
-        {
+        for other in [
+            "storage-1.4.0.tar",
+            "storage2-1.4.0.cutover",
+            "storage-extra-1.4.0.cutover",
+            "storage.cutover",
+            "storage-1.4.0-linux-x86_64.cutover",
+            "storage-1.4.0-rc.1-linux-x86_64.cutover",
+        ] {
             assert_eq!(version(other), None, "{other}");
         }
     }
