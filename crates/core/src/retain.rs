@@ -27,6 +27,14 @@ impl Default for Retention {
     }
 }
 
+impl Retention {
+    /// Whether the trees that as many processes may still read are among those that stay: processes which finish their
+    /// connections are of the releases that were current last.
+    pub fn keeps_trees_of(&self, draining: usize) -> bool {
+        draining <= self.warm.min(self.keep)
+    }
+}
+
 /// What retention needs to know about one restore point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PointFacts {
@@ -104,6 +112,14 @@ mod tests {
                 tree: format!("1.{n}.0-00000000").parse().ok(),
             })
             .collect()
+    }
+
+    #[test]
+    fn trees_that_draining_processes_may_read_are_those_that_stay_warm() {
+        let usual = Retention::default();
+        assert!(usual.keeps_trees_of(0) && usual.keeps_trees_of(1) && !usual.keeps_trees_of(2));
+        assert!(Retention { warm: 3, ..usual.clone() }.keeps_trees_of(3));
+        assert!(!Retention { warm: 3, keep: 0, ..usual }.keeps_trees_of(1));
     }
 
     fn removed(retention: &Retention) -> Vec<u64> {

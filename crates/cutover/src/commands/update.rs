@@ -387,8 +387,18 @@ fn delta_saved(update: &Update, path: &Path) -> Option<DeltaSaved> {
     })
 }
 
-/// Retention after an update: the update stands whatever comes of it.
+/// Retention after an update: the update stands whatever comes of it. It waits for the next one while a process may need
+/// a tree that would go.
 pub(super) fn prune_after(site: &Site, lock: &cutover_host::node::NodeLock) {
+    let draining = site.service.status().map_or(0, |status| status.draining);
+    if !site.settings.retention.keeps_trees_of(draining as usize) {
+        let message = format!(
+            "{draining} processes of earlier releases still finish their connections: old restore points stay until the next update, \
+             or `cutover prune`"
+        );
+        output::note(output::naming_root(&message, &site.root));
+        return;
+    }
     if let Err(error) = site.node.prune_after_update(lock, &site.settings.retention) {
         output::note(format!("warning: old restore points were not pruned: {error}"));
         output::note(output::naming_root("hint: `cutover prune` tries again", &site.root));
