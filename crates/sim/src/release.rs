@@ -153,7 +153,7 @@ fn noise(seed: u64, size: usize) -> Vec<u8> {
 }
 
 /// The four releases every story uses. Between them files are added, removed, changed, moved, given other modes and
-/// other kinds; a file becomes a directory and back, a link is retargeted, and shared paths stay what they are. The second and
+/// other kinds; a file becomes a directory and back, a directory a link and back, a link is retargeted, and shared paths stay what they are. The second and
 /// the third carry a migration each more.
 pub fn releases() -> &'static [Release; 4] {
     use FileKind::{Config, Data, Executable, Library};
@@ -174,6 +174,8 @@ pub fn releases() -> &'static [Release; 4] {
                     file("share/same", Data, 0o444, "never changes"),
                     file("share/gone", Data, 0o644, "removed in 1.1.0"),
                     file("opt", Data, 0o644, "a file, later a directory"),
+                    file("plugins/one", Data, 0o644, "in a directory, later a link"),
+                    file("plugins/inner/two", Data, 0o644, "deeper in it"),
                 ],
                 symlinks: vec![("bin/default", "tool"), ("share/link", "../etc/app.conf")],
                 shared: shared.clone(),
@@ -189,10 +191,11 @@ pub fn releases() -> &'static [Release; 4] {
                     file("share/data", Data, 0o644, noise(3, 3 * BLOCK + 17)),
                     file("share/same", Data, 0o444, "never changes"),
                     file("opt/inner/added", Data, 0o644, "added in 1.1.0"),
+                    file("lib/inner/two", Data, 0o644, "behind the link"),
                     file("empty", Data, 0o644, ""),
                     file("schema/1.toml", Data, 0o444, "first"),
                 ],
-                symlinks: vec![("bin/default", "tool2"), ("share/gone", "same")],
+                symlinks: vec![("bin/default", "tool2"), ("share/gone", "same"), ("plugins", "lib")],
                 shared: shared.clone(),
             },
             Spec {
@@ -206,6 +209,7 @@ pub fn releases() -> &'static [Release; 4] {
                     file("share/same", Data, 0o444, "never changes"),
                     file("share/copy", Data, 0o644, "never changes"),
                     file("opt", Data, 0o644, "a file again"),
+                    file("plugins/inner/two", Data, 0o644, "in a directory again"),
                     file("schema/1.toml", Data, 0o444, "first"),
                     file("schema/2.toml", Data, 0o444, "second"),
                 ],

@@ -3,11 +3,7 @@
 //! Every function here can be run again after it was cut off at any point: it looks at what is there, not at what it did.
 //! Going back verifies what it returns to before it touches anything (I12).
 
-use std::{
-    collections::BTreeSet,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, io, path::Path};
 
 use cutover_core::{
     model::{ReleaseRef, RestorePoint, SafePath, SeenFile, SeenKind, SeenTree},
@@ -21,9 +17,9 @@ use super::{
     mend, place, restore,
     tree::{self, Attributes, Hashes, Reading},
 };
-use crate::disk::EntryKind;
+use crate::disk::{EntryKind, Metadata};
 
-/// From how many directories on one flush of the file system is cheaper than one each.
+/// From how many directories below the root on one flush of the file system is cheaper than one each.
 const SYNC_EACH_MAX: usize = 8;
 
 /// Performs the switch. `point` is this execution's restore point.
@@ -191,6 +187,21 @@ fn settle(files: &Files, releases: [Option<&ReleaseRef>; 2]) -> Result<(), NodeE
     Ok(())
 }
 
+/// The paths that a switch changes. Each may be a link, with other paths behind it.
+type Known<'p> = BTreeSet<&'p SafePath>;
+
+fn metadata(files: &Files, path: &SafePath, known: &Known<'_>) -> Result<Option<Metadata>, NodeError> {
+    Ok(tree::metadata(files, Path::new(""), path, |path| known.contains(path))?)
+}
+
+fn kind(files: &Files, path: &SafePath, known: &Known<'_>) -> Result<Option<EntryKind>, NodeError> {
+    Ok(metadata(files, path, known)?.map(|metadata| metadata.kind))
+}
+
+fn is_directory(files: &Files, path: &SafePath, known: &Known<'_>) -> Result<bool, NodeError> {
+    Ok(kind(files, path, known)? == Some(EntryKind::Directory))
+}
+
 /// What an in-place update is about to change, as it is now: the content of its restore point.
 pub(crate) struct Before {
     pub(crate) files: SeenTree,
@@ -200,9 +211,10 @@ pub(crate) struct Before {
 
 /// Looks at every path the switch changes, refusing what could not be put back.
 pub(crate) fn before(files: &Files, switch: &Switch, hashes: &Hashes) -> Result<Before, NodeError> {
-    let paths: Vec<SafePath> = switch.changes.iter().map(|change| change.path().clone()).collect();
+    let known: Known<'_> = switch.changes.iter().map(Change::path).collect();
+    let paths: Vec<SafePath> = known.iter().copied().cloned().collect();
     let seen = tree::look(files, Path::new(""), &paths, Attributes::Read, hashes)?;
-    let removed: BTreeSet<&SafePath> = switch
+    let removed: Known<'_> = switch
         .changes
         .iter()
         .filter_map(|change| match change {
@@ -218,14 +230,13 @@ pub(crate) fn before(files: &Files, switch: &Switch, hashes: &Hashes) -> Result<
             Change::Put { .. } | Change::Link { .. } => {
                 if !seen.contains_key(path) {
                     added.push(path.clone());
-                    check_free(files, path, &removed)?;
+                    check_free(files, path, &removed, &known)?;
                 }
                 for parent in path.ancestors() {
                     if !looked_at.insert(parent.clone()) {
                         continue;
                     }
-                    let kind = files.metadata(parent.as_path())?.map(|metadata| metadata.kind);
-                    match kind {
+                    match kind(files, &parent, &known)? {
                         Some(EntryKind::Directory) => {}
                         None => drop(directories.insert(parent)),
                         Some(_) if removed.contains(&parent) => drop(directories.insert(parent)),
@@ -239,8 +250,13 @@ pub(crate) fn before(files: &Files, switch: &Switch, hashes: &Hashes) -> Result<
 }
 
 /// Nothing, or a directory of which nothing will be left, lies where a file goes.
-fn check_free(files: &Files, path: &SafePath, removed: &BTreeSet<&SafePath>) -> Result<(), NodeError> {
-    match files.metadata(path.as_path())?.map(|metadata| metadata.kind) {
+fn check_free(
+    files: &Files,
+    path: &SafePath,
+    removed: &Known<'_>,
+    known: &Known<'_>,
+) -> Result<(), NodeError> {
+    match kind(files, path, known)? {
         None => return Ok(()),
         Some(EntryKind::Directory) => {}
         Some(_) => return Err(StageError::Directory(path.clone()).into()),
@@ -248,7 +264,7 @@ fn check_free(files: &Files, path: &SafePath, removed: &BTreeSet<&SafePath>) -> 
     for (name, kind) in files.list(path.as_path())? {
         let child = format!("{path}/{name}").parse::<SafePath>();
         match (child, kind) {
-            (Ok(child), EntryKind::Directory) => check_free(files, &child, removed)?,
+            (Ok(child), EntryKind::Directory) => check_free(files, &child, removed, known)?,
             (Ok(child), _) if removed.contains(&child) => {}
             _ => return Err(StageError::Directory(path.clone()).into()),
         }
@@ -270,6 +286,7 @@ fn change(
             return Err(elsewhere(state.release.map_or("nothing".to_owned(), |release| release.to_string())));
         }
         state.directories.extend(point.directories.iter().cloned());
+        let known = switch.changes.iter().map(Change::path).collect();
         let stays = |change: &&Change| !matches!(change, Change::Remove { .. });
         let in_the_way = in_the_way(switch.changes.iter().filter(stays).map(Change::path));
         let (first, last): (Vec<&Change>, Vec<&Change>) = switch
@@ -278,7 +295,7 @@ fn change(
             .filter(|change| matches!(change, Change::Remove { .. }))
             .partition(|change| in_the_way(change.path()));
         for change in &first {
-            remove(files, change.path())?;
+            remove(files, change.path(), &known)?;
         }
         for change in &switch.changes {
             match change {
@@ -288,20 +305,20 @@ fn change(
             }
         }
         for change in &last {
-            remove(files, change.path())?;
+            remove(files, change.path(), &known)?;
         }
         let emptied = switch.changes.iter().map(Change::path).flat_map(SafePath::ancestors);
-        remove_empty(files, emptied.filter(|path| state.directories.contains(path)).collect())?;
+        remove_empty(files, emptied.filter(|path| state.directories.contains(path)).collect(), &known)?;
         let mut gone = Vec::new();
         for directory in &state.directories {
-            if !is_directory(files, directory.as_path())? {
+            if !is_directory(files, directory, &known)? {
                 gone.push(directory.clone());
             }
         }
         for directory in &gone {
             state.directories.remove(directory);
         }
-        sync_above(files, switch.changes.iter().map(Change::path))?;
+        sync_above(files, &known)?;
         state.release.clone_from(&plan.to);
         current::set_in_place(files, &state)?;
     }
@@ -317,10 +334,6 @@ fn in_the_way<'p>(puts: impl Iterator<Item = &'p SafePath>) -> impl Fn(&SafePath
         above.extend(put.ancestors());
     }
     move |path| above.contains(path) || path.ancestors().any(|parent| paths.contains(&parent))
-}
-
-fn is_directory(files: &Files, path: &Path) -> Result<bool, NodeError> {
-    Ok(files.metadata(path)?.is_some_and(|metadata| metadata.kind == EntryKind::Directory))
 }
 
 fn put(
@@ -369,8 +382,8 @@ fn put_link(files: &Files, plan: &Plan, path: &SafePath, target: &str) -> Result
 }
 
 /// Removes a file or link unless it is gone or a directory took its place.
-fn remove(files: &Files, path: &SafePath) -> Result<(), NodeError> {
-    match files.metadata(path.as_path())?.map(|metadata| metadata.kind) {
+fn remove(files: &Files, path: &SafePath, known: &Known<'_>) -> Result<(), NodeError> {
+    match kind(files, path, known)? {
         Some(EntryKind::File | EntryKind::Symlink) => Ok(files.remove_file(path.as_path())?),
         Some(EntryKind::Other) => Err(current::damaged(path.as_path(), "it is a device, socket or pipe")),
         Some(EntryKind::Directory) | None => Ok(()),
@@ -379,7 +392,7 @@ fn remove(files: &Files, path: &SafePath) -> Result<(), NodeError> {
 
 /// Removes a directory of empty directories that lies where a file goes; anything in it is an error.
 fn clear_directory(files: &Files, path: &Path) -> Result<(), NodeError> {
-    if is_directory(files, path)? {
+    if files.metadata(path)?.is_some_and(|metadata| metadata.kind == EntryKind::Directory) {
         for (name, _) in files.list(path)? {
             clear_directory(files, &path.join(name))?;
         }
@@ -389,11 +402,11 @@ fn clear_directory(files: &Files, path: &Path) -> Result<(), NodeError> {
 }
 
 /// Removes those of `directories` that are empty, innermost first.
-fn remove_empty(files: &Files, directories: BTreeSet<SafePath>) -> Result<(), NodeError> {
+fn remove_empty(files: &Files, directories: BTreeSet<SafePath>, known: &Known<'_>) -> Result<(), NodeError> {
     // A directory sorts before what lies in it.
     for directory in directories.iter().rev() {
         let path = directory.as_path();
-        if is_directory(files, path)? {
+        if is_directory(files, directory, known)? {
             match files.disk.remove_dir(path) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
                 removed => removed.attempt("remove directory", path)?,
@@ -403,41 +416,39 @@ fn remove_empty(files: &Files, directories: BTreeSet<SafePath>) -> Result<(), No
     Ok(())
 }
 
-/// Makes the names of `paths`, and of the directories above them, durable.
-fn sync_above<'p>(files: &Files, paths: impl Iterator<Item = &'p SafePath>) -> Result<(), NodeError> {
-    let mut directories: BTreeSet<PathBuf> = BTreeSet::from([PathBuf::new()]);
-    for path in paths {
-        directories.extend(path.as_path().ancestors().skip(1).map(Path::to_owned));
-    }
-    if directories.len() > SYNC_EACH_MAX {
+/// Makes the names of what changed, and of the directories above it, durable.
+fn sync_above(files: &Files, known: &Known<'_>) -> Result<(), NodeError> {
+    let directories: BTreeSet<SafePath> = known.iter().flat_map(|path| path.ancestors()).collect();
+    if directories.len() >= SYNC_EACH_MAX {
         return Ok(files.sync_all()?);
     }
     for directory in &directories {
-        if is_directory(files, directory)? {
-            files.sync_dir(directory)?;
+        if is_directory(files, directory, known)? {
+            files.sync_dir(directory.as_path())?;
         }
     }
-    Ok(())
+    Ok(files.sync_dir(Path::new(""))?)
 }
 
 /// Puts everything back that an in-place switch changed. First every kept copy is verified; then what was added goes, and
 /// the copies are renamed back, so that a full disk cannot stop it.
 fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), NodeError> {
     let kept = place::point_files(&point.id);
+    let known = point.files.keys().chain(&point.added).collect();
     let mut back = BTreeSet::new();
     for (path, seen) in &point.files {
-        if is_as_before(files, path, seen)? {
+        if is_as_before(files, path, seen, &known)? {
             back.insert(path.clone());
         }
     }
     restore::verify_kept(files, point, &kept, &back)?;
 
     for path in &point.added {
-        remove(files, path)?;
+        remove(files, path, &known)?;
     }
-    remove_empty(files, point.directories.iter().cloned().collect())?;
+    remove_empty(files, point.directories.iter().cloned().collect(), &known)?;
     let mut state = current::in_place(files)?;
-    let missing = missing_above(files, point.files.keys().filter(|path| !back.contains(*path)))?;
+    let missing = missing_above(files, point.files.keys().filter(|path| !back.contains(*path)), &known)?;
     if !missing.is_empty() {
         // Before they are made: a run that is cut off after that finds them there, and could not tell whose they are.
         state.directories.extend(missing.iter().cloned());
@@ -455,7 +466,7 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
             SeenKind::Symlink { target } => put_link(files, plan, path, target)?,
         }
     }
-    sync_above(files, point.files.keys().chain(&point.added))?;
+    sync_above(files, &known)?;
     for directory in &point.directories {
         state.directories.remove(directory);
     }
@@ -468,11 +479,12 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
 fn missing_above<'p>(
     files: &Files,
     paths: impl Iterator<Item = &'p SafePath>,
+    known: &Known<'_>,
 ) -> Result<BTreeSet<SafePath>, NodeError> {
     let above: BTreeSet<SafePath> = paths.flat_map(SafePath::ancestors).collect();
     let mut missing = BTreeSet::new();
     for directory in above {
-        if !is_directory(files, directory.as_path())? {
+        if !is_directory(files, &directory, known)? {
             missing.insert(directory);
         }
     }
@@ -480,9 +492,14 @@ fn missing_above<'p>(
 }
 
 /// Whether a path is as the restore point says: content, permission bits, owner and attributes.
-fn is_as_before(files: &Files, path: &SafePath, seen: &SeenFile) -> Result<bool, NodeError> {
+fn is_as_before(
+    files: &Files,
+    path: &SafePath,
+    seen: &SeenFile,
+    known: &Known<'_>,
+) -> Result<bool, NodeError> {
     let place = path.as_path();
-    let Some(metadata) = files.metadata(place)? else { return Ok(false) };
+    let Some(metadata) = metadata(files, path, known)? else { return Ok(false) };
     Ok(match (&seen.kind, metadata.kind) {
         (SeenKind::File { sha256, size }, EntryKind::File) => {
             let xattrs = || -> Result<bool, NodeError> {

@@ -263,7 +263,7 @@ pub(crate) enum Attributes {
     Read,
 }
 
-/// What lies at `paths` below `base`. Absent paths, directories and devices are left out.
+/// What lies at `paths`, which are sorted, below `base`. Absent paths, directories and devices are left out.
 pub(crate) fn look(
     files: &Files,
     base: &Path,
@@ -271,22 +271,47 @@ pub(crate) fn look(
     attributes: Attributes,
     hashes: &Hashes,
 ) -> Result<SeenTree, FsError> {
+    let is_known = |path: &SafePath| paths.binary_search(path).is_ok();
     let seen = files.find_each(paths, |path| {
-        Ok(look_at(files, &base.join(path.as_path()), attributes, hashes)?.map(|seen| (path.clone(), seen)))
+        let Some(metadata) = metadata(files, base, path, is_known)? else { return Ok(None) };
+        let seen = look_at(files, &base.join(path.as_path()), &metadata, attributes, hashes)?;
+        Ok(seen.map(|seen| (path.clone(), seen)))
     })?;
     Ok(seen.into_iter().collect())
+}
+
+/// As [`Files::metadata`], of `path` below `base`. Nothing of ours lies behind a link at a known path: where one release has
+/// the link, the other has a directory. Any other link on the way was put there by somebody else and is an error.
+pub(crate) fn metadata(
+    files: &Files,
+    base: &Path,
+    path: &SafePath,
+    is_known: impl Fn(&SafePath) -> bool,
+) -> Result<Option<Metadata>, FsError> {
+    let error = match files.metadata(&base.join(path.as_path())) {
+        Err(error) => error,
+        found => return found,
+    };
+    for above in path.ancestors() {
+        match files.metadata(&base.join(above.as_path()))?.map(|metadata| metadata.kind) {
+            Some(EntryKind::Directory) => {}
+            Some(EntryKind::Symlink) if is_known(&above) => return Ok(None),
+            Some(_) | None => break,
+        }
+    }
+    Err(error)
 }
 
 fn look_at(
     files: &Files,
     path: &Path,
+    metadata: &Metadata,
     attributes: Attributes,
     hashes: &Hashes,
 ) -> Result<Option<SeenFile>, FsError> {
-    let Some(metadata) = files.metadata(path)? else { return Ok(None) };
     let kind = match metadata.kind {
         EntryKind::File => {
-            let sha256 = hashes.hash(files, path, &metadata)?;
+            let sha256 = hashes.hash(files, path, metadata)?;
             SeenKind::File { sha256, size: metadata.size }
         }
         EntryKind::Symlink => {

@@ -10,7 +10,7 @@ use cutover_host::node::PointListed;
 
 use crate::{
     not_run::not_run,
-    world::{LAYOUTS, Release, World, first, second},
+    world::{Entry, LAYOUTS, Release, Verdict, World, first, second},
 };
 
 fn third() -> Release {
@@ -79,7 +79,7 @@ fn rollback_that_fails_its_probe_leaves_the_newer_release_running() {
         assert!(matches!(report.outcome, Outcome::ProbeFailed { .. }), "{layout:?} {report:?}");
         assert_eq!(world.tree(), second().tree(), "{layout:?}");
         assert_eq!(world.running().as_deref(), Some("2.0.0"));
-        world.set_verdict(crate::world::Verdict::Pass);
+        world.set_verdict(Verdict::Pass);
         assert_eq!(world.rollback().outcome, Outcome::Confirmed);
         assert_eq!(world.tree(), first().tree());
     }
@@ -324,4 +324,56 @@ fn used_points_stay_until_the_next_run_when_one_cannot_be_read_at_the_moment() {
     std::fs::rename(&aside, &manifest).expect("moved back");
     assert_eq!(world.recover().expect("taken up").outcome, Outcome::Confirmed);
     assert_eq!([1, 2, 3, 4].map(|number| point(number).exists()), [true, false, false, false]);
+}
+
+/// It has files where [`with_links`] has a link, and shared paths that begin elsewhere.
+fn with_directories(version: &'static str) -> Release {
+    Release::new(version)
+        .program("bin/app", version)
+        .data("lib/x", "x")
+        .data("lib/sub/y", "y")
+        .data("lib64/sub/z", "z")
+        .shared("state/inner")
+        .data("was/shared", "no longer")
+}
+
+fn with_links(version: &'static str) -> Release {
+    Release::new(version)
+        .program("bin/app", version)
+        .link("lib", "lib64")
+        .data("lib64/sub/y", "moved")
+        .shared("state")
+        .shared("was")
+}
+
+#[test]
+fn directory_becomes_a_link_and_a_link_a_directory_there_and_back() {
+    for layout in LAYOUTS {
+        for [old, new] in [
+            [with_directories("1.0.0"), with_links("2.0.0")],
+            [with_links("1.0.0"), with_directories("2.0.0")],
+        ] {
+            let world = World::new(layout);
+            let is_tree_of = |release: &Release| {
+                let mut tree = world.tree();
+                tree.retain(|_, entry| !matches!(entry, Entry::Link(target) if target.contains("shared/")));
+                assert_eq!(tree, release.tree(), "{layout:?}");
+                assert!(world.node().verify().expect("verified").is_clean(), "{layout:?}");
+            };
+            assert_eq!(world.apply(&old).outcome, Outcome::Confirmed, "{layout:?}");
+            world.fail_probes();
+            let report = world.apply(&new);
+            assert!(matches!(report.outcome, Outcome::ProbeFailed { .. }), "{layout:?} {report:?}");
+            is_tree_of(&old);
+            world.set_verdict(Verdict::Pass);
+            for _ in 0..2 {
+                let report = world.apply(&new);
+                assert_eq!(report.outcome, Outcome::Confirmed, "{layout:?} {report:?}");
+                is_tree_of(&new);
+                let report = world.rollback();
+                assert_eq!(report.outcome, Outcome::Confirmed, "{layout:?} {report:?}");
+                is_tree_of(&old);
+            }
+        }
+    }
 }
