@@ -294,7 +294,7 @@ impl Catalog {
         Ok(value)
     }
 
-    /// Records a release as good: its files in the index, its version as seen, the history row, and `fingerprints` in
+    /// Records a release as good: its files in the index and no tombstone, its version as seen, the history row, and `fingerprints` in
     /// place of all others unless there are none; all or nothing. Doing it again changes nothing.
     ///
     /// # Errors
@@ -309,6 +309,7 @@ impl Catalog {
             if let Some((digest, manifest)) = release {
                 insert_release(transaction, digest, manifest)?;
                 raise_highest(transaction, &manifest.package, &manifest.version)?;
+                transaction.execute("DELETE FROM tombstones WHERE name = ?1", [digest.to_string()])?;
             }
             if !fingerprints.is_empty() {
                 replace_fingerprints(transaction, fingerprints)?;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use cutover_core::model::{Digest, SeenKind};
+use cutover_core::model::{Digest, ReleaseRef, SeenKind};
 
 use super::{
     current,
@@ -42,8 +42,12 @@ pub(crate) fn sweep(files: &Files) -> Result<usize, NodeError> {
     Ok(store::sweep(files, &named)?)
 }
 
-/// Removes what a tombstone stands for, then the tombstone. Can be cut off anywhere and run again.
+/// Removes what a tombstone stands for, then the tombstone. Can be cut off anywhere and run again; if the release is needed
+/// again by then, only the tombstone goes.
 pub(crate) fn bury(files: &Files, catalog: &Catalog, tombstone: &Tombstone) -> Result<(), NodeError> {
+    if is_needed(files, tombstone.manifest)? {
+        return Ok(catalog.drop_tombstone(tombstone)?);
+    }
     for (path, release) in current::trees(files)? {
         if release.manifest == tombstone.manifest {
             files.discard(&path)?;
@@ -54,4 +58,22 @@ pub(crate) fn bury(files: &Files, catalog: &Catalog, tombstone: &Tombstone) -> R
     files.sync_dir(place::MANIFESTS.as_ref())?;
     sweep(files)?;
     Ok(catalog.drop_tombstone(tombstone)?)
+}
+
+/// Whether a release is current or a restore point leads back to it. Fails when one merely cannot be read at the moment: it
+/// might.
+fn is_needed(files: &Files, manifest: Digest) -> Result<bool, NodeError> {
+    let is_it = |release: &ReleaseRef| release.manifest == manifest;
+    let layout = current::layout(files)?.unwrap_or_default();
+    if current::release(files, layout)?.as_ref().is_some_and(is_it) {
+        return Ok(true);
+    }
+    for (_, id) in restore::ids(files)? {
+        match restore::read(files, &id) {
+            Ok(point) if point.from.as_ref().is_some_and(is_it) => return Ok(true),
+            Err(PointError::Fs(error)) => return Err(error.into()),
+            Ok(_) | Err(PointError::Manifest { .. } | PointError::File { .. } | PointError::Unsealed(_)) => {}
+        }
+    }
+    Ok(false)
 }

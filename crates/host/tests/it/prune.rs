@@ -6,7 +6,11 @@ use cutover_core::{
     plan::{Layout, RollbackTarget},
     retain::Retention,
 };
-use cutover_host::node::{Node, NodeError, PruneReport};
+use cutover_host::{
+    catalog::Catalog,
+    disk::RealDisk,
+    node::{Node, NodeError, PruneReport},
+};
 
 use crate::world::{LAYOUTS, Release, World};
 
@@ -124,8 +128,7 @@ fn forgotten_release_is_gone_with_its_tree_objects_and_tombstone() {
     assert!(matches!(node.forget(&lock, &Version::new(1, 4, 0)), Err(NodeError::UnknownRelease(_))));
     assert_eq!(everything(&world), before);
     drop(lock);
-    let disk = cutover_host::disk::RealDisk::open(world.path()).expect("a disk");
-    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
+    let catalog = catalog(&world);
     assert!(catalog.tombstones().expect("read").is_empty());
     assert!(!catalog.releases().expect("read").contains(&release("1.4.0").bundle().release().manifest));
 }
@@ -144,16 +147,59 @@ fn removal_that_was_cut_off_after_its_tombstone_is_completed_at_the_next_start()
     let world = five(Layout::Versioned);
     world.rollback();
     let digest = release("1.4.0").bundle().release().manifest;
-    let disk = cutover_host::disk::RealDisk::open(world.path()).expect("a disk");
-    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
-    catalog.bury(digest).expect("buried").expect("known");
-    drop(catalog);
+    catalog(&world).bury(digest).expect("buried").expect("known");
     let manifest = world.path().join(format!(".cutover/manifests/{digest}.json"));
     assert!(manifest.exists());
     world.recover();
     assert!(!manifest.exists());
-    let catalog = cutover_host::catalog::Catalog::open_made(&disk).expect("opened").expect("made");
-    assert!(catalog.tombstones().expect("read").is_empty());
+    assert!(catalog(&world).tombstones().expect("read").is_empty());
+}
+
+/// The catalog beside whoever uses it.
+fn catalog(world: &World) -> Catalog {
+    let disk = RealDisk::open(world.path()).expect("a disk");
+    Catalog::open_made(&disk).expect("opened").expect("made")
+}
+
+#[test]
+fn release_that_is_installed_again_is_no_longer_buried() {
+    for layout in LAYOUTS {
+        let world = World::new(layout);
+        let [one, two] = ["1.0.0", "1.1.0"].map(release);
+        world.apply(&one);
+        world.apply(&two);
+        world.rollback();
+        // It is buried, and what nothing names cannot be found out, so that its tombstone stays.
+        catalog(&world).bury(two.bundle().release().manifest).expect("buried").expect("known");
+        let rotten = world.path().join(".cutover/manifests").join(format!("{}.json", "0".repeat(64)));
+        std::fs::write(&rotten, "rotten").expect("written");
+        world.recover();
+        assert_eq!(catalog(&world).tombstones().expect("read").len(), 1, "{layout:?}");
+        assert_eq!(world.apply(&two).outcome, Outcome::Confirmed, "{layout:?}");
+        assert!(catalog(&world).tombstones().expect("read").is_empty(), "{layout:?}");
+        world.recover();
+        assert_eq!(world.tree(), two.tree(), "{layout:?}");
+    }
+}
+
+#[test]
+fn tombstone_of_what_is_current_or_led_back_to_removes_nothing() {
+    for layout in LAYOUTS {
+        let world = World::new(layout);
+        let releases = ["1.0.0", "1.1.0"].map(release);
+        for release in &releases {
+            world.apply(release);
+        }
+        for release in &releases {
+            catalog(&world).bury(release.bundle().release().manifest).expect("buried").expect("known");
+        }
+        let before = everything(&world);
+        world.recover();
+        assert_eq!(everything(&world), before, "{layout:?}");
+        assert!(catalog(&world).tombstones().expect("read").is_empty(), "{layout:?}");
+        assert_eq!(world.rollback().outcome, Outcome::Confirmed, "{layout:?}");
+        assert_eq!(world.tree(), releases[0].tree(), "{layout:?}");
+    }
 }
 
 // M17
