@@ -155,7 +155,7 @@ impl Execution {
             Record::Planned { .. } => Err("a second plan"),
             Record::Intent { step } if forward => self.step(*step, "an intent", &[Waiting, Started], Started),
             Record::Done { step, .. } if forward => self.step(*step, "a completed step", &[Started], Done),
-            Record::Failed { step, error } if forward && !self.released => {
+            Record::Failed { step, error } if forward && !self.released && !self.is_confirmed() => {
                 self.step(*step, "a failed step", &[Started], Failed)?;
                 self.probe_failed |= matches!(self.plan.steps[*step], Step::Probe);
                 let keep = self.probe_failed
@@ -240,10 +240,11 @@ impl Execution {
     }
 
     /// What was activated need not have outlived the interruption: after a reboot it may still be starting, or nobody started it.
-    /// What is left to examine is made to run again first. Once it was examined, an interruption does not call it in question
-    /// (`docs/decisions/0061-what-was-activated-is-activated-again-before-it-is-probed.md`).
+    /// What is left to examine is made to run again first. Once it was examined or confirmed, an interruption does not call it in
+    /// question (`docs/decisions/0061-what-was-activated-is-activated-again-before-it-is-probed.md`).
     fn activate_again(&mut self) {
-        if !self.is_past(|step| matches!(step, Step::Probe), |state| state == StepState::Done) {
+        let settles = |step: &Step| matches!(step, Step::Probe | Step::Confirm);
+        if !self.is_past(settles, |state| state == StepState::Done) {
             let steps = self.plan.steps.iter().zip(&mut self.steps);
             for (_, state) in steps.filter(|(step, _)| matches!(step, Step::Activate)) {
                 if *state == StepState::Done {

@@ -1,6 +1,6 @@
 //! Executions folded from journals, cut and continued at every record.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use cutover_core::{
     execute::{Direction, Execution, FoldError, Next, Outcome, Record, RecordError, StepState},
@@ -17,6 +17,14 @@ fn plan(on_probe_failure: OnProbeFailure) -> Plan {
     let new = manifest("1.1.0", &[("bin/db", FileKind::Executable, "new")]);
     let policy = Policy { on_probe_failure, ..policy() };
     plan_update(&observation(Layout::Versioned, Some(&old)), &release(&new), &new, &policy).expect("a plan")
+}
+
+/// The way back to an empty root, which has nothing to probe.
+fn plan_to_nothing() -> Plan {
+    let mut plan = plan(OnProbeFailure::Restore);
+    plan.to = None;
+    plan.steps.remove(PROBE);
+    plan
 }
 
 fn set() -> SetId {
@@ -217,6 +225,18 @@ fn what_was_examined_is_confirmed_without_another_activation() {
 }
 
 #[test]
+fn what_was_confirmed_without_a_probe_is_not_activated_again_and_cannot_fail() {
+    let mut world = World::new(plan_to_nothing());
+    world.run(|_| false, usize::MAX);
+    assert!(matches!(world.journal.pop(), Some(Record::Finished { .. })));
+    world.resume();
+    assert_eq!(world.execution().next(), Next::Finish(Outcome::Confirmed));
+    world.journal.pop();
+    let mut confirmed = world.execution();
+    assert!(confirmed.apply(&Record::Failed { step: ACTIVATE, error: String::new() }).is_err());
+}
+
+#[test]
 fn tree_is_in_between_only_from_the_beginning_of_a_switch_or_its_undo_to_its_end() {
     let mut world = World::new(plan(OnProbeFailure::Restore));
     world.run(|step| step == PROBE, usize::MAX);
@@ -365,14 +385,24 @@ proptest! {
     // The invariants of undo: whatever fails and wherever it crashes, however often, the end is all or nothing.
     #[test]
     fn every_run_ends_entirely_old_or_entirely_new(
-        failing in proptest::option::of(0..7usize),
+        plan in proptest::sample::select(vec![plan(OnProbeFailure::Restore), plan_to_nothing()]),
+        // A step, and how often it succeeds before it fails.
+        failing in proptest::option::of((0..7usize, 0..3u32)),
         crashes in proptest::collection::vec(0..30usize, 0..6),
     ) {
-        let mut world = World::new(plan(OnProbeFailure::Restore));
-        let fails = |step| Some(step) == failing;
-        let mut ended = None;
+        let steps = plan.steps.len();
+        let mut world = World::new(plan);
+        let (left, failed) = (Cell::new(failing.map_or(0, |(_, left)| left)), Cell::new(false));
+        let fails = |step| {
+            let fails = failing.is_some_and(|(failing, _)| failing == step)
+                && left.replace(left.get().saturating_sub(1)) == 0;
+            failed.set(failed.get() || fails);
+            fails
+        };
+        let (mut ended, mut confirmed) = (None, false);
         for crash_after in crashes {
             ended = world.run(fails, crash_after);
+            confirmed |= world.execution().is_confirmed();
             if ended.is_some() {
                 break;
             }
@@ -380,8 +410,9 @@ proptest! {
         }
         let outcome = ended.or_else(|| world.run(fails, usize::MAX)).expect("it ends");
         let new = outcome == Outcome::Confirmed;
-        prop_assert_eq!(world.effects, [new; 7]);
-        prop_assert!(!(new && failing.is_some()));
+        prop_assert!(world.effects[..steps].iter().all(|effect| *effect == new));
+        prop_assert!(!(new && failed.get()));
+        prop_assert!(new || !confirmed, "what was confirmed was taken back");
         let settled = |state: &StepState| match new {
             true => *state == StepState::Done,
             false => matches!(state, StepState::Undone | StepState::Waiting),
