@@ -114,22 +114,21 @@ impl Run<'_> {
     /// Removes the restore points from the target on, this execution's own included: they lead away from what is current.
     fn drop_used_points(&self) -> Result<(), NodeError> {
         let files = &self.node.files;
-        let mut target = None;
-        for (number, id) in restore::ids(files)? {
+        let mut used = Vec::new();
+        for (number, id) in restore::ids(files)?.into_iter().rev() {
             if number >= self.plan.number {
                 continue;
             }
+            used.push(place::point(&id));
             match restore::read(files, &id) {
-                Ok(point) if point.from == self.plan.to => target = Some(number),
+                Ok(point) if point.from == self.plan.to => {
+                    used.iter().try_for_each(|point| files.discard(point))?;
+                    break;
+                }
                 // It may be the target, or say that an older one is not.
                 Err(PointError::Fs(error)) => return Err(error.into()),
                 Ok(_)
                 | Err(PointError::Manifest { .. } | PointError::File { .. } | PointError::Unsealed(_)) => {}
-            }
-        }
-        for (number, id) in restore::ids(files)?.into_iter().rev() {
-            if number <= self.plan.number && target.is_some_and(|target| number >= target) {
-                files.discard(&place::point(&id))?;
             }
         }
         Ok(files.discard(&place::point(&RestorePointId::of_execution(self.plan.number)))?)

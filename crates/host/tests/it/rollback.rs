@@ -377,3 +377,23 @@ fn directory_becomes_a_link_and_a_link_a_directory_there_and_back() {
         }
     }
 }
+
+#[test]
+fn point_older_than_the_target_that_cannot_be_read_leaves_no_rollback_open() {
+    let world = World::new(Layout::Versioned);
+    for release in [first(), second(), third()] {
+        world.apply(&release);
+    }
+    let older = world.path().join(".cutover/restore/000002/manifest.json");
+    world.service.on_activate(
+        "2.0.0",
+        Box::new(move || {
+            std::fs::remove_file(&older).expect("removed");
+            std::fs::create_dir(&older).expect("made");
+        }),
+    );
+    let report = world.rollback();
+    assert_eq!(report.outcome, Outcome::Confirmed, "{report:?}");
+    assert!(report.warnings.is_empty(), "{report:?}");
+    assert!(world.node().status().expect("status").in_flight.is_none());
+}
