@@ -105,12 +105,6 @@ fn prune(
         report.removed_points.push(id.clone());
     }
     let current = current::release(files, layout)?;
-    for id in &verdict.cool {
-        let Some(head) = points.iter().find(|head| head.id == *id) else { continue };
-        if head.from != current && cool(files, id)? {
-            report.cooled_points.push(id.clone());
-        }
-    }
     let kept: Vec<&Head> = points.iter().filter(|head| !verdict.remove.contains(&head.id)).collect();
     let removed = remove_unneeded(node, current.as_ref(), &kept, &mut report)?;
     let changed = removed == Removed::Some || !report.removed_points.is_empty();
@@ -119,6 +113,12 @@ fn prune(
     }
     if changed {
         remove_journals(files)?;
+    }
+    // Once there is all the room that can be had: compressing takes some.
+    for head in kept.iter().filter(|head| verdict.cool.contains(&head.id) && head.from != current) {
+        if cool(files, &head.id)? {
+            report.cooled_points.push(head.id.clone());
+        }
     }
     if changed || !report.cooled_points.is_empty() || report.removed_objects > 0 {
         node.record(
@@ -248,11 +248,28 @@ fn facts(
 }
 
 /// Compresses the tree of a restore point into the store and removes it. Says whether it was done: a tree whose content is
-/// not what the restore point says is left alone.
+/// not what the restore point says is left alone, and so is one for which there is no room.
 fn cool(files: &Files, id: &RestorePointId) -> Result<bool, NodeError> {
     let point = restore::read(files, id)?;
     let Some(from) = &point.from else { return Ok(false) };
     let tree = place::release(&from.name());
+    let scratch = Path::new(place::STAGING).join("cool");
+    let stored = match store_tree(files, &point, &tree, &scratch) {
+        Err(NodeError::Fs(error)) if journal::is_full(&error.source) => {
+            tracing::warn!(point = %id, error = %chain(&error), "no room to compress its tree; it stays as it is");
+            false
+        }
+        stored => stored?,
+    };
+    files.discard(&scratch)?;
+    if stored {
+        files.discard(&tree)?;
+    }
+    Ok(stored)
+}
+
+/// Makes the store hold everything that a restore point says lies in `tree`. Says whether it does now.
+fn store_tree(files: &Files, point: &RestorePoint, tree: &Path, scratch: &Path) -> Result<bool, NodeError> {
     let stored = Store::open(files)?;
     let mut missing: BTreeMap<Digest, (u64, PathBuf)> = BTreeMap::new();
     for (path, file) in &point.files {
@@ -262,10 +279,9 @@ fn cool(files: &Files, id: &RestorePointId) -> Result<bool, NodeError> {
             missing.insert(*sha256, (*size, tree.join(path.as_path())));
         }
     }
-    let scratch = Path::new(place::STAGING).join("cool");
-    files.discard(&scratch)?;
-    files.ensure_dir(&scratch, 0o700)?;
-    let packs = NewPacks::new(files, &scratch);
+    files.discard(scratch)?;
+    files.ensure_dir(scratch, 0o700)?;
+    let packs = NewPacks::new(files, scratch);
     for (sha256, (size, path)) in missing {
         let entry = ObjectEntry { sha256, size, stored_size: 0, encoding: Encoding::Zstd, offset: 0 };
         let mut content = Content::Altered;
@@ -275,7 +291,6 @@ fn cool(files: &Files, id: &RestorePointId) -> Result<bool, NodeError> {
         })?;
         if content == Content::Altered {
             tracing::warn!(path = %path.display(), "was altered; its restore point stays as it is");
-            files.discard(&scratch)?;
             return Ok(false);
         }
     }
@@ -283,8 +298,6 @@ fn cool(files: &Files, id: &RestorePointId) -> Result<bool, NodeError> {
     files.sync_all()?;
     store::adopt(files, &packs)?;
     files.sync_all()?;
-    files.discard(&scratch)?;
-    files.discard(&tree)?;
     Ok(true)
 }
 

@@ -1,10 +1,17 @@
 //! Disks on which there is room for a part of an update: whatever it is enough for, the update is refused, undone or done, and the
 //! journal tells how it ended.
 
-use cutover_core::execute::Outcome;
+use std::path::Path;
+
+use cutover_core::{
+    execute::Outcome,
+    plan::{Layout, RollbackTarget},
+    retain::Retention,
+};
 use cutover_host::node::NodeError;
 use cutover_sim::{
-    Action, Ended, Faults, FileSystem, LAYOUTS, Op, Options, Visible, layout_name, leftovers, story,
+    Action, BLOCK, Ended, Faults, FileSystem, LAYOUTS, Op, Options, Random, Visible, layout_name, leftovers,
+    story,
 };
 
 /// How many sizes of each kind are tried in a layout.
@@ -105,5 +112,45 @@ fn update_that_runs_out_of_inodes_anywhere_is_refused_undone_or_done() {
             |options, size| options.capacity_inodes = Some(size),
             FileSystem::used_inodes,
         );
+    }
+}
+
+#[test]
+fn prune_on_a_full_disk_frees_what_it_can_and_every_point_that_stays_leads_back() {
+    for layout in LAYOUTS {
+        let story = story("update-over-damage").expect("a story");
+        let mut base = story.prepare(layout).expect("prepared");
+        // Only the tree that is to go cold has it, and it does not compress.
+        let mut random = Random::new(5);
+        let data: Vec<u8> =
+            (0..8 * BLOCK).map(|_| u8::try_from(random.below(256)).expect("a byte")).collect();
+        let tree = Visible::of(&base.fs, layout).path.expect("installed");
+        base.fs.put(Path::new(&tree).join("share/data"), &data, 0o644).expect("written");
+        for action in [story.action, Action::Update(2)] {
+            base.run(&action, Faults::none());
+        }
+        let mut cooled = 0;
+        let retention = Retention { keep: 2, warm: 1, ..Retention::default() };
+        for room in (0..=20).map(|blocks| blocks * BLOCK as u64) {
+            let point = format!("{}: room for {room}", layout_name(layout));
+            let mut machine = base.fork();
+            let mut options = machine.fs.options();
+            options.capacity_bytes = Some(machine.fs.used_bytes() + room);
+            machine.fs = machine.fs.with_options(options);
+            let ended = machine.run(&Action::Prune(retention.clone()), Faults::none()).ended;
+            let Ended::Pruned(report) = ended else { panic!("{point}: {ended:?}") };
+            assert_eq!(report.removed_points.len(), 1, "{point}");
+            cooled += report.cooled_points.len();
+            assert_eq!(leftovers(&machine.fs), [""; 0], "{point}");
+            machine.fs = machine.fs.with_options(base.fs.options());
+            let target = RollbackTarget::Point("000002".parse().expect("an id"));
+            let ended = machine.run(&Action::Rollback(target), Faults::none()).ended;
+            assert!(
+                matches!(&ended, Ended::Executed(report) if report.outcome == Outcome::Confirmed),
+                "{point}: {ended:?}"
+            );
+        }
+        let some = (1..=20).contains(&cooled);
+        assert_eq!(some, layout != Layout::InPlace, "{}: cooled {cooled} times", layout_name(layout));
     }
 }
