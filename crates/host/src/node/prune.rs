@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Read as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use cutover_core::{
@@ -28,7 +28,7 @@ use super::{
     report::PruneReport,
     restore::{self, Target},
     root::{Node, NodeLock},
-    store::{self, NewPacks, Store},
+    store::{self, NewPacks, Store, StoreError},
 };
 use crate::{catalog::HistoryRow, disk::EntryKind};
 
@@ -268,21 +268,29 @@ fn cool(files: &Files, id: &RestorePointId) -> Result<bool, NodeError> {
     Ok(stored)
 }
 
-/// Makes the store hold everything that a restore point says lies in `tree`. Says whether it does now.
+/// Makes the store hold everything that a restore point says lies in `tree`; what it holds already is read, because the tree will
+/// not be there to do without it. Says whether the store holds everything now.
 fn store_tree(files: &Files, point: &RestorePoint, tree: &Path, scratch: &Path) -> Result<bool, NodeError> {
     let stored = Store::open(files)?;
-    let mut missing: BTreeMap<Digest, (u64, PathBuf)> = BTreeMap::new();
+    let mut contents: BTreeMap<Digest, (u64, &SafePath)> = BTreeMap::new();
     for (path, file) in &point.files {
-        if let SeenKind::File { sha256, size } = &file.kind
-            && !stored.holds(*sha256)
-        {
-            missing.insert(*sha256, (*size, tree.join(path.as_path())));
+        if let SeenKind::File { sha256, size } = &file.kind {
+            contents.insert(*sha256, (*size, path));
         }
     }
+    let contents: Vec<_> = contents.into_iter().collect();
+    let missing = files.find_each(&contents, |(sha256, (size, path))| {
+        match stored.decode(*sha256, *size, &mut io::sink()) {
+            Ok(()) => Ok(None),
+            Err(StoreError::Missing(_) | StoreError::Object(_)) => Ok(Some((*sha256, *size, *path))),
+            Err(StoreError::Fs(error)) => Err(error),
+        }
+    })?;
     files.discard(scratch)?;
     files.ensure_dir(scratch, 0o700)?;
     let packs = NewPacks::new(files, scratch);
-    for (sha256, (size, path)) in missing {
+    for (sha256, size, path) in missing {
+        let path = tree.join(path.as_path());
         let entry = ObjectEntry { sha256, size, stored_size: 0, encoding: Encoding::Zstd, offset: 0 };
         let mut content = Content::Altered;
         packs.add(entry, |pack| {

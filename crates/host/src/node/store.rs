@@ -79,11 +79,6 @@ impl<'a> Store<'a> {
         self.objects.iter().map(|stored| stored.entry.sha256).collect()
     }
 
-    /// Whether it holds this object.
-    pub(crate) fn holds(&self, digest: Digest) -> bool {
-        self.find(digest).is_some()
-    }
-
     /// Decodes an object of `size` bytes into `content`, checking its digest. What was written before an error must be
     /// thrown away.
     pub(crate) fn decode(

@@ -202,6 +202,20 @@ fn tombstone_of_what_is_current_or_led_back_to_removes_nothing() {
     }
 }
 
+#[test]
+fn what_is_rotten_in_the_store_is_compressed_anew_from_the_tree_that_goes_cold() {
+    let world = five(Layout::Versioned);
+    let node = world.node();
+    let bundle = release("1.0.0").bundle();
+    let data = bundle.manifest().files.iter().find(|file| file.path.as_str() == "data").expect("listed");
+    world.damage_object(data.sha256);
+    let report = prune(&node, &Retention { keep: 4, warm: 1, ..Retention::default() });
+    assert_eq!(report.cooled_points.len(), 3, "{report:?}");
+    let target = RollbackTarget::Point("000002".parse().expect("an id"));
+    assert_eq!(world.try_rollback_on(&node, &target).expect("ran").outcome, Outcome::Confirmed);
+    assert_eq!(world.tree(), release("1.0.0").tree());
+}
+
 // M17
 #[test]
 fn releases_are_listed_by_semver_newest_first() {
