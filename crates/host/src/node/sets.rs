@@ -170,12 +170,19 @@ impl Node {
         Ok(self.files.replace(place::SET_MARK.as_ref(), &bytes, 0o600)?)
     }
 
-    /// Ends what [`Node::join`] began, and removes what dead processes left, as far as that can be done now.
-    fn leave(&self, lock: &NodeLock, warnings: &mut Vec<String>) -> Result<(), NodeError> {
+    /// Ends what [`Node::join`] began, and removes what dead processes left, as far as that can be done now. A run that was cut
+    /// off may have left before: what began here since is left alone.
+    fn leave(&self, lock: &NodeLock, set: &SetId, warnings: &mut Vec<String>) -> Result<(), NodeError> {
+        match self.mark()? {
+            Some(mark) if mark.set != *set => return Ok(()),
+            Some(_) => self.files.remove_file(place::SET_MARK.as_ref())?,
+            None => {}
+        }
         self.files.remove_file(place::SET_MARK_NEW.as_ref())?;
-        self.files.remove_file(place::SET_MARK.as_ref())?;
         self.files.sync_dir(place::META.as_ref())?;
-        self.tidy(lock, warnings);
+        if matches!(self.unfinished(), Ok(None)) {
+            self.tidy(lock, warnings);
+        }
         self.keep_reserve(warnings);
         Ok(())
     }
@@ -561,7 +568,7 @@ impl<'a> Coordination<'a> {
             for part in 0..self.set.parts().len() {
                 if left.insert(self.set.parts()[part].root.clone()) {
                     let member = self.members.member(part);
-                    member.node.leave(member.lock, &mut self.warnings)?;
+                    member.node.leave(member.lock, &self.id, &mut self.warnings)?;
                 }
             }
             self.record(SetRecord::Finished { outcome: outcome.clone() });
@@ -620,5 +627,83 @@ fn message(set: &Set, outcome: &Outcome, undo_error: Option<&str>) -> String {
             let problem = undo_error.map_or_else(String::new, |error| format!(" ({error})"));
             format!("restoring every package failed, act now: {reason}{problem}; then run `cutover recover`")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use cutover_core::{
+        execute::Record,
+        model::Digest,
+        plan::{Layout, OnProbeFailure, Plan, PlanBytes, PlanKind},
+    };
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        disk::RealDisk,
+        node::{CatalogPort, NodeOptions, NodePorts},
+    };
+
+    struct Epoch;
+
+    impl Clock for Epoch {
+        fn now(&self) -> Instant {
+            Instant::from_unix(0).expect("the epoch")
+        }
+    }
+
+    fn open(directory: &tempfile::TempDir) -> (Node, NodeLock) {
+        let disk = Arc::new(RealDisk::open(directory.path()).expect("a disk"));
+        let ports = NodePorts { disk, catalog: CatalogPort::OnDisk, clock: Arc::new(Epoch) };
+        let node = Node::open(ports, NodeOptions::default()).expect("a node");
+        let lock = node.lock().expect("the lock");
+        (node, lock)
+    }
+
+    fn set(number: u64) -> SetId {
+        SetId { coordinator: "/srv/query".to_owned(), number }
+    }
+
+    #[test]
+    fn set_that_leaves_a_root_again_leaves_what_began_there_since_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (node, lock) = open(&directory);
+        let staged = directory.path().join(place::STAGING).join("staged");
+        std::fs::write(&staged, "by the later set").expect("written");
+        node.join(&set(2)).expect("joined");
+        node.leave(&lock, &set(1), &mut Vec::new()).expect("left");
+        assert_eq!(node.mark().expect("read").map(|mark| mark.set), Some(set(2)));
+        assert!(staged.exists());
+        node.leave(&lock, &set(2), &mut Vec::new()).expect("left");
+        assert!(node.mark().expect("read").is_none() && !staged.exists());
+    }
+
+    #[test]
+    fn set_that_leaves_a_root_again_tidies_nothing_of_an_execution_under_way() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (node, lock) = open(&directory);
+        let plan = Plan {
+            format: 1,
+            number: 1,
+            kind: PlanKind::Update,
+            layout: Layout::Versioned,
+            from: None,
+            to: None,
+            planned_at: Epoch.now(),
+            based_on: Digest::of(b"nothing"),
+            on_probe_failure: OnProbeFailure::Restore,
+            bytes: PlanBytes { new: 0, reused: 0, need: 0 },
+            steps: Vec::new(),
+        };
+        let planned = Record::Planned { plan: Arc::new(plan), set: None };
+        let journal = directory.path().join(place::journal(1));
+        std::fs::write(journal, Record::to_line(&[planned], Epoch.now())).expect("written");
+        let staged = directory.path().join(place::STAGING).join("staged");
+        std::fs::write(&staged, "by the execution").expect("written");
+        node.leave(&lock, &set(1), &mut Vec::new()).expect("left");
+        assert!(staged.exists());
     }
 }
