@@ -47,39 +47,46 @@ pub struct StateLog<'n> {
 
 /// What a state log file holds.
 struct Read {
+    /// The entries of its good lines, up to the first that cannot be read.
     entries: Vec<(Instant, Entry)>,
-    /// Bytes of good lines.
+    /// Bytes of these lines.
     whole: u64,
+    /// Whether its last line was cut off.
     torn: bool,
+    /// Its state, or why it makes no sense.
+    lifecycle: Result<Lifecycle, String>,
 }
 
-/// Reads the log. From the first line that cannot be read on, it was cut off.
+/// Reads the log. Only its last line may be one that cannot be read: that is a write that was cut off.
 fn read(files: &Files) -> Result<Read, FsError> {
     let bytes = files.read(place::STATE_LOG.as_ref())?.unwrap_or_default();
-    let mut read = Read { entries: Vec::new(), whole: 0, torn: false };
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+    let (mut entries, mut whole, mut torn, mut damage) = (Vec::new(), 0, false, None);
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').enumerate().peekable();
+    while let Some((index, line)) = lines.next() {
         match line.strip_suffix(b"\n").map(Entry::from_line) {
             Some(Ok(entry)) => {
-                read.whole += line.len() as u64;
-                read.entries.push(entry);
+                whole += line.len() as u64;
+                entries.push(entry);
             }
+            Some(Err(_)) | None if lines.peek().is_none() => torn = true,
             Some(Err(_)) | None => {
-                read.torn = true;
+                damage = Some(format!("line {} cannot be read", index + 1));
                 break;
             }
         }
     }
-    Ok(read)
+    let fold = || Lifecycle::fold(entries.iter().map(|(_, entry)| entry.clone()));
+    let lifecycle = damage.map_or_else(|| fold().map_err(|error| error.to_string()), Err);
+    Ok(Read { entries, whole, torn, lifecycle })
 }
 
 /// The state as the log tells it, and its newest `limit` entries, newest first. Changes nothing.
 pub(crate) fn look(files: &Files, limit: usize) -> Result<(Lifecycle, Vec<(Instant, Entry)>), FsError> {
     let read = read(files)?;
-    let lifecycle =
-        Lifecycle::fold(read.entries.iter().map(|(_, entry)| entry.clone())).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the state log makes no sense");
-            Lifecycle::default()
-        });
+    let lifecycle = read.lifecycle.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the state log makes no sense");
+        Lifecycle::default()
+    });
     Ok((lifecycle, read.entries.into_iter().rev().take(limit).collect()))
 }
 
@@ -94,7 +101,7 @@ impl<'n> StateLog<'n> {
             files.disk.truncate(path, read.whole).attempt("repair", path)?;
         }
         let mut size = files.exists(path)?.then_some(read.whole);
-        let lifecycle = match Lifecycle::fold(read.entries.into_iter().map(|(_, entry)| entry)) {
+        let lifecycle = match read.lifecycle {
             Ok(lifecycle) => lifecycle,
             Err(error) => {
                 let aside = (1..)

@@ -112,6 +112,25 @@ fn torn_last_line_is_dropped_and_the_next_append_starts_a_new_one() {
     }
 }
 
+#[test]
+fn log_that_was_altered_in_its_middle_is_moved_aside_with_all_that_came_after() {
+    let world = World::new(Layout::Versioned);
+    let node = world.node();
+    let lock = node.lock().expect("the lock");
+    node.state_log(&lock).expect("open").go_through(&GOOD, Some(&version())).expect("permitted");
+    let path = world.path().join(".cutover/state.jsonl");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let second = bytes.iter().position(|byte| *byte == b'\n').expect("lines") + 1;
+    bytes[second + 30] ^= 1;
+    std::fs::write(&path, &bytes).expect("altered");
+    assert_eq!(node.state(9).expect("read").0.state(), State::Idle);
+    let log = node.state_log(&lock).expect("begun anew");
+    assert_eq!(log.lifecycle().state(), State::Idle);
+    let aside = world.path().join(".cutover/state.jsonl.damaged-1");
+    assert_eq!(std::fs::read(aside).expect("moved aside"), bytes);
+    assert!(!path.exists());
+}
+
 // S14, S15, S16, S17
 #[test]
 fn checkpoints_survive_reopening_and_returning_to_one_prunes_later_ones() {
