@@ -273,8 +273,11 @@ const RESERVE_BYTES: usize = 1 << 20;
 /// Sets the reserve aside again if it was used. Failing to is no error: the room is simply not there.
 pub(crate) fn keep_reserve(files: &Files) -> Result<(), FsError> {
     let path = place::RESERVE.as_ref();
-    if files.exists(path)? {
-        return Ok(());
+    match files.metadata(path)? {
+        Some(metadata) if metadata.size == RESERVE_BYTES as u64 => return Ok(()),
+        // A process died while it wrote it.
+        Some(_) => files.remove_file(path)?,
+        None => {}
     }
     // Not zeroes: a file system that compresses would keep nothing back.
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;

@@ -119,6 +119,9 @@ fn reserve_of_the_journal_is_set_aside_again_once_it_was_used() {
     std::fs::remove_file(world.path().join(".cutover/reserve")).expect("removed");
     world.recover();
     assert!(world.path().join(".cutover/reserve").exists(), "it is set aside again");
+    std::fs::write(world.path().join(".cutover/reserve"), "cut off").expect("written");
+    world.recover();
+    assert_eq!(std::fs::metadata(world.path().join(".cutover/reserve")).expect("kept").len(), 1 << 20);
 }
 
 // inst-3
