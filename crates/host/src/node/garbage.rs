@@ -42,22 +42,35 @@ pub(crate) fn sweep(files: &Files) -> Result<usize, NodeError> {
     Ok(store::sweep(files, &named)?)
 }
 
+/// Removes a release that nothing needs. One that was confirmed is in the index: a tombstone says that it goes.
+pub(crate) fn forget(files: &Files, catalog: &Catalog, manifest: Digest) -> Result<(), NodeError> {
+    match catalog.bury(manifest)? {
+        Some(tombstone) => bury(files, catalog, &tombstone),
+        None => remove(files, manifest),
+    }
+}
+
 /// Removes what a tombstone stands for, then the tombstone. Can be cut off anywhere and run again; if the release is needed
 /// again by then, only the tombstone goes.
 pub(crate) fn bury(files: &Files, catalog: &Catalog, tombstone: &Tombstone) -> Result<(), NodeError> {
-    if is_needed(files, tombstone.manifest)? {
-        return Ok(catalog.drop_tombstone(tombstone)?);
+    if !is_needed(files, tombstone.manifest)? {
+        remove(files, tombstone.manifest)?;
     }
+    Ok(catalog.drop_tombstone(tombstone)?)
+}
+
+/// Removes the tree and the manifest of a release, and all that nothing names then.
+fn remove(files: &Files, manifest: Digest) -> Result<(), NodeError> {
     for (path, release) in current::trees(files)? {
-        if release.manifest == tombstone.manifest {
+        if release.manifest == manifest {
             files.discard(&path)?;
         }
     }
-    files.remove_file(&place::manifest(tombstone.manifest))?;
-    files.remove_file(&place::signature(tombstone.manifest))?;
+    files.remove_file(&place::manifest(manifest))?;
+    files.remove_file(&place::signature(manifest))?;
     files.sync_dir(place::MANIFESTS.as_ref())?;
     sweep(files)?;
-    Ok(catalog.drop_tombstone(tombstone)?)
+    Ok(())
 }
 
 /// Whether a release is current or a restore point leads back to it. Fails when one merely cannot be read at the moment: it

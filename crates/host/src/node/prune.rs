@@ -177,11 +177,7 @@ fn forget(node: &Node, version: &Version) -> Result<(), NodeError> {
     if needed {
         return Err(NodeError::Needed(version.clone()));
     }
-    let catalog = node.catalog()?;
-    match catalog.bury(release.manifest)? {
-        Some(tombstone) => garbage::bury(&node.files, &catalog, &tombstone),
-        None => Err(NodeError::UnknownRelease(version.clone())),
-    }
+    garbage::forget(&node.files, &*node.catalog()?, release.manifest)
 }
 
 /// What pruning needs to know about a restore point. One of many files takes megabytes, and there are several.
@@ -401,15 +397,7 @@ fn remove_unneeded(
     let unneeded: Vec<Digest> =
         current::manifests(files)?.into_iter().filter(|digest| !needed.contains(digest)).collect();
     for digest in &unneeded {
-        let catalog = node.catalog()?;
-        match catalog.bury(*digest)? {
-            Some(tombstone) => garbage::bury(files, &catalog, &tombstone)?,
-            None => {
-                files.remove_file(&place::manifest(*digest))?;
-                files.remove_file(&place::signature(*digest))?;
-                files.sync_dir(place::MANIFESTS.as_ref())?;
-            }
-        }
+        garbage::forget(files, &*node.catalog()?, *digest)?;
     }
     let nothing = unneeded.is_empty() && report.removed_releases.is_empty();
     Ok(if nothing { Removed::None } else { Removed::Some })

@@ -3,7 +3,7 @@
 use cutover_core::{
     execute::Outcome,
     model::Version,
-    plan::{Layout, RollbackTarget},
+    plan::{Layout, OnProbeFailure, RollbackTarget},
     retain::Retention,
 };
 use cutover_host::{
@@ -12,7 +12,7 @@ use cutover_host::{
     node::{Node, NodeError, PruneReport},
 };
 
-use crate::world::{LAYOUTS, Release, World};
+use crate::world::{LAYOUTS, Release, Verdict, World};
 
 const VERSIONS: [&str; 5] = ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"];
 
@@ -200,6 +200,22 @@ fn tombstone_of_what_is_current_or_led_back_to_removes_nothing() {
         assert_eq!(world.rollback().outcome, Outcome::Confirmed, "{layout:?}");
         assert_eq!(world.tree(), releases[0].tree(), "{layout:?}");
     }
+}
+
+#[test]
+fn release_that_was_kept_unconfirmed_is_forgotten_as_any_other() {
+    let mut world = World::new(Layout::Versioned);
+    world.policy.on_probe_failure = OnProbeFailure::Keep;
+    world.apply(&release("1.0.0"));
+    world.fail_probes();
+    assert_eq!(world.apply(&release("1.1.0")).outcome, Outcome::KeptUnconfirmed);
+    world.set_verdict(Verdict::Pass);
+    world.rollback();
+    let node = world.node();
+    let lock = node.lock().expect("the lock");
+    node.forget(&lock, &Version::new(1, 1, 0)).expect("forgotten");
+    assert!(!node.releases().expect("listed").iter().any(|release| release.version == Version::new(1, 1, 0)));
+    assert!(!everything(&world).iter().any(|path| path.starts_with("releases/1.1.0")));
 }
 
 #[test]
