@@ -410,10 +410,9 @@ impl Disk for RealDisk {
         let mut target = self.create_file(to, mode)?;
         let result = match self.try_reflink(&source, &target) {
             Ok(()) => Ok(Copied::Reflink),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                copy_bytes(&source, &mut target).map(|()| Copied::Bytes)
-            }
-            Err(error) => Err(error),
+            // Whatever keeps it from being shared, such as content that ZFS has not written yet (`EAGAIN`): what is wrong
+            // with the disk fails the copy too.
+            Err(_) => copy_bytes(&source, &mut target).map(|()| Copied::Bytes),
         };
         self.created(to, result)
     }
