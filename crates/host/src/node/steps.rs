@@ -155,7 +155,7 @@ impl Run<'_> {
             }
             Step::Switch(_) => {
                 let point = self.own_point()?;
-                Ok(switch::undo(&self.node.files, &self.plan, &point)?)
+                Ok(switch::undo(&self.node.files, &self.plan, &point, &mut self.warnings)?)
             }
             // The present release works on an expanded schema too, and a copy that was interrupted is gone on with later.
             Step::CheckTree(_) | Step::Expand(_) | Step::Activate | Step::Probe | Step::Confirm => Ok(()),

@@ -38,7 +38,12 @@ pub(crate) fn perform(
 }
 
 /// Undoes the switch, whether it happened or not.
-pub(crate) fn undo(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), NodeError> {
+pub(crate) fn undo(
+    files: &Files,
+    plan: &Plan,
+    point: &RestorePoint,
+    warnings: &mut Vec<String>,
+) -> Result<(), NodeError> {
     match plan.layout {
         Layout::Versioned => {
             if current::linked(files)? != plan.from.as_ref().map(|from| place::release(&from.name())) {
@@ -53,7 +58,7 @@ pub(crate) fn undo(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(
             }
             exchange(files, plan.to.as_ref(), plan.from.as_ref())
         }
-        Layout::InPlace => change_back(files, plan, point),
+        Layout::InPlace => change_back(files, plan, point, warnings),
     }
 }
 
@@ -431,8 +436,14 @@ fn sync_above(files: &Files, known: &Known<'_>) -> Result<(), NodeError> {
 }
 
 /// Puts everything back that an in-place switch changed. First every kept copy is verified; then what was added goes, and
-/// the copies are renamed back, so that a full disk cannot stop it.
-fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), NodeError> {
+/// the copies are renamed back, so that a full disk cannot stop it. What the new release wrote meanwhile is moved out of the way
+/// (`docs/decisions/0069-what-a-failed-release-wrote-is-moved-aside.md`).
+fn change_back(
+    files: &Files,
+    plan: &Plan,
+    point: &RestorePoint,
+    warnings: &mut Vec<String>,
+) -> Result<(), NodeError> {
     let kept = place::point_files(&point.id);
     let known = point.files.keys().chain(&point.added).collect();
     let mut back = BTreeSet::new();
@@ -455,9 +466,13 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
         current::set_in_place(files, &state)?;
     }
     for directory in &missing {
+        move_aside(files, directory.as_path(), warnings)?;
         files.ensure_visible_dir(directory.as_path(), 0o755)?;
     }
     for (path, seen) in point.files.iter().filter(|(path, _)| !back.contains(*path)) {
+        if is_directory(files, path, &known)? && holds_files(files, path.as_path())? {
+            move_aside(files, path.as_path(), warnings)?;
+        }
         match &seen.kind {
             SeenKind::File { .. } => {
                 clear_directory(files, path.as_path())?;
@@ -472,6 +487,35 @@ fn change_back(files: &Files, plan: &Plan, point: &RestorePoint) -> Result<(), N
     }
     state.release.clone_from(&point.from);
     current::set_in_place(files, &state)
+}
+
+/// Whether anything but directories lies below a directory.
+fn holds_files(files: &Files, directory: &Path) -> Result<bool, NodeError> {
+    for (name, kind) in files.disk.names(directory).attempt("list", directory)? {
+        if kind != EntryKind::Directory || holds_files(files, &directory.join(name))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Gives what lies at a path, if anything does, another name beside it.
+fn move_aside(files: &Files, path: &Path, warnings: &mut Vec<String>) -> Result<(), NodeError> {
+    if !files.exists(path)? {
+        return Ok(());
+    }
+    let mut number = 1;
+    let aside = loop {
+        let aside = format!("{}.moved-aside-{number}", path.display());
+        if !files.exists(aside.as_ref())? {
+            break aside;
+        }
+        number += 1;
+    };
+    files.disk.rename(path, aside.as_ref()).attempt("move aside", path)?;
+    warnings
+        .push(format!("`{}` was written by the release that failed; it is `{aside}` now", path.display()));
+    Ok(())
 }
 
 /// The directories above `paths` that are not there, outermost first. A file of the new release that lay where one of them was

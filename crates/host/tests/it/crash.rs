@@ -310,6 +310,32 @@ fn failing_update_killed_at_any_effect_ends_old() {
     LAYOUTS.into_iter().for_each(|layout| sweep(layout, Deed::FailingUpdate));
 }
 
+#[test]
+fn undo_that_moves_aside_what_was_written_is_killed_at_any_effect_and_ends_old() {
+    let mut times_moved = 0;
+    for last_happens in [false, true] {
+        let mut at = 1;
+        loop {
+            let world = ready(Layout::InPlace, Deed::FailingUpdate);
+            let written = world.path().join("empty/written");
+            world
+                .service
+                .on_activate("2.0.0", Box::new(move || std::fs::write(&written, "").expect("written")));
+            let lived = attempt(&world, Deed::FailingUpdate, at, last_happens);
+            world.recover();
+            let mut tree = world.tree();
+            times_moved += usize::from(tree.remove("empty.moved-aside-1/written").is_some());
+            assert_eq!(tree, first().tree(), "dies at effect {at}, which happens: {last_happens}");
+            assert!(world.node().status().expect("status").in_flight.is_none());
+            if lived {
+                break;
+            }
+            at += 1;
+        }
+    }
+    assert!(times_moved > 10, "{times_moved}");
+}
+
 // E5, inst-1
 #[test]
 fn rollback_killed_at_any_effect_ends_old_or_new() {

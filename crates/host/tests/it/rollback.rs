@@ -397,3 +397,31 @@ fn point_older_than_the_target_that_cannot_be_read_leaves_no_rollback_open() {
     assert!(report.warnings.is_empty(), "{report:?}");
     assert!(world.node().status().expect("status").in_flight.is_none());
 }
+
+#[test]
+fn what_the_new_release_wrote_where_a_file_was_is_moved_aside_when_that_file_comes_back() {
+    let world = World::new(Layout::InPlace);
+    let old = first().data("cache", "a file").data("log/kept", "in a directory");
+    world.apply(&old);
+    let at = |path: &str| world.path().join(path);
+    let (below, written, log) = (at("cache/below"), at("cache/below/written"), at("log"));
+    world.service.on_activate(
+        "2.0.0",
+        Box::new(move || {
+            std::fs::create_dir(&below).expect("made");
+            std::fs::write(&written, "at run time").expect("written");
+            std::fs::write(&log, "at run time").expect("written");
+        }),
+    );
+    world.fail_probes();
+    let report = world.apply(&second().data("cache/index", "in a directory"));
+    assert!(matches!(report.outcome, Outcome::ProbeFailed { .. }), "{report:?}");
+    let mut tree = world.tree();
+    for aside in ["cache.moved-aside-1/below/written", "log.moved-aside-1"] {
+        assert_eq!(tree.remove(aside), Some(Entry::File(0o644, b"at run time".to_vec())), "{tree:?}");
+    }
+    assert_eq!(tree, old.tree());
+    for aside in ["`cache.moved-aside-1`", "`log.moved-aside-1`"] {
+        assert!(report.warnings.iter().any(|warning| warning.contains(aside)), "{report:?}");
+    }
+}
