@@ -128,8 +128,8 @@ fn settled_ns(file: &Metadata) -> i128 {
 /// Lets a large file that was written a moment ago settle, so that what is read of it now may be remembered.
 fn let_settle(files: &Files, file: &Metadata) {
     let left = settled_ns(file) - files.disk.time_ns();
-    // A stamp further ahead is a coarse one, or of a clock that was set back since.
-    if file.size >= WORTH_WAITING_BYTES && (0..=SETTLED_NS).contains(&left) {
+    // A fine stamp (Linux 6.13) is up to a tick ahead of the clock; one further ahead is coarse, or of a clock that was set back.
+    if file.size >= WORTH_WAITING_BYTES && (0..=SETTLED_NS + TICK_NS).contains(&left) {
         std::thread::sleep(Duration::from_nanos(u64::try_from(left + TICK_NS).unwrap_or(0)));
     }
 }
