@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Mutex, OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -202,21 +202,45 @@ impl Server {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Kills the server and all its children, as a power cut would: one that lived on would answer for a moment.
+    /// Kills the server and all its children, as a power cut would: one that lived on would answer for a moment, and hold the
+    /// memory that the next start has to have for itself.
     pub(crate) fn kill(&self) {
-        if let Some(mut child) = self.process.lock().expect("lock").take() {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut child) = process {
+            // A server that is stopped starts no more children.
+            signal(child.id(), Signal::STOP);
             let children = format!("/proc/{0}/task/{0}/children", child.id());
-            let children = std::fs::read_to_string(children).expect("its children");
+            let children = std::fs::read_to_string(children).unwrap_or_default();
+            let children: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
             child.kill().expect("killed");
             child.wait().expect("gone");
-            for pid in children.split_whitespace() {
-                let pid = pid.parse().ok().and_then(Pid::from_raw).expect("a process id");
-                // It may have ended by itself by now.
-                let _ = kill_process(pid, Signal::KILL);
+            children.iter().for_each(|pid| signal(*pid, Signal::KILL));
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while children.iter().any(|pid| is_alive(*pid)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         let pid_file = self.directory.join("data/postmaster.pid");
         let _ = std::fs::remove_file(pid_file);
+    }
+
+    /// Ends the server at once, which gives its shared memory back.
+    fn stop(&self) {
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(child) = process.as_mut() {
+            signal(child.id(), Signal::QUIT);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let has_ended = |child: &mut Child| child.try_wait().is_ok_and(|ended| ended.is_some());
+            while !has_ended(child) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if has_ended(child) {
+                *process = None;
+            }
+        }
+        drop(process);
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 
     /// A connection string.
@@ -237,16 +261,24 @@ impl Server {
         assert!(out.status.success(), "pg_dump: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).expect("text")
     }
+}
 
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+/// Sends a signal to a process, unless it has ended.
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = pid.try_into().ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
     }
+}
+
+/// Whether a process is there and no zombie.
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.kill();
-        let _ = std::fs::remove_dir_all(&self.directory);
+        self.stop();
     }
 }
 
@@ -333,11 +365,10 @@ impl Drop for Database<'_> {
             return;
         }
         // The process that had the last database also ends the server, so that nothing stays in the temporary directory.
-        let mut users = USERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
         *users -= 1;
         if *users == 0 && std::env::var_os("NEXTEST").is_some() {
-            self.server.kill();
-            let _ = std::fs::remove_dir_all(self.server.directory());
+            self.server.stop();
         }
     }
 }
