@@ -425,10 +425,9 @@ fn node_at(
 /// # Errors
 /// Exit code 13.
 pub(super) fn must_have_layout(site: &Site, wanted: Option<Layout>) -> Result<(), Failure> {
-    match (site.node.status()?.layout, wanted) {
-        (Some(present), Some(wanted)) if present != wanted => {
-            Err(NodeError::Layout { present, wanted }.into())
-        }
-        _ => Ok(()),
+    let Some(wanted) = wanted else { return Ok(()) };
+    match site.node.status()?.layout {
+        Some(present) if present != wanted => Err(NodeError::Layout { present, wanted }.into()),
+        Some(_) | None => Ok(()),
     }
 }
